@@ -1,0 +1,34 @@
+"""The package's errors: one sentence each, saying what was wanted, what was found, and what to do.
+
+Each class carries the exit code with which the command line ends when the error reaches it.
+"""
+
+
+class Llama3Error(Exception):
+    """Something failed while running (exit 1)."""
+
+    exit_code = 1
+
+
+class UsageError(Llama3Error, ValueError):
+    """An option, an argument or a prompt can't be used (exit 2)."""
+
+    exit_code = 2
+
+
+class FileError(Llama3Error):
+    """A file, a folder or a name is missing, damaged or not what was expected (exit 3)."""
+
+    exit_code = 3
+
+
+class MismatchError(Llama3Error):
+    """A checksum or a comparison failed (exit 4)."""
+
+    exit_code = 4
+
+
+class ResourceError(Llama3Error):
+    """Memory or disk doesn't suffice (exit 5)."""
+
+    exit_code = 5
