@@ -85,7 +85,7 @@ class _Sentence(logging.Formatter):
 def _messages_on_stderr(quiet: bool):  # type: ignore[no-untyped-def]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Sentence())
-    level, propagate = log.level, log.propagate
+    level = log.level
     log.addHandler(handler)
     log.setLevel(logging.ERROR if quiet else logging.INFO)
     try:
