@@ -33,14 +33,19 @@ _FIELDS = {
 }
 
 
-def check(params: Params, config: Config, source: Path | str, *, allow_extra: bool = False) -> None:
+def known_names(config: Config) -> set[str]:
+    """Every key that a model of this config can have: its weights and the siblings that name a stored form."""
+    return {name.removesuffix("weight") + part for name in expected(config) for part in ("weight", *SIBLINGS)}
+
+
+def check(params: Params, config: Config, source: Path | str) -> None:
     """Raise FileError unless names, shapes and dtypes are what `config` means; reads no weights."""
     shapes = expected(config)
     if missing := [name for name in shapes if name not in params]:
         raise FileError(f"{source}: {_listed(missing)} missing; expected {len(shapes)} tensors, got {len(params)}")
-    known = {name.removesuffix("weight") + sibling for name in shapes for sibling in SIBLINGS}
-    extra = [name for name in params if name not in shapes and name not in known]
-    if extra and not allow_extra:
+    known = known_names(config)
+    extra = [name for name in params if name not in known]
+    if extra:
         raise FileError(f"{source}: {_listed(extra)} not part of a Llama of this config; --allow-extra ignores them")
     for name, shape in shapes.items():
         _check_tensor(params, name, shape, source)
