@@ -1,0 +1,121 @@
+"""From logits to the next token: a list of filters over the logits, then the largest or a draw.
+
+A filter takes (logits_V, the tokens so far) and returns logits_V, with -inf for what may not come. A grammar or a
+penalty of one's own is one more function in the list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from llama3_scratch.errors import Llama3Error
+
+Filter = Callable[[Tensor, Sequence[int]], Tensor]
+Sampler = Callable[[Tensor, Sequence[int]], int]
+
+
+def repeat_penalty(penalty: float) -> Filter:
+    """Divide the positive logits of tokens already seen, prompt included, by `penalty`; multiply the negative ones
+    (arXiv:1909.05858 §4.1)."""
+
+    def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
+        ids = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits_V.device)
+        values = logits_V[ids]
+        return logits_V.index_copy(0, ids, torch.where(values > 0, values / penalty, values * penalty))
+
+    return filter
+
+
+def temperature(value: float) -> Filter:
+    """Divide the logits by `value` > 0: below 1 sharpens the distribution, above 1 flattens it."""
+    return lambda logits_V, seen: logits_V / value
+
+
+def top_k(k: int) -> Filter:
+    """Keep the k largest logits, and whatever equals the smallest of them."""
+
+    def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
+        smallest = logits_V.topk(min(k, len(logits_V))).values[-1]
+        return logits_V.masked_fill(logits_V < smallest, -math.inf)
+
+    return filter
+
+
+def top_p(p: float) -> Filter:
+    """Keep the most probable tokens until they hold p of the probability; at least one (arXiv:1904.09751)."""
+
+    def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
+        sorted_V, order_V = logits_V.sort(descending=True, stable=True)
+        probabilities_V = sorted_V.softmax(-1)
+        before_V = probabilities_V.cumsum(-1) - probabilities_V  # what the more probable ones hold already
+        return logits_V.index_fill(0, order_V[before_V >= p], -math.inf) if p < 1 else logits_V
+
+    return filter
+
+
+def min_p(share: float) -> Filter:
+    """Keep tokens at least `share` as probable as the most probable one (arXiv:2407.01082)."""
+
+    def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
+        return logits_V.masked_fill(logits_V < logits_V.max() + math.log(share), -math.inf)
+
+    return filter
+
+
+def greedy(filters: Sequence[Filter] = ()) -> Sampler:
+    """Always the largest logit; the smaller id where two are equal."""
+    return lambda logits_V, seen: int(_filtered(logits_V, seen, filters).argmax())
+
+
+def draw(filters: Sequence[Filter], seed: int) -> Sampler:
+    """A token drawn from the softmax of what the filters leave, by a generator of its own: the same seed, the same
+    tokens, whatever else runs in the batch."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def sample(logits_V: Tensor, seen: Sequence[int]) -> int:
+        probabilities_V = _filtered(logits_V, seen, filters).softmax(-1).cpu()
+        return int(torch.multinomial(probabilities_V, 1, generator=generator))
+
+    return sample
+
+
+def sampler(
+    *,
+    temperature_: float = 0.0,
+    top_k_: int = 0,
+    top_p_: float = 1.0,
+    min_p_: float = 0.0,
+    repeat_penalty_: float = 1.0,
+    seed: int = 0,
+) -> Sampler:
+    """The sampler that the usual options mean; temperature 0 is greedy, and what is off costs nothing.
+
+    The order is Hugging Face's: repeat penalty, temperature, top-k, top-p, min-p.
+    """
+    penalties = [repeat_penalty(repeat_penalty_)] if repeat_penalty_ != 1 else []
+    if temperature_ == 0:
+        return greedy(penalties)
+    filters = [*penalties, temperature(temperature_)]
+    if top_k_ > 0:
+        filters.append(top_k(top_k_))
+    if top_p_ < 1:
+        filters.append(top_p(top_p_))
+    if min_p_ > 0:
+        filters.append(min_p(min_p_))
+    return draw(filters, seed)
+
+
+class NonFinite(Llama3Error):
+    """The logits hold a NaN, or nothing but -inf: there is no next token."""
+
+
+def _filtered(logits_V: Tensor, seen: Sequence[int], filters: Sequence[Filter]) -> Tensor:
+    if not torch.isfinite(logits_V).all():
+        raise NonFinite("the logits hold NaN or infinite values")
+    for filter in filters:
+        logits_V = filter(logits_V, seen)
+    return logits_V

@@ -1,0 +1,146 @@
+"""The token loop: prompts in, tokens out one at a time, as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama3_scratch.cache import Cache, RaggedCache
+from llama3_scratch.config import Config
+from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.linear import Params, embed
+from llama3_scratch.model import Block, decode, fused_block, unembed
+from llama3_scratch.sample import NonFinite, Sampler
+
+CHUNK = 512  # tokens of a prompt that go through the model at once: memory stays flat however long the prompt is
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of one prompt's answer. `finish_reason` is "stop" or "length" on the last one, else None.
+
+    `logits_V` are the model's own, before any filter.
+    """
+
+    row: int
+    token: int
+    logits_V: Tensor
+    finish_reason: str | None
+
+
+@torch.inference_mode()
+def stream(
+    prompts: Sequence[Sequence[int]],
+    params: Params,
+    config: Config,
+    *,
+    samplers: Sequence[Sampler],
+    max_tokens: int,
+    stop_tokens: Sequence[int] = (),
+    max_seq_len: int | None = None,
+    dtype: torch.dtype | None = None,
+    chunk: int = CHUNK,
+    cache: Cache | None = None,
+    block: Block = fused_block,
+) -> Iterator[Step]:
+    """Yield each prompt's next tokens, step by step, until all have stopped.
+
+    `dtype` is that of the activations and of the cache. `cache` may hold the beginning of a single prompt already:
+    the loop goes on from there and leaves in it all but the last token. Raises UsageError for a prompt that is empty or
+    longer than the context.
+    """
+    limit = min(max_seq_len or config.max_seq_len, config.max_seq_len)
+    for prompt in prompts:
+        if not prompt:
+            raise UsageError("the prompt has no tokens; a base model wants at least its begin-of-text token")
+        if len(prompt) >= limit:
+            raise UsageError(f"prompt {len(prompt)} tokens, limit {limit - 1}, so that one more fits the context")
+        if max(prompt) >= config.vocab_size:
+            raise UsageError(f"token {max(prompt)} in the prompt, the model's vocabulary has {config.vocab_size}")
+    if cache is None:
+        cache = Cache(limit) if len(prompts) == 1 else RaggedCache(limit, len(prompts))
+    model = _Model(params, config, cache, block, dtype)
+    rows = list(range(len(prompts)))
+    seen = [list(prompt) for prompt in prompts]
+    logits_BV = _prefill(model, prompts, chunk)
+    for count in range(1, max_tokens + 1):
+        going = []
+        for index, row in enumerate(rows):
+            try:
+                token = samplers[row](logits_BV[index], seen[row])
+            except NonFinite as error:
+                raise _first_bad_layer(error, seen[row], params, config, dtype) from None
+            seen[row].append(token)
+            full = count == max_tokens or len(seen[row]) >= limit
+            reason = "stop" if token in stop_tokens else "length" if full else None
+            if reason is None:
+                going.append(index)
+            yield Step(row, token, logits_BV[index], reason)
+        if not going:
+            return
+        if len(going) < len(rows) and isinstance(cache, RaggedCache):
+            cache.keep(going)
+        rows = [rows[index] for index in going]
+        logits_BV = model(torch.tensor([seen[row][-1:] for row in rows]))[:, -1]
+
+
+class _Model:
+    """The model with its cache: tokens_BT in, the logits after each in `last`, or after the final one, out."""
+
+    def __init__(self, params: Params, config: Config, cache: Cache, block: Block, dtype: torch.dtype | None) -> None:
+        self.params, self.config, self.cache, self.block, self.dtype = params, config, cache, block, dtype
+
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        x_BTD = embed(tokens_BT.to(self.params["tok_embeddings.weight"].device), self.params, "tok_embeddings")
+        x_BTD = x_BTD.to(self.dtype or x_BTD.dtype)
+        return decode(x_BTD, self.params, self.config, cache=self.cache, block=self.block)
+
+    def __call__(self, tokens_BT: Tensor) -> Tensor:
+        return unembed(self.hidden(tokens_BT), self.params)
+
+
+def _prefill(model: _Model, prompts: Sequence[Sequence[int]], chunk: int) -> Tensor:
+    """Take the prompts into the cache, a chunk at a time: the logits after each prompt's last token, logits_BV."""
+    start = model.cache.length if len(prompts) == 1 else 0
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    longest = int(lengths.max())
+    padded_BT = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
+    last_BD: list[Tensor | None] = [None] * len(prompts)
+    for begin in range(start, longest, chunk):
+        x_BTD = model.hidden(padded_BT[:, begin : begin + chunk])
+        for row, length in enumerate(lengths.tolist()):
+            if begin < length <= begin + chunk:
+                last_BD[row] = x_BTD[row, length - 1 - begin]
+    if isinstance(model.cache, RaggedCache):
+        model.cache.rewind_rows(lengths)
+    # The head only for the last position: it is the largest matrix of a small model.
+    return unembed(torch.stack([x_D for x_D in last_BD if x_D is not None])[:, None], model.params)[:, 0]
+
+
+def _first_bad_layer(
+    error: NonFinite, tokens: Sequence[int], params: Params, config: Config, dtype: torch.dtype | None
+) -> FileError | NonFinite:
+    """The error with the layer in which the first NaN or infinity appears, found by running the tokens once more."""
+    bad: list[str] = []
+
+    def watched(x_BTD: Tensor, params: Params, name: str, config: Config, **state: object) -> Tensor:
+        out_BTD = fused_block(x_BTD, params, name, config, **state)
+        if not bad and not torch.isfinite(out_BTD).all():
+            weights = [key for key, tensor in params.items() if key.startswith(f"{name}.") and _is_bad(tensor)]
+            bad.append(f"{name}, whose weight {weights[0]} holds NaN or infinity" if weights else name)
+        return out_BTD
+
+    x_BTD = embed(torch.tensor([list(tokens)]), params, "tok_embeddings")
+    decode(x_BTD.to(dtype or x_BTD.dtype), params, config, block=watched)
+    if not bad:
+        bad = [f"{key}, which holds NaN or infinity" for key, tensor in params.items() if _is_bad(tensor)]
+    where = f", first in {bad[0]}" if bad else ""
+    remedy = "; float16 overflows there, take --dtype float32" if dtype == torch.float16 else "; verify the weights"
+    return NonFinite(f"{error}{where}{remedy}")
+
+
+def _is_bad(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
