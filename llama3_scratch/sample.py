@@ -18,7 +18,7 @@ Filter = Callable[[Tensor, Sequence[int]], Tensor]
 Sampler = Callable[[Tensor, Sequence[int]], int]
 
 
-def repeat_penalty(penalty: float) -> Filter:
+def penalise_repeats(penalty: float) -> Filter:
     """Divide the positive logits of tokens already seen, prompt included, by `penalty`; multiply the negative ones
     (arXiv:1909.05858 §4.1)."""
 
@@ -30,12 +30,12 @@ def repeat_penalty(penalty: float) -> Filter:
     return filter
 
 
-def temperature(value: float) -> Filter:
+def at_temperature(value: float) -> Filter:
     """Divide the logits by `value` > 0: below 1 sharpens the distribution, above 1 flattens it."""
     return lambda logits_V, seen: logits_V / value
 
 
-def top_k(k: int) -> Filter:
+def keep_top_k(k: int) -> Filter:
     """Keep the k largest logits, and whatever equals the smallest of them."""
 
     def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
@@ -45,19 +45,19 @@ def top_k(k: int) -> Filter:
     return filter
 
 
-def top_p(p: float) -> Filter:
+def keep_top_p(p: float) -> Filter:
     """Keep the most probable tokens until they hold p of the probability; at least one (arXiv:1904.09751)."""
 
     def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
         sorted_V, order_V = logits_V.sort(descending=True, stable=True)
         probabilities_V = sorted_V.softmax(-1)
         before_V = probabilities_V.cumsum(-1) - probabilities_V  # what the more probable ones hold already
-        return logits_V.index_fill(0, order_V[before_V >= p], -math.inf) if p < 1 else logits_V
+        return logits_V.index_fill(0, order_V[before_V >= p], -math.inf)
 
     return filter
 
 
-def min_p(share: float) -> Filter:
+def keep_min_p(share: float) -> Filter:
     """Keep tokens at least `share` as probable as the most probable one (arXiv:2407.01082)."""
 
     def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
@@ -85,37 +85,37 @@ def draw(filters: Sequence[Filter], seed: int) -> Sampler:
 
 def sampler(
     *,
-    temperature_: float = 0.0,
-    top_k_: int = 0,
-    top_p_: float = 1.0,
-    min_p_: float = 0.0,
-    repeat_penalty_: float = 1.0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repeat_penalty: float = 1.0,
     seed: int = 0,
 ) -> Sampler:
     """The sampler that the usual options mean; temperature 0 is greedy, and what is off costs nothing.
 
     The order is Hugging Face's: repeat penalty, temperature, top-k, top-p, min-p.
     """
-    penalties = [repeat_penalty(repeat_penalty_)] if repeat_penalty_ != 1 else []
-    if temperature_ == 0:
+    penalties = [penalise_repeats(repeat_penalty)] if repeat_penalty != 1 else []
+    if temperature == 0:
         return greedy(penalties)
-    filters = [*penalties, temperature(temperature_)]
-    if top_k_ > 0:
-        filters.append(top_k(top_k_))
-    if top_p_ < 1:
-        filters.append(top_p(top_p_))
-    if min_p_ > 0:
-        filters.append(min_p(min_p_))
+    filters = [*penalties, at_temperature(temperature)]
+    if top_k > 0:
+        filters.append(keep_top_k(top_k))
+    if top_p < 1:
+        filters.append(keep_top_p(top_p))
+    if min_p > 0:
+        filters.append(keep_min_p(min_p))
     return draw(filters, seed)
 
 
-class NonFinite(Llama3Error):
+class NonFiniteError(Llama3Error):
     """The logits hold a NaN, or nothing but -inf: there is no next token."""
 
 
 def _filtered(logits_V: Tensor, seen: Sequence[int], filters: Sequence[Filter]) -> Tensor:
     if not torch.isfinite(logits_V).all():
-        raise NonFinite("the logits hold NaN or infinite values")
+        raise NonFiniteError("the logits hold NaN or infinite values")
     for filter in filters:
         logits_V = filter(logits_V, seen)
     return logits_V

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from llama3_scratch.cache import Cache, RaggedCache
 from llama3_scratch.config import Config
-from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import Params, embed
 from llama3_scratch.model import Block, decode, fused_block, unembed
-from llama3_scratch.sample import NonFinite, Sampler
+from llama3_scratch.sample import NonFiniteError, Sampler
 
 CHUNK = 512  # tokens of a prompt that go through the model at once: memory stays flat however long the prompt is
 
@@ -62,16 +62,21 @@ def stream(
             raise UsageError(f"token {max(prompt)} in the prompt, the model's vocabulary has {config.vocab_size}")
     if cache is None:
         cache = Cache(limit) if len(prompts) == 1 else RaggedCache(limit, len(prompts))
-    model = _Model(params, config, cache, block, dtype)
+
+    def hidden(tokens_BT: Tensor) -> Tensor:
+        x_BTD = embed(tokens_BT.to(params["tok_embeddings.weight"].device), params, "tok_embeddings")
+        return decode(x_BTD.to(dtype or x_BTD.dtype), params, config, cache=cache, block=block)
+
     rows = list(range(len(prompts)))
     seen = [list(prompt) for prompt in prompts]
-    logits_BV = _prefill(model, prompts, chunk)
+    # The head only for the last position: it is the largest matrix of a small model.
+    logits_BV = unembed(_prefill(hidden, cache, prompts, chunk), params)[:, 0]
     for count in range(1, max_tokens + 1):
         going = []
         for index, row in enumerate(rows):
             try:
                 token = samplers[row](logits_BV[index], seen[row])
-            except NonFinite as error:
+            except NonFiniteError as error:
                 raise _first_bad_layer(error, seen[row], params, config, dtype) from None
             seen[row].append(token)
             full = count == max_tokens or len(seen[row]) >= limit
@@ -84,45 +89,27 @@ def stream(
         if len(going) < len(rows) and isinstance(cache, RaggedCache):
             cache.keep(going)
         rows = [rows[index] for index in going]
-        logits_BV = model(torch.tensor([seen[row][-1:] for row in rows]))[:, -1]
+        logits_BV = unembed(hidden(torch.tensor([seen[row][-1:] for row in rows])), params)[:, 0]
 
 
-class _Model:
-    """The model with its cache: tokens_BT in, the logits after each in `last`, or after the final one, out."""
-
-    def __init__(self, params: Params, config: Config, cache: Cache, block: Block, dtype: torch.dtype | None) -> None:
-        self.params, self.config, self.cache, self.block, self.dtype = params, config, cache, block, dtype
-
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        x_BTD = embed(tokens_BT.to(self.params["tok_embeddings.weight"].device), self.params, "tok_embeddings")
-        x_BTD = x_BTD.to(self.dtype or x_BTD.dtype)
-        return decode(x_BTD, self.params, self.config, cache=self.cache, block=self.block)
-
-    def __call__(self, tokens_BT: Tensor) -> Tensor:
-        return unembed(self.hidden(tokens_BT), self.params)
-
-
-def _prefill(model: _Model, prompts: Sequence[Sequence[int]], chunk: int) -> Tensor:
-    """Take the prompts into the cache, a chunk at a time: the logits after each prompt's last token, logits_BV."""
-    start = model.cache.length if len(prompts) == 1 else 0
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    longest = int(lengths.max())
-    padded_BT = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
-    last_BD: list[Tensor | None] = [None] * len(prompts)
-    for begin in range(start, longest, chunk):
-        x_BTD = model.hidden(padded_BT[:, begin : begin + chunk])
-        for row, length in enumerate(lengths.tolist()):
+def _prefill(hidden: Callable[[Tensor], Tensor], cache: Cache, prompts: Sequence[Sequence[int]], chunk: int) -> Tensor:
+    """Take the prompts into the cache, a chunk at a time: the last token's x of each, x_B1D."""
+    lengths = [len(prompt) for prompt in prompts]
+    padded_BT = torch.tensor([[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts])
+    last_D: dict[int, Tensor] = {}
+    for begin in range(cache.length, max(lengths), chunk):
+        x_BTD = hidden(padded_BT[:, begin : begin + chunk])
+        for row, length in enumerate(lengths):
             if begin < length <= begin + chunk:
-                last_BD[row] = x_BTD[row, length - 1 - begin]
-    if isinstance(model.cache, RaggedCache):
-        model.cache.rewind_rows(lengths)
-    # The head only for the last position: it is the largest matrix of a small model.
-    return unembed(torch.stack([x_D for x_D in last_BD if x_D is not None])[:, None], model.params)[:, 0]
+                last_D[row] = x_BTD[row, length - 1 - begin]
+    if isinstance(cache, RaggedCache):
+        cache.rewind_rows(torch.tensor(lengths))
+    return torch.stack([last_D[row] for row in range(len(prompts))])[:, None]
 
 
 def _first_bad_layer(
-    error: NonFinite, tokens: Sequence[int], params: Params, config: Config, dtype: torch.dtype | None
-) -> FileError | NonFinite:
+    error: NonFiniteError, tokens: Sequence[int], params: Params, config: Config, dtype: torch.dtype | None
+) -> NonFiniteError:
     """The error with the layer in which the first NaN or infinity appears, found by running the tokens once more."""
     bad: list[str] = []
 
@@ -139,7 +126,7 @@ def _first_bad_layer(
         bad = [f"{key}, which holds NaN or infinity" for key, tensor in params.items() if _is_bad(tensor)]
     where = f", first in {bad[0]}" if bad else ""
     remedy = "; float16 overflows there, take --dtype float32" if dtype == torch.float16 else "; verify the weights"
-    return NonFinite(f"{error}{where}{remedy}")
+    return NonFiniteError(f"{error}{where}{remedy}")
 
 
 def _is_bad(tensor: Tensor) -> bool:
