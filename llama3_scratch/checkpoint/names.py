@@ -1,0 +1,68 @@
+"""What `--model` may say: a path, a remote folder or a known name; and where the weights of a name lie."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from llama3_scratch.config import OFFICIAL, official_name
+from llama3_scratch.errors import FileError, UsageError
+
+DEFAULT = "smollm2-135m"
+_REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+
+
+def weights_dir() -> Path:
+    """Where the weights of names lie: $LLAMA3_SCRATCH_WEIGHTS, else the checkout's weights/, else the user's cache."""
+    if chosen := os.environ.get("LLAMA3_SCRATCH_WEIGHTS"):
+        return Path(chosen).expanduser()
+    checkout = Path(__file__).parents[2]
+    if (checkout / "pyproject.toml").exists():
+        return checkout / "weights"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama3_scratch"
+
+
+def canonical(name: str) -> str:
+    """The folder of a known name within `weights_dir()`: `smollm2-135m`, `llama3.2-1b-instruct`, `owner/name`."""
+    if name.lower() == DEFAULT:
+        return DEFAULT
+    if official := official_name(name):
+        # Of Llama 3.3 there is only the instruct model.
+        instruct = name.lower().endswith("-instruct") or official == "llama3.3-70b"
+        return official + ("-instruct" if instruct else "")
+    if re.fullmatch(_REPO, name, re.ASCII) and ".." not in name:
+        return name
+    raise UsageError(
+        f"{name!r} isn't a name that can be fetched; use {DEFAULT}, one of {', '.join(OFFICIAL)} "
+        "(each also with -instruct) or a Hugging Face repo id owner/name"
+    )
+
+
+def resolve(path_or_name: str | Path) -> Path:
+    """The file or folder that a path, a gs:// or az:// folder, or the name of downloaded weights means."""
+    text = str(path_or_name)
+    if text.startswith(("gs://", "az://")):
+        from llama3_scratch.checkpoint.remote import fetch
+
+        return fetch(text)
+    if not text or "\0" in text:
+        raise UsageError(f"expected a path or a name of weights, got {text!r}")
+    path = Path(path_or_name).expanduser()
+    if path.exists():
+        return path
+    if ".." in path.parts or ":" in text:
+        raise UsageError(f"{text!r}: no such file or folder, and a name of weights holds neither '..' nor ':'")
+    try:
+        folder = weights_dir() / canonical(text)
+    except UsageError as error:
+        raise FileError(
+            f"{text}: no such file or folder, nor a known name; known are {DEFAULT}, "
+            f"{', '.join(OFFICIAL)} and the repo ids that were downloaded"
+        ) from error
+    if not folder.is_dir():
+        raise FileError(
+            f"{text}: no such file or folder, and not downloaded to {weights_dir()}; "
+            f"fetch it with: python -m llama3_scratch.download {text}"
+        )
+    return folder

