@@ -100,7 +100,7 @@ def main(options: argparse.Namespace) -> int:
         from llama3_scratch.checkpoint.check import scan
 
         checkpoint = load(folder)
-        scan(checkpoint.params)
+        scan(checkpoint.params, folder)
         print(f"{len(checkpoint.params)} tensors: OK")
     return 0
 
