@@ -1,0 +1,48 @@
+"""Llama 3 from scratch: pure functions over Meta's own weights.
+
+import llama3_scratch as l3
+
+ck = l3.load("smollm2-135m")
+logits_BTV = l3.forward(tokens_BT, ck.params, ck.config)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
+    from llama3_scratch.checkpoint.load import Checkpoint, load
+    from llama3_scratch.config import OFFICIAL, Config, RopeScaling, expected
+    from llama3_scratch.errors import Llama3Error
+    from llama3_scratch.init import init
+    from llama3_scratch.linear import embed, linear
+    from llama3_scratch.model import block, decode, forward, fused_block, unembed
+    from llama3_scratch.sample import sampler
+    from llama3_scratch.stream import stream
+
+# Imported at first use: torch takes seconds, and `--help` needs none of it.
+_HOME = {
+    "cache": ("NO_CACHE", "Cache", "RaggedCache"),
+    "checkpoint.load": ("Checkpoint", "load"),
+    "config": ("OFFICIAL", "Config", "RopeScaling", "expected"),
+    "errors": ("Llama3Error",),
+    "init": ("init",),
+    "linear": ("embed", "linear"),
+    "model": ("block", "decode", "forward", "fused_block", "unembed"),
+    "sample": ("sampler",),
+    "stream": ("stream",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULE]

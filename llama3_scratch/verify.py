@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from llama3_scratch import cli
-from llama3_scratch.checkpoint.files import require_file, write_whole
 from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.checkpoint.progress import progress
 from llama3_scratch.errors import FileError, MismatchError
+from llama3_scratch.files import require_file, write_whole
 
 CHECKLIST = "checklist.chk"
 _ALGORITHM = {32: "md5", 64: "sha256"}  # by hex digits: Meta lists MD5, other tools SHA-256

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from llama3_scratch.checkpoint.files import require_file
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import require_file
 from llama3_scratch.linear import Params
 
 

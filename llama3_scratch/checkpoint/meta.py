@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama3_scratch.checkpoint.files import fresh_folder, read_json, real, require_file
 from llama3_scratch.checkpoint.params_json import params_json, read_params_json
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import fresh_folder, read_json, real, require_file
 from llama3_scratch.linear import Params
 from llama3_scratch.tokenizer import Tokenizer, write_tokenizer
 

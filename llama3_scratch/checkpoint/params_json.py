@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from llama3_scratch.checkpoint.files import read_json, real, whole
 from llama3_scratch.config import OFFICIAL, Config, RopeScaling, hidden_dim, rope_factor
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import read_json, real, whole
 from llama3_scratch.linear import Params
 
 log = logging.getLogger("llama3_scratch")

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llama3_scratch.checkpoint.files import write_whole
 from llama3_scratch.checkpoint.names import weights_dir
 from llama3_scratch.checkpoint.progress import progress
 from llama3_scratch.errors import FileError, MismatchError, ResourceError, UsageError
+from llama3_scratch.files import write_whole
 
 _WANTED = re.compile(r"consolidated\..*\.pth|params\.json|tokenizer\.model|tokenizer_extra\.json|checklist\.chk")
 _CHUNK = 1 << 20

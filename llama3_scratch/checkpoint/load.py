@@ -1,0 +1,119 @@
+"""`load`: any supported file or folder → config, params and tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llama3_scratch.checkpoint import gguf, hf, llama2c, meta
+from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
+from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, known_names, n_bytes, scan
+from llama3_scratch.checkpoint.names import resolve
+from llama3_scratch.config import Config
+from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.linear import Params
+from llama3_scratch.tokenizer import EXTRA_FILE, Tokenizer, read_tokenizer
+
+log = logging.getLogger("llama3_scratch")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that was read: its sizes, its weights under Meta's names, its tokenizer, and where it came from."""
+
+    config: Config
+    params: Params
+    tokenizer: Tokenizer | None
+    path: Path
+
+
+def layout(path: Path) -> str:
+    """Which door opens `path`: "meta", "hf", "gguf" or "llama2c"."""
+    if not path.exists():
+        raise FileError(f"{path}: not found; expected a folder with weights, a .gguf or .bin file, or a known name")
+    if path.is_file():
+        if path.suffix in (".gguf", ".bin"):
+            return "gguf" if path.suffix == ".gguf" else "llama2c"
+        raise FileError(f"{path}: expected a folder, a .gguf or a .bin file; give the folder that it lies in")
+    names = [entry.name for entry in path.iterdir()]
+    has_hf = any(
+        name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json")) for name in names
+    )
+    if any(name.startswith("consolidated.") and name.endswith(".pth") for name in names):
+        if has_hf:
+            log.warning("%s: both consolidated.*.pth and model*.safetensors are here; Meta's are taken", path)
+        return "meta"
+    if has_hf:
+        return "hf"
+    hint = f"; there is {path / 'original'}, give that" if (path / "original").is_dir() else ""
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        hint = f"; there is {path / ggufs[0]}, give that"
+    raise FileError(f"{path}: no weights: looked for consolidated.*.pth, model*.safetensors{hint or ' and *.gguf'}")
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    rope_scale_factor: float | None = None,
+    allow_extra: bool = False,
+) -> Checkpoint:
+    """Read a checkpoint, its weights in their stored dtype and, on a CPU, mapped from the file where that can be.
+
+    `path_or_name` is Meta's or Hugging Face's folder, a `.gguf` or llama2.c `.bin` file, or a name that
+    `python -m llama3_scratch.download` knows. Raises FileError, with one sentence, for anything that isn't whole.
+    """
+    path = resolve(path_or_name)
+    kind = layout(path)
+    if rope_scale_factor is not None and kind != "meta":
+        raise UsageError(f"--rope-scale-factor is for Meta's folders, whose params.json lacks it; {path} says its own")
+    if kind == "meta":
+        config, params = meta.read_meta(path, rope_scale_factor=rope_scale_factor)
+        tokenizer = find_tokenizer(path)
+    elif kind == "hf":
+        config, params = hf.read_hf(path)
+        tokenizer = read_tokenizer_json(path)
+    elif kind == "gguf":
+        config, params, tokenizer = gguf.read_gguf(path)
+    else:
+        config, params = llama2c.read_llama2c(path)
+        tokenizer = None
+    if allow_extra:
+        known = known_names(config)
+        params = {name: tensor for name, tensor in params.items() if name in known}
+    check(params, config, path)
+    if tokenizer is not None and tokenizer.n_words > config.vocab_size:
+        raise FileError(
+            f"{path}: the tokenizer has {tokenizer.n_words} tokens, the embedding {config.vocab_size} rows "
+            "(vocab_size); they belong to different models"
+        )
+    if n_bytes(params) < SCAN_LIMIT:
+        scan(params, path)
+    if torch.device(device).type != "cpu":
+        moved = {name: tensor.to(device) for name, tensor in params.items()}
+        if config.tied:
+            moved["output.weight"] = moved["tok_embeddings.weight"]
+        params = moved
+    return Checkpoint(config, params, tokenizer, path)
+
+
+def find_tokenizer(folder: Path) -> Tokenizer:
+    """The `tokenizer.model` of Meta's folder, of its parent or of `original/`.
+
+    Meta's base and instruct models have the same files: that one answers questions, only its folder's name says.
+    """
+    places = [place / "tokenizer.model" for place in (folder, folder.parent, folder / "original")]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise FileError(
+            f"{places[0]}: not found, nor in {folder.parent} or {places[2].parent}; it comes with the weights"
+        )
+    tokenizer = read_tokenizer(found)
+    own = found.with_name(EXTRA_FILE).exists()
+    if not own and not any("instruct" in part.lower() for part in folder.resolve().parts[-2:]):
+        tokenizer.chat_format = None
+    return tokenizer
