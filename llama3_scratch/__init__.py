@@ -1,14 +1,17 @@
 """Llama 3 from scratch: pure functions over Meta's own weights.
 
-import llama3_scratch as l3
+    import llama3_scratch as l3
 
-ck = l3.load("smollm2-135m")
-logits_BTV = l3.forward(tokens_BT, ck.params, ck.config)
+    ck = l3.load("smollm2-135m")
+    logits_BTV = l3.forward(tokens_BT, ck.params, ck.config)
+
+Every module is an attribute too: `l3.linear.linear`, `l3.stream.stream`.
 """
 
+# ruff: noqa: F401
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,11 +19,8 @@ if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint, load
     from llama3_scratch.config import OFFICIAL, Config, RopeScaling, expected
     from llama3_scratch.errors import Llama3Error
-    from llama3_scratch.init import init
-    from llama3_scratch.linear import embed, linear
-    from llama3_scratch.model import block, decode, forward, fused_block, unembed
+    from llama3_scratch.model import block, decode, embed, forward, fused_block, unembed
     from llama3_scratch.sample import sampler
-    from llama3_scratch.stream import stream
 
 # Imported at first use: torch takes seconds, and `--help` needs none of it.
 _HOME = {
@@ -28,20 +28,18 @@ _HOME = {
     "checkpoint.load": ("Checkpoint", "load"),
     "config": ("OFFICIAL", "Config", "RopeScaling", "expected"),
     "errors": ("Llama3Error",),
-    "init": ("init",),
-    "linear": ("embed", "linear"),
-    "model": ("block", "decode", "forward", "fused_block", "unembed"),
+    "model": ("block", "decode", "embed", "forward", "fused_block", "unembed"),
     "sample": ("sampler",),
-    "stream": ("stream",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-__all__ = sorted(_MODULE)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    if name in _MODULE:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
