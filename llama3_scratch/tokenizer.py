@@ -1,0 +1,333 @@
+"""Text ↔ token ids: `tokenizer.model` read strictly, tiktoken for the merging, ids equal to Meta's Tokenizer.
+
+`tokenizer.model` is a list of byte strings in base64 with their ranks; a rank is the token's id and its priority in
+merging. What such a file can't say (split pattern, special tokens, BOS …) is Meta's own unless `tokenizer_extra.json`
+lies beside it. No torch here.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import operator
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tiktoken
+
+from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import read_json, require_file, write_whole
+
+FILE, EXTRA_FILE = "tokenizer.model", "tokenizer_extra.json"
+CHAT_FORMATS = ("llama3", "chatml")
+# Meta's two limits (`Tokenizer.encode`): beyond them the splitting regex runs out of stack.
+MAX_CHARS, MAX_RUN = 400_000, 25_000
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_NAMED = "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id step_id"
+_NAMED += " start_header_id end_header_id eom_id eot_id python_tag image"
+_RESERVED = [f"reserved_special_token_{i}" for i in range(2, 246)]
+# tokenizer_extra.json's fields, with the values that hold where there is no such file.
+META: dict[str, Any] = {
+    "pattern": PATTERN,
+    "first_rank": 0,
+    "n_ranks": 128_000,
+    "n_single_bytes": 256,
+    "special_tokens": {f"<|{name}|>": 128_000 + i for i, name in enumerate([*_NAMED.split(), *_RESERVED])},
+    "bos_id": 128_000,
+    "eos_id": 128_001,
+    "stop_tokens": [128_001, 128_008, 128_009],
+    "add_bos": True,
+    "chat_format": "llama3",
+    "system_prompt": None,
+}
+
+
+class Tokenizer:
+    """A byte-level BPE whose ranks are its ids, and the special tokens beside it.
+
+    `add_bos`: whether plain text is to start with BOS. `system_prompt`: what a chat says first when nothing else does.
+    """
+
+    def __init__(
+        self,
+        ranks: dict[bytes, int],
+        *,
+        pattern: str,
+        special_tokens: dict[str, int],
+        bos_id: int | None,
+        eos_id: int | None,
+        stop_tokens: Sequence[int],
+        chat_format: str | None,
+        add_bos: bool,
+        system_prompt: str | None = None,
+    ) -> None:
+        names = {id: repr(name) for name, id in special_tokens.items()}
+        if len(names) < len(special_tokens):
+            twice = [name for name, id in special_tokens.items() if names[id] != repr(name)]
+            raise UsageError(
+                f"special tokens {twice[0]!r} and {names[special_tokens[twice[0]]]} have the same id "
+                f"{special_tokens[twice[0]]}, expected one each"
+            )
+        shared = names.keys() & set(ranks.values())
+        if shared:
+            id = min(shared)
+            raise UsageError(f"special token {names[id]} has id {id}, which is also the rank of an ordinary token")
+        known = names.keys() | set(ranks.values())
+        for id in (bos_id, eos_id, *stop_tokens):
+            if id is not None and id not in known:
+                raise UsageError(f"BOS, EOS or stop token {id} is no token of this vocabulary of {len(known)}")
+        if add_bos and bos_id is None:
+            raise UsageError("add_bos is set, but there is no bos_id")
+        if chat_format not in (None, *CHAT_FORMATS):
+            raise UsageError(f"chat_format must be one of {', '.join(CHAT_FORMATS)} or none, got {chat_format!r}")
+        self.ranks = ranks
+        self.pattern = pattern
+        self.special_tokens = special_tokens
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.stop_tokens = list(stop_tokens)
+        self.chat_format = chat_format
+        self.add_bos = add_bos
+        self.system_prompt = system_prompt
+        self.n_words = max(known, default=-1) + 1
+        self._missing = bytes(byte for byte in range(256) if bytes([byte]) not in ranks)
+        try:
+            self._bpe = tiktoken.Encoding(
+                "llama3_scratch", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
+            )
+        except ValueError as error:
+            raise UsageError(f"the split pattern {pattern!r} isn't a regular expression: {error}") from error
+
+    def encode(self, text: str, *, bos: bool, eos: bool, allowed_special: str | Collection[str] = ()) -> list[int]:
+        """Ids of `text`. Special tokens in it are ordinary text but for those named in `allowed_special` (or "all")."""
+        text = self._encodable(text)
+        allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
+        ids = [self._require("bos_id")] if bos else []
+        for start in range(0, len(text), MAX_CHARS):
+            for part in _split_runs(text[start : start + MAX_CHARS]):
+                ids += self._merge(part, allowed)
+        if eos:
+            ids.append(self._require("eos_id"))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, special tokens by name; bytes that aren't UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Bytes of `ids`: what a stream holds back until a character is whole."""
+        numbers = [operator.index(id) for id in ids]
+        try:
+            return self._bpe.decode_bytes(numbers)
+        except (KeyError, OverflowError) as error:
+            known = {*self.ranks.values(), *self.special_tokens.values()}
+            position, bad = next((i, id) for i, id in enumerate(numbers) if id not in known)
+            raise UsageError(
+                f"token id {bad} at position {position} isn't in the vocabulary, expected 0 to {self.n_words - 1}"
+            ) from error
+
+    def special(self, name: str) -> int:
+        """Id of a special token, UsageError where the tokenizer has none of that name."""
+        if name not in self.special_tokens:
+            raise UsageError(f"this tokenizer has no special token {name}; take one of the model that it belongs to")
+        return self.special_tokens[name]
+
+    def _require(self, field: str) -> int:
+        id = getattr(self, field)
+        if id is None:
+            raise UsageError(f"this tokenizer has no {field}; encode with {field[:3]}=False")
+        return id
+
+    def _encodable(self, text: str) -> str:
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            try:  # two halves of a pair, as JSON's \ud83d\ude00 gives them, are one character
+                text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+            except UnicodeDecodeError as error:
+                lone = re.search(r"[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]", text)
+                assert lone
+                raise UsageError(
+                    f"the text has a lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}, "
+                    "expected Unicode that UTF-8 can hold; remove or replace it"
+                ) from error
+            data = text.encode()
+        if self._missing and len(data.translate(None, self._missing)) < len(data):
+            position = next(i for i, byte in enumerate(data) if byte in self._missing)
+            character = len(data[:position].decode(errors="ignore"))
+            raise UsageError(
+                f"this vocabulary has no token for byte 0x{data[position]:02X}, at byte {position} of the text "
+                f"(character {character}, {text[character]!r}); remove that character"
+            )
+        return text
+
+    def _merge(self, text: str, allowed: set[str]) -> list[int]:
+        try:
+            return self._bpe.encode(text, allowed_special=allowed, disallowed_special=())
+        except BaseException as error:
+            # Older tiktoken panics where newer raises ValueError, and pyo3's PanicException is a bare BaseException.
+            if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
+                raise UsageError(f"tiktoken can't encode this text of {len(text)} characters: {error}") from error
+            raise
+
+
+def _split_runs(text: str) -> Iterator[str]:
+    """`text` cut after every MAX_RUN spaces or non-spaces in a row (`_split_whitespaces_or_nonwhitespaces`)."""
+    start = 0
+    if len(text) > MAX_RUN:
+        for run in re.finditer(r"\s+|\S+", text):
+            for cut in range(run.start() + MAX_RUN, run.end(), MAX_RUN):
+                yield text[start:cut]
+                start = cut
+    yield text[start:]
+
+
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer in a `tokenizer.model`, or in the folder that has one."""
+    path = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    ranks = _read_ranks(path)
+    extra_path = path.with_name(EXTRA_FILE)
+    extra = _read_extra(extra_path) if extra_path.exists() else META
+    _check_ranks(ranks, extra, path)
+    return _build(ranks, extra, extra_path)
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write `tokenizer.model` and, unless all else is as Meta has it, `tokenizer_extra.json` into `folder`."""
+    folder = Path(folder)
+    lines = (
+        b"%s %d\n" % (base64.b64encode(token), rank)
+        for token, rank in sorted(tokenizer.ranks.items(), key=operator.itemgetter(1))
+    )
+    extra = _extra(tokenizer)
+    _check_ranks(tokenizer.ranks, extra, folder / FILE)
+    write_whole(folder / FILE, b"".join(lines))
+    if extra == META:
+        (folder / EXTRA_FILE).unlink(missing_ok=True)
+    else:
+        write_whole(folder / EXTRA_FILE, json.dumps(extra, indent=1, ensure_ascii=False) + "\n")
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    require_file(path, "a tokenizer (base64 and rank on each line)")
+    data = path.read_bytes()
+    if b"<unk>" in data[:64]:
+        raise FileError(
+            f"{path}: this is SentencePiece, Llama 2's tokenizer, expected Llama 3's lines of base64 and rank; "
+            "take the tokenizer.model that came with the weights"
+        )
+    lines = data.splitlines()
+
+    def refuse(number: int, problem: str) -> NoReturn:
+        cut = number == len(lines) and not data.endswith(b"\n")
+        where = "the file ends within this line, so it is truncated; " if cut else ""
+        raise FileError(f"{path}: line {number}: {problem}; {where}download it again")
+
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                entries.append((number, *_parse(line)))
+            except ValueError as error:
+                refuse(number, str(error))
+    ranks = {token: rank for _, token, rank in entries}
+    if len(set(ranks.values())) < len(entries):  # as it is when a token stands twice
+        seen: dict[bytes | int, int] = {}
+        for number, *entry in entries:
+            for what, value in zip(("token", "rank"), entry, strict=True):
+                if seen.setdefault(value, number) != number:
+                    refuse(number, f"{what} {value!r} stands on line {seen[value]} too, expected once")
+    return ranks
+
+
+def _parse(line: bytes) -> tuple[bytes, int]:
+    columns = line.split()
+    if len(columns) != 2:
+        raise ValueError(f"expected 2 columns, base64 and rank, got {len(columns)}")
+    try:
+        token = base64.b64decode(columns[0], validate=True)
+    except ValueError:
+        token = b""
+    if not token:
+        raise ValueError(f"expected a token in base64, got {columns[0][:20].decode(errors='replace')!r}")
+    if not columns[1].isdigit() or len(columns[1]) > 9:
+        shown = columns[1][:20].decode(errors="replace")
+        raise ValueError(f"expected a rank, a whole number of at least 0, got {shown!r}")
+    return token, int(columns[1])
+
+
+def _check_ranks(ranks: dict[bytes, int], extra: dict[str, Any], path: Path) -> None:
+    first, count = extra["first_rank"], extra["n_ranks"]
+    if extra is META and len(ranks) == 200_000:
+        raise FileError(f"{path}: this is Llama 4's tokenizer (200000 ranks), expected Llama 3's 128000")
+    ids = set(ranks.values())
+    taken = ids.union(extra["special_tokens"].values())
+    gap = next((id for id in range(first, max(ids, default=first)) if id not in taken), None)
+    if len(ranks) != count or min(ids, default=first) != first or gap is not None:
+        raise FileError(
+            f"{path}: expected {count} ranks from {first} on without a gap, got {len(ranks)}"
+            + (f" from {min(ids)} to {max(ids)}" if ids else "")
+            + (f", where {gap} is missing" if gap is not None else "")
+            + "; download it again"
+        )
+    absent = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if 256 - len(absent) != extra["n_single_bytes"]:
+        raise FileError(
+            f"{path}: expected {extra['n_single_bytes']} tokens of a single byte, got {256 - len(absent)}"
+            + (f"; missing {' '.join(f'0x{byte:02X}' for byte in absent[:10])}" if absent else "")
+        )
+
+
+def _extra(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "pattern": tokenizer.pattern,
+        "first_rank": min(tokenizer.ranks.values(), default=0),
+        "n_ranks": len(tokenizer.ranks),
+        "n_single_bytes": sum(len(token) == 1 for token in tokenizer.ranks),
+        "special_tokens": tokenizer.special_tokens,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "stop_tokens": tokenizer.stop_tokens,
+        "add_bos": tokenizer.add_bos,
+        "chat_format": tokenizer.chat_format,
+        "system_prompt": tokenizer.system_prompt,
+    }
+
+
+def _read_extra(path: Path) -> dict[str, Any]:
+    extra = read_json(path, "what tokenizer.model leaves unsaid")
+    for key in META.keys() | extra.keys():
+        if key not in META or key not in extra:
+            raise FileError(f"{path}: {key} is {'missing' if key in META else 'unknown'}, expected {', '.join(META)}")
+    natural = {"first_rank", "n_ranks", "n_single_bytes"}
+    for key, value in extra.items():
+        if key in ("pattern", "chat_format", "system_prompt"):
+            good, wanted = isinstance(value, str) or (value is None and key != "pattern"), "a string"
+        elif key == "add_bos":
+            good, wanted = isinstance(value, bool), "true or false"
+        elif key == "stop_tokens":
+            good, wanted = isinstance(value, list) and all(map(_is_id, value)), "a list of ids"
+        elif key == "special_tokens":
+            good, wanted = isinstance(value, dict) and all(map(_is_id, value.values())), "names with their ids"
+        else:
+            good, wanted = _is_id(value) or (value is None and key not in natural), "a whole number of at least 0"
+        if not good:
+            raise FileError(f"{path}: {key} must be {wanted}, got {value!r}")
+    return extra
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _build(ranks: dict[bytes, int], extra: dict[str, Any], path: Path) -> Tokenizer:
+    fields = {key: extra[key] for key in META if key not in ("first_rank", "n_ranks", "n_single_bytes")}
+    try:
+        return Tokenizer(ranks, **fields | {"special_tokens": dict(extra["special_tokens"])})
+    except UsageError as error:
+        raise FileError(f"{path}: {error}") from error
