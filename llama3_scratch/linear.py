@@ -51,7 +51,7 @@ def stored(params: Params, name: str) -> Stored:
 def linear(x: Tensor, params: Params, name: str) -> Tensor:
     """x (…, columns) times the weight of `name`, transposed: (…, rows), in x's dtype."""
     weight = stored(params, name)
-    if weight.scales is None and weight.values.dtype == x.dtype and _multiplies(x.dtype, x.device.type):
+    if weight.scales is None and weight.values.dtype == x.dtype and multiplies(x.dtype, x.device.type):
         out = F.linear(x, weight.values)
     elif weight.values.requires_grad:
         out = F.linear(x, weight.values.to(x.dtype))
@@ -72,7 +72,7 @@ def embed(tokens_BT: Tensor, params: Params, name: str) -> Tensor:
 
 
 @functools.cache
-def _multiplies(dtype: torch.dtype, device: str) -> bool:
+def multiplies(dtype: torch.dtype, device: str) -> bool:
     """Whether a matmul in `dtype` is worth calling there: bf16 on a CPU without its instructions runs 80× slower."""
     if device != "cpu" or dtype in (torch.float32, torch.float64):
         return True

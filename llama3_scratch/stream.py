@@ -39,7 +39,7 @@ def stream(
     *,
     samplers: Sequence[Sampler],
     max_tokens: int,
-    stop_tokens: Sequence[int] = (),
+    stop: Callable[[int, int], bool] = lambda row, token: False,
     max_seq_len: int | None = None,
     dtype: torch.dtype | None = None,
     chunk: int = CHUNK,
@@ -48,7 +48,8 @@ def stream(
 ) -> Iterator[Step]:
     """Yield each prompt's next tokens, step by step, until all have stopped.
 
-    `dtype` is that of the activations and of the cache. `cache` may hold the beginning of a single prompt already:
+    `stop(row, token)` hears of every token and says whether it ends that row. `dtype` is that of the activations and
+    of the cache. `cache` may hold the beginning of a single prompt already:
     the loop goes on from there and leaves in it all but the last token. Raises UsageError for a prompt that is empty or
     longer than the context.
     """
@@ -80,7 +81,7 @@ def stream(
                 raise _first_bad_layer(error, seen[row], params, config, dtype) from None
             seen[row].append(token)
             full = count == max_tokens or len(seen[row]) >= limit
-            reason = "stop" if token in stop_tokens else "length" if full else None
+            reason = "stop" if stop(row, token) else "length" if full else None
             if reason is None:
                 going.append(index)
             yield Step(row, token, logits_BV[index], reason)

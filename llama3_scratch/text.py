@@ -8,40 +8,51 @@ from collections.abc import Sequence
 from llama3_scratch.tokenizer import Tokenizer
 
 
-class TextStream:
-    """Collects one answer's tokens; `push` and `finish` return the text that is certain by now."""
+class Answer:
+    """One prompt's answer as it grows: its tokens, its text, and in the end why it ended.
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self.stopped = False  # a stop string has come
+    `text` holds only what is certain: the bytes of half a character, and what may be the beginning of a stop string,
+    wait for the next token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_tokens: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish_reason: str | None = None
+        self._stopped = False
         self._tokenizer = tokenizer
-        self._stop = [string for string in stop if string]
+        self._stop_tokens = frozenset(stop_tokens)
+        self._stop = tuple(stop)
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
-    def push(self, token: int) -> str:
-        """The text that `token` completes, perhaps none."""
-        return self._release(self._bytes.decode(self._tokenizer.decode_bytes([token])))
+    def take(self, token: int) -> bool:
+        """Add a token; whether it was the last."""
+        self.tokens.append(token)
+        if token in self._stop_tokens:
+            self._stopped = True
+        else:
+            self._release(self._bytes.decode(self._tokenizer.decode_bytes([token])))
+        return self._stopped
 
-    def finish(self) -> str:
-        """What was held back, once no token follows; a half character becomes U+FFFD."""
-        text = self._release(self._bytes.decode(b"", final=True))
-        text, self._held = text + self._held, ""
-        return text
+    def finish(self, reason: str) -> None:
+        """Let out what was held back, since no token follows; half a character becomes U+FFFD."""
+        self.finish_reason = reason
+        self._release(self._bytes.decode(b"", final=True))
+        self.text, self._held = self.text + self._held, ""
 
-    def _release(self, text: str) -> str:
-        if self.stopped:
-            return ""
+    def _release(self, text: str) -> None:
+        if self._stopped:
+            return
         self._held += text
         ends = [found for string in self._stop if (found := self._held.find(string)) >= 0]
         if ends:
-            self.stopped = True
-            text, self._held = self._held[: min(ends)], ""
-            return text
-        # What might be the beginning of a stop string waits for the next token.
+            self._stopped = True
+            self.text, self._held = self.text + self._held[: min(ends)], ""
+            return
         waiting = max((_overlap(self._held, string) for string in self._stop), default=0)
         cut = len(self._held) - waiting
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
+        self.text, self._held = self.text + self._held[:cut], self._held[cut:]
 
 
 def _overlap(text: str, string: str) -> int:

@@ -7,13 +7,10 @@ that a BPE trainer wrote; another one is refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import read_json, write_whole
 from llama3_scratch.tokenizer import PATTERN, Tokenizer
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

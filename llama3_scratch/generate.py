@@ -1,0 +1,234 @@
+"""Answer or complete prompts with a Llama."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama3_scratch import cli
+from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.options import add_model_options, add_sampling_options, check_sampling, make_sampler, open_model
+from llama3_scratch.text import Answer, visible
+from llama3_scratch.timings import Timings
+
+if TYPE_CHECKING:
+    import torch
+
+    from llama3_scratch.cache import Cache
+    from llama3_scratch.checkpoint.load import Checkpoint
+    from llama3_scratch.stream import Step
+    from llama3_scratch.tokenizer import Tokenizer
+
+log = logging.getLogger("llama3_scratch")
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("generate", "Answer prompts with an instruct model, or complete them with a base model.")
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads it from stdin")
+    parser.add_argument(
+        "--prompt",
+        dest="prompts",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="one more prompt; several run as one batch",
+    )
+    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="one more prompt: all of FILE")
+    parser.add_argument(
+        "--errors", choices=("strict", "replace"), default="strict", help="what to do with bytes that aren't UTF-8"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="the system message of a chat")
+    parser.add_argument("--raw", action="store_true", help="complete the prompt as it stands, whatever the model")
+    parser.add_argument(
+        "--raw-special", action="store_true", help="like --raw, and names of special tokens are those tokens"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a prompt, on a line of its own")
+    parser.add_argument(
+        "--logprobs",
+        type=cli.number(int, least=0),
+        metavar="N",
+        help="each token's log-probability and the N likeliest, before sampling",
+    )
+    add_model_options(parser)
+    add_sampling_options(parser, temperature=0.0, top_p=1.0)
+    return parser
+
+
+def _prompts(options: argparse.Namespace) -> Iterator[str]:
+    """Every prompt that was given, as Unicode."""
+    given = [*([options.prompt] if options.prompt is not None else []), *options.prompts]
+    if not given and options.prompt_file is None:
+        raise UsageError("no prompt; give one, or - to read it from stdin, or --prompt-file FILE (see --help)")
+    for text in given:
+        if text == "-":
+            yield _decoded(sys.stdin.buffer.read(), "stdin", options.errors)
+        else:
+            yield _decoded(text.encode("utf-8", "surrogateescape"), "the prompt", options.errors)
+    if options.prompt_file is not None:
+        if not options.prompt_file.exists() or options.prompt_file.is_dir():
+            raise UsageError(f"--prompt-file {options.prompt_file}: no such file")
+        yield _decoded(options.prompt_file.read_bytes(), f"--prompt-file {options.prompt_file}", options.errors)
+
+
+def _decoded(data: bytes, source: str, errors: str) -> str:
+    try:
+        return data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source}: byte {error.start} isn't UTF-8; --errors replace puts � in its place") from error
+
+
+def encode_prompt(text: str, checkpoint: Checkpoint, options: argparse.Namespace) -> list[int]:
+    """The prompt's tokens: a user's message where the model chats, else the text itself."""
+    from llama3_scratch.dialog import encode_dialog
+
+    tokenizer = require_tokenizer(checkpoint)
+    if options.raw or options.raw_special or tokenizer.chat_format is None:
+        if options.system is not None:
+            raise UsageError("--system goes with a chat, not with a base model or --raw")
+        special = set(tokenizer.special_tokens) if options.raw_special else set()
+        ids = tokenizer.encode(text, bos=tokenizer.add_bos, eos=False, allowed_special=special)
+        if tokenizer.add_bos and ids[1:2] == [tokenizer.bos_id]:
+            log.warning("the prompt begins with BOS, and another is put before it; leave yours out")
+        if not ids and tokenizer.bos_id is not None:
+            ids = [tokenizer.bos_id]
+        return ids
+    if not text:
+        raise UsageError("the prompt is empty; say something, or take --raw to let the model begin by itself")
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    return encode_dialog([*system, {"role": "user", "content": text}], tokenizer)
+
+
+def require_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.tokenizer is None:
+        raise FileError(f"{checkpoint.path}: has no tokenizer, so it can't take text; use it from Python, with tokens")
+    return checkpoint.tokenizer
+
+
+@cli.verb(_parser)
+def main(options: argparse.Namespace) -> int:
+    check_sampling(options)
+    texts = list(_prompts(options))
+    started = time.perf_counter()
+    checkpoint, dtype = open_model(options)
+    timings = Timings(load_s=time.perf_counter() - started)
+    tokenizer = require_tokenizer(checkpoint)
+    prompts = [encode_prompt(text, checkpoint, options) for text in texts]
+    warn_if_clamped(max(map(len, prompts)), checkpoint, options)
+    answers = [Answer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
+    logprobs: list[list[dict[str, Any]]] = [[] for _ in prompts]
+    printer = _Printer(answers, enabled=not options.json)
+    code = 0
+    try:
+        for step in timed_stream(prompts, answers, checkpoint, dtype, options, timings):
+            if options.logprobs is not None:
+                logprobs[step.row].append(_logprobs(step, options.logprobs, tokenizer))
+            printer.show()
+    except KeyboardInterrupt:
+        code = 130
+    for answer in answers:
+        answer.finish(answer.finish_reason or "interrupted")
+    printer.show()
+    for prompt, answer, chosen in zip(prompts, answers, logprobs, strict=True):
+        if options.json:
+            result = {
+                "prompt_tokens": prompt,
+                "tokens": answer.tokens,
+                "text": answer.text,
+                "finish_reason": answer.finish_reason,
+                "seed": options.seed,
+                **({"logprobs": chosen} if options.logprobs is not None else {}),
+                "timings": timings.as_dict(),
+            }
+            print(json.dumps(result, ensure_ascii=False))
+        else:
+            for token in chosen:
+                top = "  ".join(f"{other['text']!r} {other['logprob']:.3f}" for other in token["top"])
+                log.info("%r %.3f  | %s", token["text"], token["logprob"], top)
+    log.info("%s · seed %d", timings, options.seed)
+    return code
+
+
+def warn_if_clamped(prompt_tokens: int, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
+    """Say so where the context ends before --max-tokens does."""
+    limit = options.max_seq_len or checkpoint.config.max_seq_len
+    if prompt_tokens < limit < prompt_tokens + options.max_tokens:
+        log.warning("the context of %d tokens leaves room for %d more", limit, limit - prompt_tokens)
+
+
+def timed_stream(
+    prompts: list[list[int]],
+    answers: list[Answer],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    options: argparse.Namespace,
+    timings: Timings,
+    cache: Cache | None = None,
+) -> Iterator[Step]:
+    """`stream` by the options: each token goes into its answer, and `timings` grows with it."""
+    from llama3_scratch.stream import stream
+
+    started = time.perf_counter()
+    timings.prompt_tokens = sum(map(len, prompts)) - (cache.length if cache else 0)
+    for step in stream(
+        prompts,
+        checkpoint.params,
+        checkpoint.config,
+        samplers=[make_sampler(options) for _ in prompts],
+        max_tokens=options.max_tokens,
+        stop=lambda row, token: answers[row].take(token),
+        max_seq_len=options.max_seq_len,
+        dtype=dtype,
+        cache=cache,
+    ):
+        if not timings.prefill_s:
+            timings.prefill_s = time.perf_counter() - started
+        timings.decode_s = time.perf_counter() - started - timings.prefill_s
+        timings.decoded_tokens += len(answers[step.row].tokens) > 1
+        if step.finish_reason:
+            answers[step.row].finish(step.finish_reason)
+        yield step
+
+
+def _logprobs(step: Step, n_top: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The chosen token and the `n_top` likeliest, with their natural log-probabilities before any filter."""
+    logprobs_V = step.logits_V.log_softmax(-1)
+
+    def entry(id: int) -> dict[str, Any]:
+        return {"token": id, "text": tokenizer.decode([id]), "logprob": round(float(logprobs_V[id]), 6)}
+
+    top = logprobs_V.topk(min(n_top, len(logprobs_V))).indices.tolist()
+    return entry(step.token) | {"top": [entry(id) for id in top]}
+
+
+class _Printer:
+    """Prints answers in their prompts' order, each as it grows once those before it are done."""
+
+    def __init__(self, answers: list[Answer], *, enabled: bool) -> None:
+        self._answers, self._enabled = answers, enabled
+        self._row, self._printed = 0, -1  # -1: not even the heading
+        self._terminal = sys.stdout.isatty()
+
+    def show(self) -> None:
+        while self._enabled and self._row < len(self._answers):
+            answer = self._answers[self._row]
+            if self._printed < 0:
+                if len(self._answers) > 1:
+                    print(f"== {self._row + 1} ==")
+                self._printed = 0
+            text = answer.text[self._printed :]
+            self._printed += len(text)
+            print(visible(text) if self._terminal else text, end="", flush=True)
+            if answer.finish_reason is None:
+                return
+            print(flush=True)
+            self._row, self._printed = self._row + 1, -1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,151 @@
+"""The options of the verbs that run a model, and the model that they mean."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+from typing import TYPE_CHECKING
+
+from llama3_scratch import cli
+from llama3_scratch.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from llama3_scratch.checkpoint.load import Checkpoint
+    from llama3_scratch.sample import Sampler
+
+log = logging.getLogger("llama3_scratch")
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+def add_model_options(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        metavar="PATH|NAME",
+        help="Meta's or Hugging Face's folder, a .gguf or .bin file, or a downloaded name; "
+        "SmolLM2-135M-Instruct, fetched at first use, unless given",
+    )
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps … (%(default)s)")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of activations and cache; weights stay as stored. auto: float32 on a CPU, else the weights' own",
+    )
+    group.add_argument(
+        "--max-seq-len", type=cli.number(int, least=2), metavar="N", help="context to use, at most the model's own"
+    )
+    group.add_argument("--rope-scale-factor", type=cli.number(float, above=0), metavar="X", help="override Llama 3.1's")
+    group.add_argument("--allow-extra", action="store_true", help="ignore tensors that aren't part of a Llama")
+    group.add_argument(
+        "--chat-format", choices=("llama3", "chatml"), help="how messages are framed, where the files don't say"
+    )
+
+
+def add_sampling_options(parser: cli.Parser, *, temperature: float, top_p: float) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--temperature",
+        type=cli.number(float, least=0),
+        default=temperature,
+        metavar="X",
+        help="0 takes the likeliest token (%(default)s)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=cli.number(float, above=0, most=1),
+        default=top_p,
+        metavar="X",
+        help="keep the likeliest tokens that hold this much probability (%(default)s)",
+    )
+    group.add_argument(
+        "--top-k", type=cli.number(int, least=0), default=0, metavar="N", help="keep the N likeliest tokens, 0: all"
+    )
+    group.add_argument(
+        "--min-p",
+        type=cli.number(float, least=0, most=1),
+        default=0.0,
+        metavar="X",
+        help="keep tokens at least X as likely as the likeliest (%(default)s)",
+    )
+    group.add_argument(
+        "--repeat-penalty",
+        type=cli.number(float, above=0),
+        default=1.0,
+        metavar="X",
+        help="above 1 makes tokens already seen less likely (%(default)s)",
+    )
+    group.add_argument(
+        "--seed", type=cli.number(int, least=-1, most=2**64 - 1), default=-1, metavar="N", help="-1: a random one"
+    )
+    group.add_argument("--max-tokens", type=cli.number(int, least=1), default=512, metavar="N", help="(%(default)s)")
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+
+
+def check_sampling(options: argparse.Namespace) -> None:
+    """Refuse what argparse can't see, and settle the seed."""
+    if "" in options.stop:
+        raise UsageError("--stop: expected some text, got an empty string")
+    if options.seed == -1:
+        options.seed = random.SystemRandom().getrandbits(32)
+
+
+def make_sampler(options: argparse.Namespace) -> Sampler:
+    from llama3_scratch.sample import sampler
+
+    return sampler(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repeat_penalty=options.repeat_penalty,
+        seed=options.seed,
+    )
+
+
+def check_device(name: str) -> torch.device:
+    """The torch device of that name, UsageError where there is none."""
+    import torch
+
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch built without CUDA asserts
+        raise UsageError(f"--device {name}: not on this machine, which has {', '.join(there)}") from None
+    return device
+
+
+def open_model(options: argparse.Namespace) -> tuple[Checkpoint, torch.dtype]:
+    """The model that the options mean, fetched first if it's the default one, and its activations' dtype."""
+    import torch
+
+    from llama3_scratch.checkpoint.load import load
+    from llama3_scratch.checkpoint.names import DEFAULT
+    from llama3_scratch.download import ensure_default
+
+    device = check_device(options.device)
+    path = ensure_default() if options.model in (None, DEFAULT) else options.model
+    checkpoint = load(path, device=device, rope_scale_factor=options.rope_scale_factor, allow_extra=options.allow_extra)
+    if options.chat_format and checkpoint.tokenizer:
+        checkpoint.tokenizer.chat_format = options.chat_format
+    if options.max_seq_len and options.max_seq_len > checkpoint.config.max_seq_len:
+        raise UsageError(
+            f"--max-seq-len {options.max_seq_len}: this model was trained for {checkpoint.config.max_seq_len} tokens"
+        )
+    if options.dtype != "auto":
+        dtype = getattr(torch, options.dtype)
+    else:
+        dtype = torch.float32 if device.type == "cpu" else checkpoint.params["norm.weight"].dtype
+    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        from llama3_scratch.linear import multiplies
+
+        if not multiplies(dtype, "cpu"):
+            log.warning("this CPU doesn't multiply in %s: sums run in float32, results are rounded", options.dtype)
+    return checkpoint, dtype

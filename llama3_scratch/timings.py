@@ -1,0 +1,42 @@
+"""What an answer took: seconds, tokens, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held so far, pages mapped from files included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass
+class Timings:
+    """Seconds and tokens of one batch. Prefill ends with the first new token; what follows is decoding."""
+
+    load_s: float
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    prompt_tokens: int = 0
+    decoded_tokens: int = 0  # new tokens but the first of each answer
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "load_s": round(self.load_s, 3),
+            "prefill_tokens_per_s": round(self.prompt_tokens / self.prefill_s, 2) if self.prefill_s else None,
+            "decode_tokens_per_s": round(self.decoded_tokens / self.decode_s, 2) if self.decoded_tokens else None,
+            "peak_rss_mb": round(peak_rss_bytes() / 1e6),
+        }
+
+    def __str__(self) -> str:
+        numbers = self.as_dict()
+        parts = [f"load {self.load_s:.1f} s"]
+        if self.prefill_s:
+            parts.append(f"prefill {self.prompt_tokens} tokens, {numbers['prefill_tokens_per_s']:.1f}/s")
+        if self.decoded_tokens:
+            parts.append(f"decode {self.decoded_tokens} tokens, {numbers['decode_tokens_per_s']:.1f}/s")
+        return " · ".join([*parts, f"peak {numbers['peak_rss_mb']} MB"])
