@@ -1,3 +1,143 @@
-"""Where the file checks lay before they became the tokenizer's too."""
+"""What every door checks before it believes a file: present, whole, not a web page, and JSON that means one thing."""
 
-from llama3_scratch.files import *  # noqa: F403
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llama3_scratch.errors import FileError, ResourceError
+
+log = logging.getLogger("llama3_scratch")
+
+LFS_MAGIC = b"version https://git-lfs"
+
+
+def require_file(path: Path, what: str) -> None:
+    """Raise FileError unless `path` is a readable file that isn't empty, a web page or a git-lfs pointer."""
+    if not path.exists():
+        raise FileError(f"{path}: {what} not found")
+    if path.is_dir():
+        raise FileError(f"{path}: expected a file ({what}), found a folder")
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise FileError(f"{path}: {what} can't be read: {error.strerror}") from error
+    if not head:
+        raise FileError(f"{path}: empty file, expected {what}; download it again")
+    if head.startswith(LFS_MAGIC):
+        size = next((line.split()[-1].decode() for line in head.splitlines() if line.startswith(b"size ")), "?")
+        raise FileError(
+            f"{path}: this is a git-lfs pointer to {size} bytes, expected {what}; run 'git lfs pull' where it came from"
+        )
+    if head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise FileError(f"{path}: looks like a web page, expected {what}; the download failed, do it again")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file, strictly: no NaN or infinity, a key given twice is named in a warning."""
+    require_file(path, what)
+
+    def constant(name: str) -> float:
+        raise FileError(f"{path}: {name} isn't a number that a configuration can hold")
+
+    def number(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else constant(text)
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in items:
+            if key in seen:
+                log.warning("%s: key %r stands twice, the last one counts", path, key)
+            seen[key] = value
+        return seen
+
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_constant=constant)
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: expected {what} in UTF-8, byte {error.start} isn't") from error
+    except json.JSONDecodeError as error:
+        raise FileError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise FileError(f"{path}: JSON is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise FileError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+_REQUIRED = object()
+
+
+def whole(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
+    """`data[key]` as a whole number of at least 1; `default` where the key is absent or null."""
+    value = data.get(key)
+    if value is None:
+        if default is _REQUIRED:
+            raise FileError(f"{path}: {key} is missing, expected a whole number")
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise FileError(f"{path}: {key} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def real(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
+    """`data[key]` as a positive float; `default` where the key is absent or null."""
+    value = data.get(key)
+    if value is None:
+        if default is _REQUIRED:
+            raise FileError(f"{path}: {key} is missing, expected a number")
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise FileError(f"{path}: {key} must be a positive number, got {value!r}")
+    return float(value)
+
+
+def text(data: dict[str, Any], key: str, path: Path, default: Any = None) -> Any:
+    """`data[key]` as a string; `default` where the key is absent or null."""
+    value = data.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise FileError(f"{path}: {key} must be a text, got {value!r}")
+    return value
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def fresh_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the body ends well; else all stays as it was."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            old = target.with_name(f".{target.name}.old-{os.getpid()}")
+            target.replace(old)
+            temporary.replace(target)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(target)
+    except OSError as error:
+        raise ResourceError(f"{target}: can't be written: {error.strerror or error}; nothing was changed") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
