@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama3_scratch.checkpoint.files import real, require_file, text, whole
 from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import real, require_file, text, whole
 from llama3_scratch.linear import Params
 
 log = logging.getLogger("llama3_scratch")
