@@ -111,17 +111,18 @@ def expected(config: Config) -> dict[str, tuple[int, ...]]:
 # Meta's sizes by name (llama-models, sku_list.py). A name with "-instruct" has the same sizes.
 _8B = Config(4096, 32, 32, 8, 128256, 14336)
 _70B = Config(8192, 80, 64, 8, 128256, 28672)
-_SCALED = {"rope_scaling": RopeScaling(8.0), "max_seq_len": 131072}
-_SCALED_32 = {"rope_scaling": RopeScaling(32.0), "max_seq_len": 131072, "tied": True}
+_8B_SCALED = replace(_8B, rope_scaling=RopeScaling(8.0), max_seq_len=131072)
+_70B_SCALED = replace(_70B, rope_scaling=RopeScaling(8.0), max_seq_len=131072)
+_1B = Config(2048, 16, 32, 8, 128256, 8192, rope_scaling=RopeScaling(32.0), max_seq_len=131072, tied=True)
 OFFICIAL: dict[str, Config] = {
     "llama3-8b": _8B,
     "llama3-70b": _70B,
-    "llama3.1-8b": replace(_8B, **_SCALED),
-    "llama3.1-70b": replace(_70B, **_SCALED),
-    "llama3.1-405b": Config(16384, 126, 128, 8, 128256, 53248, **_SCALED),
-    "llama3.2-1b": Config(2048, 16, 32, 8, 128256, 8192, **_SCALED_32),
-    "llama3.2-3b": Config(3072, 28, 24, 8, 128256, 8192, **_SCALED_32),
-    "llama3.3-70b": replace(_70B, **_SCALED),
+    "llama3.1-8b": _8B_SCALED,
+    "llama3.1-70b": _70B_SCALED,
+    "llama3.1-405b": replace(_70B_SCALED, dim=16384, n_layers=126, n_heads=128, hidden_dim=53248),
+    "llama3.2-1b": _1B,
+    "llama3.2-3b": replace(_1B, dim=3072, n_layers=28, n_heads=24),
+    "llama3.3-70b": _70B_SCALED,
 }
 
 

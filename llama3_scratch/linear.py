@@ -11,6 +11,7 @@ A form is named by the keys beside `{name}.weight`:
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +87,7 @@ class _TiledLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Stored) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx, x: Tensor, weight: Stored) -> Tensor:
         ctx.weight = weight
         dtype = torch.promote_types(x.dtype, torch.float32)
         wide = x.to(dtype)
@@ -96,7 +97,7 @@ class _TiledLinear(torch.autograd.Function):
         return out.to(x.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad: Tensor):
         wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
         total = wide.new_zeros(*grad.shape[:-1], ctx.weight.values.shape[1])
         for rows, tile in _tiles(ctx.weight, wide.dtype):
@@ -104,7 +105,7 @@ class _TiledLinear(torch.autograd.Function):
         return total.to(grad.dtype), None
 
 
-def _tiles(weight: Stored, dtype: torch.dtype):  # type: ignore[no-untyped-def]
+def _tiles(weight: Stored, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Yield (slice of rows, those rows as floats); a tile is overwritten by the next."""
     n_rows, n_columns = weight.values.shape
     step = max(1, min(n_rows, _TILE // n_columns))
