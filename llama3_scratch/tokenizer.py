@@ -78,9 +78,9 @@ class Tokenizer:
             id = min(shared)
             raise UsageError(f"special token {names[id]} has id {id}, which is also the rank of an ordinary token")
         known = names.keys() | set(ranks.values())
-        for id in (bos_id, eos_id, *stop_tokens):
-            if id is not None and id not in known:
-                raise UsageError(f"BOS, EOS or stop token {id} is no token of this vocabulary of {len(known)}")
+        for number in (bos_id, eos_id, *stop_tokens):
+            if number is not None and number not in known:
+                raise UsageError(f"BOS, EOS or stop token {number} is no token of this vocabulary of {len(known)}")
         if add_bos and bos_id is None:
             raise UsageError("add_bos is set, but there is no bos_id")
         if chat_format not in (None, *CHAT_FORMATS):
@@ -238,8 +238,8 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks = {token: rank for _, token, rank in entries}
     if len(set(ranks.values())) < len(entries):  # as it is when a token stands twice
         seen: dict[bytes | int, int] = {}
-        for number, *entry in entries:
-            for what, value in zip(("token", "rank"), entry, strict=True):
+        for number, token, rank in entries:
+            for what, value in (("token", token), ("rank", rank)):
                 if seen.setdefault(value, number) != number:
                     refuse(number, f"{what} {value!r} stands on line {seen[value]} too, expected once")
     return ranks

@@ -7,10 +7,14 @@ that a BPE trainer wrote; another one is refused.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import read_json, write_whole
 from llama3_scratch.tokenizer import PATTERN, Tokenizer
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -24,8 +28,6 @@ PATTERNS = {
     "gpt-2": GPT2_PATTERN,
     "default": GPT2_PATTERN,
 }
-# The system line with which SmolLM2's template begins a chat that has none.
-SMOLLM_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 def _alphabet() -> dict[str, int]:
@@ -110,12 +112,257 @@ def byte_level_tokenizer(
         raise FileError(f"{source}: {error}") from error
 
 
-def chat_settings(template: str | None, special_tokens: dict[str, int]) -> tuple[str | None, str | None]:
-    """(chat_format, system_prompt) that a chat template and the special tokens mean; (None, None) without either."""
-    if template is None:
-        return None, None
-    if "<|start_header_id|>" in template and "<|start_header_id|>" in special_tokens:
-        return "llama3", None
-    if "<|im_start|>" in template and "<|im_start|>" in special_tokens:
-        return "chatml", SMOLLM_SYSTEM if SMOLLM_SYSTEM in template else None
+def chat_settings(
+    template: str | None, special_tokens: dict[str, int], stop_tokens: Sequence[int] = ()
+) -> tuple[str | None, str | None]:
+    """(chat_format, system_prompt) of a model with this chat template, or whose stop tokens end a chat's turn."""
+    for chat_format, opens, closes in _CHATS:
+        if opens in special_tokens and closes in special_tokens:
+            if template is None and special_tokens[closes] in stop_tokens:
+                return chat_format, None
+            if template is not None and opens in template:
+                default = re.search(r"<\|im_start\|>system(?:\n|\\n)([^{}+]+?)<\|im_end\|>", template)
+                return chat_format, default and re.sub(r"\\(.)", lambda c: "\n" if c[1] == "n" else c[1], default[1])
     return None, None
+
+
+_CHATS = [("llama3", "<|start_header_id|>", "<|eot_id|>"), ("chatml", "<|im_start|>", "<|im_end|>")]
+
+
+def read_tokenizer_json(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: `tokenizer.json`; BOS, stop tokens and chat from the files beside it.
+
+    FileError, naming the part, where it isn't byte-level BPE with one of Llama 3's, SmolLM2's and GPT-2's splittings.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    data = read_json(path, "a Hugging Face tokenizer")
+    model = _part(data, "model", path)
+    if model.get("type", "BPE") != "BPE":
+        _refuse(path, f"model {model['type']}", "BPE")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(key):
+            _refuse(path, f"model.{key} {model[key]!r}", "none")
+    if data.get("normalizer"):
+        _refuse(path, f"normalizer {_kind(data['normalizer'])}", "none")
+    vocabulary, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocabulary, dict) or not all(isinstance(id, int) for id in vocabulary.values()):
+        raise FileError(f"{path}: model.vocab must be tokens with their ids")
+    if not isinstance(merges, list):
+        raise FileError(f"{path}: model.merges must be a list of pairs of tokens")
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    wrong = next((index for index, pair in enumerate(pairs) if len(pair) != 2), None)
+    if wrong is not None:
+        raise FileError(f"{path}: model.merges[{wrong}] must be a pair of tokens, got {merges[wrong]!r}")
+    try:
+        special_tokens = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{path}: added_tokens must be objects with id and content") from error
+
+    beside = {
+        name: read_json(folder / f"{name}.json", "a Hugging Face configuration")
+        if (folder / f"{name}.json").exists()
+        else {}
+        for name in ("tokenizer_config", "special_tokens_map", "generation_config", "config", "chat_template")
+    }
+    settings = {**beside["special_tokens_map"], **beside["tokenizer_config"]}
+    numbers = {**beside["config"], **beside["generation_config"]}
+
+    def named(key: str) -> int | None:
+        token = settings.get(key)
+        name = token.get("content") if isinstance(token, dict) else token
+        if name is None:
+            return None
+        id = special_tokens.get(name, vocabulary.get(name))
+        if id is None:
+            raise FileError(f"{folder / 'tokenizer_config.json'}: {key} is {name!r}, which is no token of {path.name}")
+        return id
+
+    bos_id, eos_id = named("bos_token"), named("eos_token")
+    stops = numbers.get("eos_token_id", eos_id)
+    stop_tokens = stops if isinstance(stops, list) else [stops] if stops is not None else []
+    template = settings.get("chat_template") or beside["chat_template"].get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+    if (folder / "chat_template.jinja").exists():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    chat_format, system_prompt = chat_settings(template, special_tokens, stop_tokens)
+    if chat_format is not None:  # a chat that doesn't stop at the end of its turn never stops
+        turn_ends = [special_tokens.get(name) for name in ("<|eom_id|>", "<|eot_id|>", "<|im_end|>")]
+        stop_tokens = stop_tokens + [id for id in turn_ends if id is not None and id not in stop_tokens]
+    bos_id = numbers.get("bos_token_id") if bos_id is None else bos_id
+    begins = _begins_with(data.get("post_processor"), path)
+    return byte_level_tokenizer(
+        vocabulary,
+        pairs,  # type: ignore[arg-type]
+        special_tokens,
+        pattern=_pattern(data.get("pre_tokenizer"), path),
+        bos_id=bos_id,
+        eos_id=eos_id if eos_id is not None else next(iter(stop_tokens), None),
+        stop_tokens=stop_tokens,
+        chat_format=chat_format,
+        add_bos=special_tokens[begins] == bos_id if begins in special_tokens else settings.get("add_bos_token") is True,
+        system_prompt=system_prompt,
+        ignore_merges=model.get("ignore_merges") is True,
+        source=path,
+    )
+
+
+def _refuse(path: Path, got: str, wanted: str) -> NoReturn:
+    raise FileError(f"{path}: {got} can't be carried over, expected {wanted}; only byte-level BPE can be read")
+
+
+def _part(data: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    if not isinstance(data.get(key), dict):
+        raise FileError(f"{path}: {key} is missing, expected a JSON object")
+    return data[key]
+
+
+def _kind(part: Any) -> str:
+    """A component's type, with those that a Sequence is made of."""
+    if not isinstance(part, dict):
+        return repr(part)
+    inner = part.get("pretokenizers") or part.get("normalizers") or part.get("processors")
+    return f"{part.get('type')}[{', '.join(map(_kind, inner))}]" if inner else str(part.get("type"))
+
+
+def _pattern(pre: Any, path: Path) -> str:
+    """The one regular expression that splits as a `pre_tokenizer` does."""
+    steps = pre.get("pretokenizers") if isinstance(pre, dict) and pre.get("type") == "Sequence" else [pre]
+    match steps:
+        case [*_, {"type": "ByteLevel", "add_prefix_space": True}]:
+            _refuse(path, "pre_tokenizer ByteLevel with add_prefix_space", "ByteLevel without")
+        case [{"type": "ByteLevel", **rest}] if rest.get("use_regex", True):
+            return GPT2_PATTERN
+        case [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", **rest}] if rest.get(
+            "use_regex", True
+        ):
+            return SMOLLM_PATTERN
+        case [
+            {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "use_regex": False},
+        ]:
+            # Split keeps what lies between two matches, tiktoken would drop it; none of the known patterns leaves any.
+            return pattern if pattern in PATTERNS.values() else rf"{pattern}|(?:(?!{pattern})[\s\S])+"
+    _refuse(path, f"pre_tokenizer {_kind(pre)}", "ByteLevel, Digits + ByteLevel, or a Split by regex + ByteLevel")
+
+
+def _begins_with(processor: Any, path: Path) -> str | None:
+    """The special token that a `post_processor` puts before a text."""
+    if not processor:
+        return None
+    if processor.get("type") == "Sequence":
+        begins = [_begins_with(step, path) for step in processor.get("processors", [])]
+        return next((name for name in begins if name is not None), None)
+    if processor.get("type") == "ByteLevel":
+        return None
+    match processor:
+        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": str(name)}}, {"Sequence": _}]}:
+            return name
+        case {"type": "TemplateProcessing", "single": [{"Sequence": _}]}:
+            return None
+    _refuse(path, f"post_processor {_kind(processor)}", "none, or one that puts BOS before the text")
+
+
+def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The merges that ranks stand for, in order: every split of a token in two tokens, since tiktoken takes any."""
+    pairs = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        known = [pair for pair in halves if pair[0] in ranks and pair[1] in ranks]
+        pairs += sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+    return pairs
+
+
+def write_tokenizer_json(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`, from which transformers makes the same ids."""
+    vocabulary = {to_alphabet(token): id for token, id in tokenizer.ranks.items()}
+    # Ids of added tokens hold only if the vocabulary has them too: tokenizers numbers the others itself.
+    vocabulary |= tokenizer.special_tokens
+    names = {id: name for name, id in tokenizer.special_tokens.items()}
+    bos, eos = ({None: None, **names}.get(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    first = {
+        GPT2_PATTERN: [],
+        SMOLLM_PATTERN: [{"type": "Digits", "individual_digits": True}],
+    }.get(
+        tokenizer.pattern,
+        [{"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}],
+    )
+    splits_itself = tokenizer.pattern in (GPT2_PATTERN, SMOLLM_PATTERN)
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [
+            {"SpecialToken": {"id": bos, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": bos, "type_id": 1}},
+            {"Sequence": {"id": "B", "type_id": 1}},
+        ],
+        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
+    }
+    data = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": id,
+                "content": names[id],
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for id in sorted(names)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*first, {**byte_level, "use_regex": splits_itself}]},
+        "post_processor": template if tokenizer.add_bos else byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": dict(sorted(vocabulary.items(), key=lambda item: item[1])),
+            "merges": [[to_alphabet(left), to_alphabet(right)] for left, right in merges(tokenizer.ranks)],
+        },
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": eos,
+        "add_bos_token": tokenizer.add_bos,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "chat_template": _template(tokenizer),
+    }
+    write_whole(Path(folder) / "tokenizer.json", json.dumps(data, ensure_ascii=False))
+    kept = {key: value for key, value in settings.items() if value is not None}
+    write_whole(Path(folder) / "tokenizer_config.json", json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+
+
+def _template(tokenizer: Tokenizer) -> str | None:
+    """The Jinja template that lays a chat out as `dialog.encode_dialog` does."""
+    if tokenizer.chat_format == "llama3":
+        return (
+            r"{{ bos_token }}{% for message in messages %}"
+            r"{{ '<|start_header_id|>' + ('ipython' if message.role == 'tool' else message.role) }}"
+            r"{{ '<|end_header_id|>\n\n' + message.content + '<|eot_id|>' }}{% endfor %}"
+            r"{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+        )
+    if tokenizer.chat_format == "chatml":
+        default = json.dumps(f"<|im_start|>system\n{tokenizer.system_prompt}<|im_end|>\n", ensure_ascii=False)
+        return (
+            ("{% if messages[0].role != 'system' %}{{ " + default + " }}{% endif %}" if tokenizer.system_prompt else "")
+            + r"{% for message in messages %}{{ '<|im_start|>' + message.role }}"
+            r"{{ '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
+            r"{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        )
+    return None
