@@ -279,8 +279,8 @@ def write_tokenizer_json(tokenizer: Tokenizer, folder: str | Path) -> None:
     vocabulary = {to_alphabet(token): id for token, id in tokenizer.ranks.items()}
     # Ids of added tokens hold only if the vocabulary has them too: tokenizers numbers the others itself.
     vocabulary |= tokenizer.special_tokens
-    names = {id: name for name, id in tokenizer.special_tokens.items()}
-    bos, eos = ({None: None, **names}.get(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
+    names: dict[int | None, str] = {id: name for name, id in tokenizer.special_tokens.items()}
+    bos, eos = names.get(tokenizer.bos_id), names.get(tokenizer.eos_id)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     first = {
         GPT2_PATTERN: [],
@@ -315,7 +315,7 @@ def write_tokenizer_json(tokenizer: Tokenizer, folder: str | Path) -> None:
                 "normalized": False,
                 "special": True,
             }
-            for id in sorted(names)
+            for id in sorted(tokenizer.special_tokens.values())
         ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*first, {**byte_level, "use_regex": splits_itself}]},
