@@ -75,7 +75,7 @@ def load(
         config, params = meta.read_meta(path, rope_scale_factor=rope_scale_factor)
         tokenizer = find_tokenizer(path)
     elif kind == "hf":
-        config, params = hf.read_hf(path)
+        config, params = hf.read_hf(path, allow_extra=allow_extra)
         tokenizer = read_tokenizer_json(path)
     elif kind == "gguf":
         config, params, tokenizer = gguf.read_gguf(path)
