@@ -96,8 +96,8 @@ def main(options: argparse.Namespace) -> int:
         )
         raise FileError(f"{folder}: no {CHECKLIST} to verify against{nearby}; --tensors scans the numbers without one")
     if options.tensors:
-        from llama3_scratch.checkpoint import load
         from llama3_scratch.checkpoint.check import scan
+        from llama3_scratch.checkpoint.load import load
 
         checkpoint = load(folder)
         scan(checkpoint.params, folder)

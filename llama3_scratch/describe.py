@@ -1,0 +1,278 @@
+"""Say what a checkpoint is, from its headers alone: layout, sizes, RoPE, tokenizer, and the memory that it takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama3_scratch import cli
+from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
+from llama3_scratch.config import OFFICIAL, Config, official_name, rope_factor
+from llama3_scratch.errors import UsageError
+from llama3_scratch.memory import Plan, available, plan, size
+
+if TYPE_CHECKING:
+    from llama3_scratch.tokenizer import Tokenizer
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the headers say. `stored` is bytes by dtype; `mapped` and `weights` are bytes of weights once loaded,
+    those that stay in their file and those that are allocated; `compute` is the dtype of the activations."""
+
+    source: str
+    layout: str
+    config: Config
+    stored: dict[str, int]
+    mapped: int
+    weights: int
+    compute: str
+    rope: str
+    tokenizer: Tokenizer | None
+
+    def plan(self, context: int, batch: int = 1) -> Plan:
+        return plan(
+            self.config,
+            context=context,
+            batch=batch,
+            mapped=self.mapped,
+            weights=self.weights,
+            cache_bytes=_BYTES[self.compute],
+        )
+
+
+def describe(path_or_name: str | Path) -> Description:
+    """Read the headers of anything that `load` reads; an official name without weights is told from the table."""
+    name = str(path_or_name)
+    official = official_name(name)
+    if official and not Path(name).exists() and not (weights_dir() / canonical(name)).is_dir():
+        return _official(name, OFFICIAL[official])
+    from llama3_scratch.checkpoint.load import layout
+
+    path = resolve(path_or_name)
+    return {"meta": _meta, "hf": _hf, "gguf": _gguf, "llama2c": _llama2c}[layout(path)](path)
+
+
+def _official(name: str, config: Config) -> Description:
+    n_bytes = 2 * config.n_parameters
+    return Description(
+        source=name,
+        layout=f"not downloaded; python -m llama3_scratch.download {name}",
+        config=config,
+        stored={"bfloat16": n_bytes},
+        mapped=n_bytes,
+        weights=0,
+        compute="bfloat16",
+        rope=_rope(config),
+        tokenizer=None,
+    )
+
+
+def _meta(folder: Path) -> Description:
+    from llama3_scratch.checkpoint.load import find_tokenizer
+    from llama3_scratch.checkpoint.meta import open_pth, shard_paths
+    from llama3_scratch.checkpoint.params_json import read_params_json
+
+    shards = [open_pth(path) for path in shard_paths(folder)]  # mapped, so no weight is read
+    config = read_params_json(folder / "params.json", shards)
+    stored: Counter[str] = Counter()
+    for shard in shards:
+        for tensor in {tensor.data_ptr(): tensor for tensor in shard.values()}.values():
+            stored[_short(tensor.dtype)] += tensor.nbytes
+    tok, output = shards[0].get("tok_embeddings.weight"), shards[0].get("output.weight")
+    tied = output is None or (tok is not None and tok.data_ptr() == output.data_ptr())
+    one = len(shards) == 1
+    scales = shards[0].get("tok_embeddings.scales")
+    compute = scales if scales is not None else tok
+    return Description(
+        source=str(folder),
+        layout="Meta, 1 file" if one else f"Meta, {len(shards)} shards, merged when loaded",
+        config=replace(config, tied=tied),
+        stored=dict(stored),
+        mapped=stored.total() if one else 0,
+        weights=0 if one else stored.total(),
+        compute="float32" if compute is None else _short(compute.dtype),
+        rope=_rope(config),
+        tokenizer=find_tokenizer(folder),
+    )
+
+
+def _hf(folder: Path) -> Description:
+    from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
+    from llama3_scratch.checkpoint.hf import read_hf_header, turned_heads
+
+    config, tensors = read_hf_header(folder)
+    stored: Counter[str] = Counter()
+    copied = 0  # q and k, whose rows are reordered
+    for name, (shape, dtype) in tensors.items():
+        n_bytes = math.prod(shape) * _BYTES[dtype]
+        stored[dtype] += n_bytes
+        copied += n_bytes if turned_heads(name, config) else 0
+    return Description(
+        source=str(folder),
+        layout="Hugging Face, safetensors",
+        config=config,
+        stored=dict(stored),
+        mapped=stored.total() - copied,
+        weights=copied,
+        compute=tensors["tok_embeddings.weight"][1],
+        rope=_rope(config, "config.json"),
+        tokenizer=read_tokenizer_json(folder),
+    )
+
+
+def _gguf(path: Path) -> Description:
+    from llama3_scratch.checkpoint.gguf import FLOATS, gguf_name, gguf_tokenizer, header_config, read_header
+
+    header = read_header(path)
+    config = header_config(header)
+    stored: Counter[str] = Counter()
+    decoded = 0  # blocks become f32
+    for tensor in header.tensors.values():
+        stored[tensor.kind] += tensor.n_bytes
+        decoded += 0 if tensor.kind in FLOATS else math.prod(tensor.shape) * _BYTES["float32"]
+    embedding = header.tensors[gguf_name("tok_embeddings.weight")]
+    return Description(
+        source=str(path),
+        layout="GGUF",
+        config=config,
+        stored=dict(stored),
+        mapped=sum(n_bytes for kind, n_bytes in stored.items() if kind in FLOATS),
+        weights=decoded,
+        compute=_short(FLOATS[embedding.kind]) if embedding.kind in FLOATS else "float32",
+        rope=_rope(config, "the file's rope_freqs or metadata"),
+        tokenizer=gguf_tokenizer(header),
+    )
+
+
+def _llama2c(path: Path) -> Description:
+    from llama3_scratch.checkpoint.llama2c import read_llama2c
+
+    config, _ = read_llama2c(path)  # mapped, so no weight is read
+    n_bytes = path.stat().st_size
+    return Description(
+        source=str(path),
+        layout="llama2.c",
+        config=config,
+        stored={"float32": n_bytes},
+        mapped=n_bytes,
+        weights=0,
+        compute="float32",
+        rope=_rope(config),
+        tokenizer=None,
+    )
+
+
+def _rope(config: Config, says: str = "") -> str:
+    """How RoPE is scaled and who decided it: the file `says`, or for Meta's files the shape."""
+    if config.rope_divisors is not None:
+        return f"theta {config.rope_theta:g}, divided by factors of its own ({says})"
+    if config.rope_scaling is None:
+        return f"theta {config.rope_theta:g}, not scaled"
+    factor = config.rope_scaling.factor
+    known, why = rope_factor(config)
+    if not says:
+        says = why if factor == known else "params.json's rope_scaling_factor"
+    return f"theta {config.rope_theta:g}, scaled by {factor:g}: {says}"
+
+
+def _short(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _as_json(found: Description, memory: Plan, context: int, batch: int) -> dict[str, Any]:
+    tokenizer = found.tokenizer
+    return {
+        "source": found.source,
+        "layout": found.layout,
+        "config": asdict(found.config) | {"head_dim": found.config.head_dim},
+        "n_parameters": found.config.n_parameters,
+        "stored_bytes": found.stored,
+        "rope": found.rope,
+        "tokenizer": tokenizer
+        and {
+            "n_words": tokenizer.n_words,
+            "ranks": len(tokenizer.ranks),
+            "special_tokens": len(tokenizer.special_tokens),
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+            "stop_tokens": list(tokenizer.stop_tokens),
+            "chat_format": tokenizer.chat_format,
+        },
+        "memory_bytes": asdict(memory)
+        | {"allocated": memory.allocated, "free": available(), "context": context, "batch": batch},
+    }
+
+
+def _rows(found: Description, memory: Plan, context: int, batch: int) -> list[tuple[str, str]]:
+    config, tokenizer = found.config, found.tokenizer
+    free = available()
+    return [
+        ("model", found.source),
+        ("layout", found.layout),
+        ("parameters", f"{config.n_parameters:,}{', the head tied to the embedding' if config.tied else ''}"),
+        ("stored as", ", ".join(f"{dtype} {size(n_bytes)}" for dtype, n_bytes in found.stored.items())),
+        ("layers", f"{config.n_layers}, each {config.dim} wide, feed-forward {config.hidden_dim}"),
+        ("heads", f"{config.n_heads} of queries, {config.n_kv_heads} of keys and values, each {config.head_dim} wide"),
+        ("vocabulary", f"{config.vocab_size:,}"),
+        ("context", f"{config.max_seq_len:,} tokens"),
+        ("norm eps", f"{config.norm_eps:g}"),
+        ("RoPE", found.rope),
+        (
+            "tokenizer",
+            f"{len(tokenizer.ranks):,} ranks, {len(tokenizer.special_tokens)} special tokens, "
+            f"chat format {tokenizer.chat_format or 'none'}, BOS {tokenizer.bos_id}, "
+            f"stops at {', '.join(map(str, tokenizer.stop_tokens))}"
+            if tokenizer
+            else "none beside the weights",
+        ),
+        ("", ""),
+        ("memory", f"for {context:,} tokens x {batch} on a CPU"),
+        ("weights", f"{size(memory.weights)} allocated, {size(memory.mapped)} mapped from the file"),
+        ("KV cache", f"{size(memory.cache)} in {found.compute}"),
+        ("activations", f"about {size(memory.activations)}"),
+        ("together", f"{size(memory.allocated)}{f', of {size(free)} that are free' if free is not None else ''}"),
+    ]
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("describe", __doc__ or "")
+    parser.add_argument("model", metavar="PATH_OR_NAME", help="a folder, a .gguf or .bin file, or a name; see download")
+    parser.add_argument(
+        "--context", type=cli.number(int, least=1), metavar="N", help="tokens to plan memory for (default: the model's)"
+    )
+    parser.add_argument("--batch", type=cli.number(int, least=1), default=1, metavar="N", help="prompts at once")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    return parser
+
+
+@cli.verb(_parser)
+def main(options: argparse.Namespace) -> int:
+    found = describe(options.model)
+    most = found.config.max_seq_len
+    context = options.context or most
+    if context > most:
+        raise UsageError(f"--context {context}: the model was made for at most {most} tokens")
+    memory = found.plan(context, options.batch)
+    if options.json:
+        print(json.dumps(_as_json(found, memory, context, options.batch), indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for row in _rows(found, memory, context, options.batch):
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
