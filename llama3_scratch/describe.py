@@ -24,8 +24,8 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Description:
-    """What the headers say. `stored` is bytes by dtype; `mapped` and `weights` are bytes of weights once loaded,
-    those that stay in their file and those that are allocated; `compute` is the dtype of the activations."""
+    """What the headers say. `stored` is bytes by dtype; of the weights once loaded, `mapped` bytes stay in their file
+    and `weights` bytes are allocated."""
 
     source: str
     layout: str
@@ -33,19 +33,12 @@ class Description:
     stored: dict[str, int]
     mapped: int
     weights: int
-    compute: str
     rope: str
     tokenizer: Tokenizer | None
 
     def plan(self, context: int, batch: int = 1) -> Plan:
-        return plan(
-            self.config,
-            context=context,
-            batch=batch,
-            mapped=self.mapped,
-            weights=self.weights,
-            cache_bytes=_BYTES[self.compute],
-        )
+        """Memory for `batch` prompts of `context` tokens, in float32 as on a CPU."""
+        return plan(self.config, context=context, batch=batch, mapped=self.mapped, weights=self.weights)
 
 
 def describe(path_or_name: str | Path) -> Description:
@@ -62,14 +55,14 @@ def describe(path_or_name: str | Path) -> Description:
 
 def _official(name: str, config: Config) -> Description:
     n_bytes = 2 * config.n_parameters
+    one = config.dim < 8192  # Meta cuts 70B and 405B into 8 shards
     return Description(
         source=name,
         layout=f"not downloaded; python -m llama3_scratch.download {name}",
         config=config,
         stored={"bfloat16": n_bytes},
-        mapped=n_bytes,
-        weights=0,
-        compute="bfloat16",
+        mapped=n_bytes if one else 0,
+        weights=0 if one else n_bytes,
         rope=_rope(config),
         tokenizer=None,
     )
@@ -89,8 +82,6 @@ def _meta(folder: Path) -> Description:
     tok, output = shards[0].get("tok_embeddings.weight"), shards[0].get("output.weight")
     tied = output is None or (tok is not None and tok.data_ptr() == output.data_ptr())
     one = len(shards) == 1
-    scales = shards[0].get("tok_embeddings.scales")
-    compute = scales if scales is not None else tok
     return Description(
         source=str(folder),
         layout="Meta, 1 file" if one else f"Meta, {len(shards)} shards, merged when loaded",
@@ -98,7 +89,6 @@ def _meta(folder: Path) -> Description:
         stored=dict(stored),
         mapped=stored.total() if one else 0,
         weights=0 if one else stored.total(),
-        compute="float32" if compute is None else _short(compute.dtype),
         rope=_rope(config),
         tokenizer=find_tokenizer(folder),
     )
@@ -122,14 +112,13 @@ def _hf(folder: Path) -> Description:
         stored=dict(stored),
         mapped=stored.total() - copied,
         weights=copied,
-        compute=tensors["tok_embeddings.weight"][1],
         rope=_rope(config, "config.json"),
         tokenizer=read_tokenizer_json(folder),
     )
 
 
 def _gguf(path: Path) -> Description:
-    from llama3_scratch.checkpoint.gguf import FLOATS, gguf_name, gguf_tokenizer, header_config, read_header
+    from llama3_scratch.checkpoint.gguf import FLOATS, gguf_tokenizer, header_config, read_header
 
     header = read_header(path)
     config = header_config(header)
@@ -138,7 +127,6 @@ def _gguf(path: Path) -> Description:
     for tensor in header.tensors.values():
         stored[tensor.kind] += tensor.n_bytes
         decoded += 0 if tensor.kind in FLOATS else math.prod(tensor.shape) * _BYTES["float32"]
-    embedding = header.tensors[gguf_name("tok_embeddings.weight")]
     return Description(
         source=str(path),
         layout="GGUF",
@@ -146,7 +134,6 @@ def _gguf(path: Path) -> Description:
         stored=dict(stored),
         mapped=sum(n_bytes for kind, n_bytes in stored.items() if kind in FLOATS),
         weights=decoded,
-        compute=_short(FLOATS[embedding.kind]) if embedding.kind in FLOATS else "float32",
         rope=_rope(config, "the file's rope_freqs or metadata"),
         tokenizer=gguf_tokenizer(header),
     )
@@ -164,7 +151,6 @@ def _llama2c(path: Path) -> Description:
         stored={"float32": n_bytes},
         mapped=n_bytes,
         weights=0,
-        compute="float32",
         rope=_rope(config),
         tokenizer=None,
     )
@@ -212,8 +198,10 @@ def _as_json(found: Description, memory: Plan, context: int, batch: int) -> dict
 
 
 def _rows(found: Description, memory: Plan, context: int, batch: int) -> list[tuple[str, str]]:
-    config, tokenizer = found.config, found.tokenizer
-    free = available()
+    config, free = found.config, available()
+    enough = "" if free is None else f", {size(free)} are free"
+    if free is not None and memory.allocated > free:
+        enough = f", but only {size(free)} are free"
     return [
         ("model", found.source),
         ("layout", found.layout),
@@ -225,21 +213,24 @@ def _rows(found: Description, memory: Plan, context: int, batch: int) -> list[tu
         ("context", f"{config.max_seq_len:,} tokens"),
         ("norm eps", f"{config.norm_eps:g}"),
         ("RoPE", found.rope),
-        (
-            "tokenizer",
-            f"{len(tokenizer.ranks):,} ranks, {len(tokenizer.special_tokens)} special tokens, "
-            f"chat format {tokenizer.chat_format or 'none'}, BOS {tokenizer.bos_id}, "
-            f"stops at {', '.join(map(str, tokenizer.stop_tokens))}"
-            if tokenizer
-            else "none beside the weights",
-        ),
+        ("tokenizer", _tokenizer_row(found.tokenizer)),
         ("", ""),
-        ("memory", f"for {context:,} tokens x {batch} on a CPU"),
+        ("memory", f"for {context:,} tokens, {batch} prompt{'s' if batch > 1 else ''} at once, in float32 on a CPU"),
         ("weights", f"{size(memory.weights)} allocated, {size(memory.mapped)} mapped from the file"),
-        ("KV cache", f"{size(memory.cache)} in {found.compute}"),
+        ("KV cache", size(memory.cache)),
         ("activations", f"about {size(memory.activations)}"),
-        ("together", f"{size(memory.allocated)}{f', of {size(free)} that are free' if free is not None else ''}"),
+        ("together", f"{size(memory.allocated)} allocated{enough}"),
     ]
+
+
+def _tokenizer_row(tokenizer: Tokenizer | None) -> str:
+    if tokenizer is None:
+        return "not here"
+    return (
+        f"{len(tokenizer.ranks):,} ranks, {len(tokenizer.special_tokens)} special tokens, "
+        f"chat format {tokenizer.chat_format or 'none'}, BOS {tokenizer.bos_id}, "
+        f"stops at {', '.join(map(str, tokenizer.stop_tokens))}"
+    )
 
 
 def _parser() -> cli.Parser:

@@ -88,4 +88,4 @@ def size(n_bytes: int) -> str:
     for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n_bytes >= scale:
             return f"{n_bytes / scale:.3g} {unit}" if n_bytes < 999.5 * scale else f"{n_bytes / scale:.0f} {unit}"
-    return f"{n_bytes} bytes"
+    return f"{n_bytes} bytes" if n_bytes else "nothing"
