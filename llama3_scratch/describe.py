@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
 from llama3_scratch.config import OFFICIAL, Config, official_name, rope_factor
-from llama3_scratch.errors import UsageError
+from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.memory import Plan, available, plan, size
 
 if TYPE_CHECKING:
     from llama3_scratch.tokenizer import Tokenizer
+
+log = logging.getLogger("llama3_scratch")
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -47,9 +51,9 @@ def describe(path_or_name: str | Path) -> Description:
     official = official_name(name)
     if official and not Path(name).exists() and not (weights_dir() / canonical(name)).is_dir():
         return _official(name, OFFICIAL[official])
+    path = resolve(path_or_name)
     from llama3_scratch.checkpoint.load import layout
 
-    path = resolve(path_or_name)
     return {"meta": _meta, "hf": _hf, "gguf": _gguf, "llama2c": _llama2c}[layout(path)](path)
 
 
@@ -90,7 +94,7 @@ def _meta(folder: Path) -> Description:
         mapped=stored.total() if one else 0,
         weights=0 if one else stored.total(),
         rope=_rope(config),
-        tokenizer=find_tokenizer(folder),
+        tokenizer=_if_there(find_tokenizer, folder),
     )
 
 
@@ -113,12 +117,13 @@ def _hf(folder: Path) -> Description:
         mapped=stored.total() - copied,
         weights=copied,
         rope=_rope(config, "config.json"),
-        tokenizer=read_tokenizer_json(folder),
+        tokenizer=_if_there(read_tokenizer_json, folder),
     )
 
 
 def _gguf(path: Path) -> Description:
-    from llama3_scratch.checkpoint.gguf import FLOATS, gguf_tokenizer, header_config, read_header
+    from llama3_scratch.checkpoint.gguf import FLOATS, header_config, read_header
+    from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary
 
     header = read_header(path)
     config = header_config(header)
@@ -135,7 +140,7 @@ def _gguf(path: Path) -> Description:
         mapped=sum(n_bytes for kind, n_bytes in stored.items() if kind in FLOATS),
         weights=decoded,
         rope=_rope(config, "the file's rope_freqs or metadata"),
-        tokenizer=gguf_tokenizer(header),
+        tokenizer=read_vocabulary(header.values, path, config.vocab_size),
     )
 
 
@@ -154,6 +159,15 @@ def _llama2c(path: Path) -> Description:
         rope=_rope(config),
         tokenizer=None,
     )
+
+
+def _if_there(read: Callable[[Path], Tokenizer], folder: Path) -> Tokenizer | None:
+    """The tokenizer, or None with a warning that says what is wrong with it."""
+    try:
+        return read(folder)
+    except FileError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _rope(config: Config, says: str = "") -> str:
