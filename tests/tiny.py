@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.init import init
 from llama3_scratch.linear import Params
+from llama3_scratch.tokenizer import PATTERN, Tokenizer
 
 # D=48 L=5 H=6 G=2 (R=3) V=67 F=40, K=8, J=4
 CONFIG = Config(48, 5, 6, 2, 67, 40, rope_scaling=RopeScaling(32.0), max_seq_len=4096)
 
+META_SPECIAL = [
+    f"<|{name}|>"
+    for name in ["begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag"]
+]
 
-def params(config: Config = CONFIG, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Params:
-    """Weights wild enough for a wrong eps or an unpermuted query to show: matrices N(0, 0.3), norms 1 + 0.2 N(0, 1)."""
-    return init(config, seed=seed, std=0.3, norm_std=0.2, dtype=dtype)
+
+def params(config: Config = CONFIG, *, seed: int = 0, std: float = 0.3, dtype: torch.dtype = torch.float32) -> Params:
+    """Weights wild enough for a wrong eps or an unpermuted query to show: matrices N(0, std), norms 1 + 0.2 N(0, 1)."""
+    return init(config, seed=seed, std=std, norm_std=0.2, dtype=dtype)
 
 
 def tokens(batch: int, length: int, config: Config = CONFIG, *, seed: int = 1) -> torch.Tensor:
@@ -32,3 +40,29 @@ def data(name: str) -> Path:
     if not (root / name).exists():
         pytest.skip(f"{name} is not in {root}; set LLAMA3_SCRATCH_DATA to the folder that has it")
     return root / name
+
+
+def tokenizer(chat_format: str | None = "chatml") -> Tokenizer:
+    """A token for each byte, and the special tokens of a chat format."""
+    names = {"chatml": ["<|im_start|>", "<|im_end|>"], "llama3": META_SPECIAL, None: ["<s>", "</s>"]}[chat_format]
+    special = {name: 256 + i for i, name in enumerate(names)}
+    first, last = (
+        special[name] for name in (("<|begin_of_text|>", "<|eot_id|>") if chat_format == "llama3" else names)
+    )
+    return Tokenizer(
+        {bytes([byte]): byte for byte in range(256)},
+        pattern=PATTERN,
+        special_tokens=special,
+        bos_id=first,
+        eos_id=last,
+        stop_tokens=[last],
+        chat_format=chat_format,
+        add_bos=chat_format != "chatml",
+    )
+
+
+def folder(path: Path, chat_format: str | None = "chatml", *, seed: int = 0, shards: int = 1) -> Path:
+    """A tiny model that can talk, in Meta's layout."""
+    config = replace(CONFIG, vocab_size=272, hidden_dim=44)
+    write_meta(path, params(config, seed=seed), config, tokenizer(chat_format), shards=shards)
+    return path

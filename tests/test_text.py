@@ -1,0 +1,63 @@
+"""Text as it streams: whole characters only, nothing of a stop string, nothing that drives a terminal."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama3_scratch.text import Answer, visible
+from tests import tiny
+
+
+def feed(data: bytes, stop=(), reason="length"):
+    """The texts seen after each byte, one token each, and the answer."""
+    answer = Answer(tiny.tokenizer(), [257], stop)
+    seen = []
+    for byte in data:
+        done = answer.take(byte)
+        seen.append(answer.text)
+        if done:
+            break
+    answer.finish(reason)
+    return seen, answer
+
+
+def test_f117_half_characters_wait_and_are_flushed_at_the_end():
+    seen, answer = feed("é€😀".encode())
+    assert seen == ["", "é", "é", "é", "é€", "é€", "é€", "é€", "é€😀"]
+    assert answer.text == "é€😀"
+    assert feed("é€".encode()[:-1])[1].text == "é�"
+
+
+def test_f118_a_stop_string_split_over_tokens_never_shows():
+    seen, answer = feed(b"one STOP two", stop=["STOP"])
+    assert answer.text == "one "
+    assert all("S" not in text for text in seen)
+    assert len(answer.tokens) == len("one STOP"), "nothing is taken after it"
+
+
+def test_what_only_began_like_a_stop_string_comes_out():
+    assert feed(b"a STO", stop=["STOP"])[1].text == "a STO"
+    assert feed(b"aaab", stop=["aab"])[1].text == "a"
+    assert feed(b"x END", stop=["STOP", "END", "ND"])[1].text == "x "
+
+
+def test_a_stop_token_is_kept_as_a_token_and_leaves_no_text():
+    answer = Answer(tiny.tokenizer(), [257])
+    assert [answer.take(token) for token in (104, 105, 257)] == [False, False, True]
+    assert (answer.text, answer.tokens) == ("hi", [104, 105, 257])
+
+
+@given(st.text(), st.lists(st.text(min_size=1, max_size=4), max_size=3))
+def test_streaming_equals_cutting_the_whole_text(text, stop):
+    ends = []  # the first position at which some stop string is complete decides
+    for end in range(len(text) + 1):
+        starts = [end - len(s) for s in stop if text[:end].endswith(s) and end >= len(s)]
+        if starts:
+            ends = starts
+            break
+    assert feed(text.encode(), stop)[1].text == (text[: min(ends)] if ends else text)
+
+
+def test_f120_control_characters_are_shown_not_obeyed():
+    assert visible("a\x1b[2Jb\x07\n\tc\x9b") == "a␛[2Jb␇\n\tc�"
