@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llama3_scratch.checkpoint.byte_level import write_tokenizer_json
 from llama3_scratch.checkpoint.check import FLOATS
 from llama3_scratch.checkpoint.hf import halves, hf_name, turned_heads
 from llama3_scratch.config import Config, expected
@@ -47,8 +48,6 @@ def write_hf(
         _write_json(temporary / "config.json", _config_json(params, config, tokenizer))
         _write_json(temporary / "generation_config.json", _token_ids(tokenizer))
         if tokenizer is not None:
-            from llama3_scratch.checkpoint.byte_level import write_tokenizer_json
-
             write_tokenizer_json(tokenizer, temporary)
         groups = list(_groups(params, names, max_shard_bytes))
         weight_map: dict[str, str] = {}

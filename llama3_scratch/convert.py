@@ -1,0 +1,166 @@
+"""Write a model in another layout: Meta's, Hugging Face's or GGUF."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llama3_scratch import cli
+from llama3_scratch.errors import UsageError
+
+if TYPE_CHECKING:
+
+    from llama3_scratch.checkpoint.load import Checkpoint
+    from llama3_scratch.linear import Params
+
+log = logging.getLogger("llama3_scratch")
+
+LAYOUTS = {"meta": "Meta's layout", "hf": "Hugging Face's layout", "gguf": "GGUF"}
+
+# A folder is replaced only if it holds nothing but what the writers write or Meta and Hugging Face put beside it.
+_OURS = (".json", ".safetensors", ".pth", ".model", ".chk", ".jinja")
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("convert", __doc__ or "")
+    parser.add_argument("source", metavar="SOURCE", help="a folder, a .gguf or .bin file, or a downloaded name")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="the folder to write, or the .gguf file")
+    parser.add_argument("--to", required=True, choices=LAYOUTS, help="the layout to write")
+    parser.add_argument("--force", action="store_true", help="replace TARGET")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights, for meta and hf; as stored if not given",
+    )
+    parser.add_argument(
+        "--shards", type=cli.number(int, least=1), metavar="N", help="how many consolidated.*.pth, for meta (1)"
+    )
+    parser.add_argument(
+        "--type",
+        choices=("F32", "F16", "BF16", "Q8_0", "Q4_0"),
+        help="of the matrices, for gguf; without it the stored dtype",
+    )
+    parser.add_argument(
+        "--rope-scale-factor", type=cli.number(float, above=0), metavar="X", help="override Llama 3.1's"
+    )
+    parser.add_argument("--allow-extra", action="store_true", help="ignore tensors that aren't part of a Llama")
+    parser.add_argument(
+        "--chat-format", choices=("llama3", "chatml"), help="how messages are framed, where the files don't say"
+    )
+    return parser
+
+
+@cli.verb(_parser)
+def main(options: argparse.Namespace) -> int:
+    for option, layouts in (("dtype", ("meta", "hf")), ("shards", ("meta",)), ("type", ("gguf",))):
+        if getattr(options, option) is not None and options.to not in layouts:
+            raise UsageError(f"--{option} is for --to {' and '.join(layouts)}, got --to {options.to}")
+    target = options.target.resolve()
+    _check_target(target, folder=options.to != "gguf", force=options.force)
+
+    from llama3_scratch.checkpoint.load import load
+
+    checkpoint = load(options.source, rope_scale_factor=options.rope_scale_factor, allow_extra=options.allow_extra)
+    if target == checkpoint.path.resolve() or target in checkpoint.path.resolve().parents:
+        raise UsageError(f"{options.target}: writing there would replace SOURCE; choose another TARGET")
+    if checkpoint.tokenizer is None:
+        log.warning("%s has no tokenizer, so none is written", checkpoint.path)
+    elif options.chat_format:
+        checkpoint.tokenizer.chat_format = options.chat_format
+    form = _write(checkpoint, target, options)
+    written = [path for path in target.iterdir()] if target.is_dir() else [target]
+    print(f"{options.target}: {LAYOUTS[options.to]}, {form}, {sum(path.stat().st_size for path in written):,} bytes")
+    return 0
+
+
+def _check_target(target: Path, *, folder: bool, force: bool) -> None:
+    """Raise UsageError unless `target` may be written, before anything is read."""
+    if not target.exists():
+        return
+    if folder != target.is_dir():
+        wanted, found = ("folder", "file") if folder else ("file", "folder")
+        raise UsageError(f"{target}: expected a {wanted} to write, found a {found}; choose another TARGET")
+    inside = list(target.iterdir()) if folder else [target]
+    if inside and not force:
+        raise UsageError(f"{target}: already there; --force replaces it")
+    if foreign := sorted(path.name for path in inside if folder and (path.is_dir() or path.suffix not in _OURS)):
+        raise UsageError(
+            f"{target}: holds {foreign[0]}, which no checkpoint has, and isn't replaced; choose another TARGET"
+        )
+
+
+def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) -> str:
+    """Write `target`; returns the form of the weights, for the report."""
+    config, params, tokenizer = checkpoint.config, checkpoint.params, checkpoint.tokenizer
+    if options.to == "gguf":
+        from llama3_scratch.checkpoint.gguf_out import write_gguf
+
+        kind = options.type or _TYPES.get(_dtype_name(params), "F32")
+        if kind in ("Q8_0", "Q4_0"):
+            log.warning("--type %s rounds the weights: %s bits each and a scale for 32", kind, kind[1])
+        else:
+            dtype = next(dtype for dtype, its_kind in _TYPES.items() if its_kind == kind)
+            _check_rounding([name for name in params if params[name].ndim > 1], params, dtype, f"--type {kind}")
+        write_gguf(target, params, config, tokenizer, kind=kind)
+        return kind
+    if options.dtype:
+        _check_rounding(list(params), params, options.dtype, f"--dtype {options.dtype}")
+        params = _cast(params, options.dtype)
+    if options.to == "meta":
+        from llama3_scratch.checkpoint.meta import write_meta
+
+        write_meta(target, params, config, tokenizer, shards=options.shards or 1)
+    else:
+        from llama3_scratch.checkpoint.hf_out import write_hf
+
+        write_hf(target, params, config, tokenizer)
+    return _dtype_name(params)
+
+
+_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def _dtype_name(params: Params) -> str:
+    return str(params["tok_embeddings.weight"].dtype).removeprefix("torch.")
+
+
+def _check_rounding(names: list[str], params: Params, name_of_dtype: str, option: str) -> None:
+    """Say how many of these weights another dtype rounds; UsageError where it would make one infinite."""
+    import torch
+
+    dtype = getattr(torch, name_of_dtype)
+    rounded = total = 0
+    for name in names:
+        tensor = params[name]
+        total += tensor.numel()
+        if not tensor.is_floating_point() or torch.promote_types(tensor.dtype, dtype) == dtype:
+            continue
+        narrow = tensor.to(dtype)
+        if narrow.isinf().any():
+            raise UsageError(
+                f"{option}: {name} reaches {tensor.abs().max().item():g}, {name_of_dtype} ends at "
+                f"{torch.finfo(dtype).max:g}; take bfloat16"
+            )
+        rounded += int((narrow.to(tensor.dtype) != tensor).sum())
+    if rounded:
+        log.warning("%s rounds %s of %s weights", option, f"{rounded:,}", f"{total:,}")
+
+
+def _cast(params: Params, name_of_dtype: str) -> Params:
+    """The float weights in another dtype; a tied head stays the same tensor as its embedding."""
+    import torch
+
+    dtype = getattr(torch, name_of_dtype)
+    cast: Params = {}
+    for name, tensor in params.items():
+        if name == "output.weight" and tensor is params["tok_embeddings.weight"]:
+            cast[name] = cast["tok_embeddings.weight"]
+        else:
+            cast[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return cast
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
