@@ -1,0 +1,83 @@
+"""Against Meta's own code in f32: logits, cached steps, the RoPE table; and Meta's layout in 1 to 8 shards."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llama3_scratch.cache import Cache
+from llama3_scratch.config import OFFICIAL, Config, RopeScaling
+from llama3_scratch.model import block, forward, fused_block, rms_norm, rotations
+from tests import shapes, tiny
+from tests.compare import check
+from tests.meta_reference import meta_model, transformer
+
+TOLERANCE = 2e-5  # f32 against f32
+T = 512
+
+
+@pytest.fixture(scope="module")
+def meta():
+    with meta_model() as module:
+        yield module
+
+
+def as_meta_scales(config: Config) -> Config:
+    return replace(config, rope_scaling=config.rope_scaling and RopeScaling(8.0))
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_logits(meta, name):
+    config, multiple_of, multiplier = shapes.SHAPES[name]
+    config = as_meta_scales(config)
+    params, tokens_BT = shapes.params(config), tiny.tokens(1, T, config)
+    wanted = transformer(meta, params, config, multiple_of, multiplier, max_seq_len=T)(tokens_BT, 0)
+    for layer in (block, fused_block):
+        check(forward(tokens_BT, params, config, block=layer), wanted, TOLERANCE, layer.__name__)
+
+
+def test_cached_steps(meta):
+    config, multiple_of, multiplier = shapes.SHAPES["3.1-8b"]
+    params, tokens_BT = shapes.params(config), tiny.tokens(2, T + 24, config)
+    model, cache = transformer(meta, params, config, multiple_of, multiplier, max_seq_len=T + 24), Cache(T + 24)
+    start = 0
+    for step in (T - 12, 7, 5, *[1] * 24):
+        piece = tokens_BT[:, start : start + step]
+        check(forward(piece, params, config, cache=cache), model(piece, start), TOLERANCE, f"position {start}")
+        start += step
+
+
+def test_bf16_norm_is_bit_equal(meta):
+    config = replace(tiny.CONFIG, norm_eps=1e-5)
+    x_BTD = (4 * torch.randn(3, 7, config.dim)).bfloat16()
+    weight = (1 + torch.randn(config.dim)).bfloat16()
+    theirs = meta.RMSNorm(config.dim, eps=config.norm_eps)
+    theirs.weight.data = weight
+    assert torch.equal(rms_norm(x_BTD, {"norm.weight": weight}, "norm", config), theirs(x_BTD))
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaled"])
+@pytest.mark.parametrize("name", ["llama3.1-8b", "llama3.2-1b"])  # head width 128 and 64
+def test_rope_table_is_bit_equal_over_the_whole_context(meta, name, scaled):
+    config = replace(OFFICIAL[name], rope_scaling=RopeScaling(8.0) if scaled else None)
+    wanted = meta.precompute_freqs_cis(config.head_dim, 131_072, config.rope_theta, scaled)
+    table = rotations(torch.arange(131_072)[None], config, torch.float32)[0]
+    assert torch.equal(torch.view_as_real(table), torch.view_as_real(wanted))
+    scattered = torch.tensor([[0], [1], [8191], [8192], [80_000], [131_071]])  # as one-token steps ask
+    one_by_one = torch.cat([rotations(position[None], config, torch.float32)[0] for position in scattered])
+    assert torch.equal(torch.view_as_real(one_by_one), torch.view_as_real(wanted[scattered[:, 0]]))
+
+
+def test_sys_modules_is_as_before():
+    def ours():
+        return {name: id(module) for name, module in sys.modules.items() if name.startswith(("fairscale", "llama_"))}
+
+    before = ours()
+    with meta_model() as module:
+        assert module.Transformer
+        assert ours() != before
+    assert {name: ours().get(name) for name in before} == before
+    assert not any(name.startswith("fairscale") for name in ours().keys() - before.keys())
