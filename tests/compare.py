@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Differs(AssertionError):
+class DiffersError(AssertionError):
     """Two tensors that should agree don't."""
 
 
@@ -19,7 +19,7 @@ def difference(got: Tensor, wanted: Tensor) -> float:
 
 
 def check(got: Tensor, wanted: Tensor, tolerance: float, what: str = "logits") -> None:
-    """Raise Differs unless `got` is within `tolerance` standard deviations of `wanted` everywhere."""
+    """Raise DiffersError unless `got` is within `tolerance` standard deviations of `wanted` everywhere."""
     off = difference(got, wanted)
     if not off <= tolerance:
-        raise Differs(f"{what}: off by {off:.3g} standard deviations, tolerance {tolerance:g}")
+        raise DiffersError(f"{what}: off by {off:.3g} standard deviations, tolerance {tolerance:g}")
