@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llama3_scratch.cache import Cache
+from llama3_scratch.checkpoint.meta import read_meta, write_meta
 from llama3_scratch.config import OFFICIAL, Config, RopeScaling
 from llama3_scratch.model import block, forward, fused_block, rms_norm, rotations
 from tests import shapes, tiny
@@ -81,3 +82,37 @@ def test_sys_modules_is_as_before():
         assert ours() != before
     assert {name: ours().get(name) for name in before} == before
     assert not any(name.startswith("fairscale") for name in ours().keys() - before.keys())
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_shards_merge_bit_equal(tmp_path, shards, tied):
+    config = Config(128, 2, 16, 8, 64, 96, rope_scaling=RopeScaling(8.0), max_seq_len=131_072, tied=tied)
+    params = shapes.params(config, dtype=torch.bfloat16)
+    write_meta(tmp_path / "model", params, config, None, shards=shards)
+    assert len(list((tmp_path / "model").glob("consolidated.*.pth"))) == shards
+    found, read = read_meta(tmp_path / "model")
+    assert found == config
+    assert read.keys() == params.keys()
+    assert all(torch.equal(read[name], params[name]) and read[name].dtype == torch.bfloat16 for name in params)
+    assert (read["output.weight"] is read["tok_embeddings.weight"]) == tied
+    tokens_BT = tiny.tokens(1, 33, config)
+    assert torch.equal(forward(tokens_BT, read, config), forward(tokens_BT, params, config))
+
+
+def test_shards_are_cut_as_metas_layers_expect(tmp_path):
+    """Rows of wq, w1 and output, columns of wo and w2: what each rank of Meta's parallel layers holds."""
+    config = Config(128, 1, 16, 8, 64, 96)
+    params = shapes.params(config)
+    write_meta(tmp_path / "model", params, config, None, shards=4)
+    second = torch.load(tmp_path / "model" / "consolidated.01.pth", weights_only=True)
+    rows = {"attention.wq": 32, "attention.wk": 16, "attention.wv": 16, "feed_forward.w1": 24, "feed_forward.w3": 24}
+    for part, step in rows.items():
+        name = f"layers.0.{part}.weight"
+        assert torch.equal(second[name], params[name][step : 2 * step]), name
+    for part, step in {"attention.wo": 32, "feed_forward.w2": 24}.items():
+        name = f"layers.0.{part}.weight"
+        assert torch.equal(second[name], params[name][:, step : 2 * step]), name
+    for name in ("tok_embeddings.weight", "output.weight"):
+        assert torch.equal(second[name], params[name][16:32]), name
+    assert torch.equal(second["norm.weight"], params["norm.weight"])
