@@ -96,11 +96,12 @@ def main(options: argparse.Namespace) -> int:
         )
         raise FileError(f"{folder}: no {CHECKLIST} to verify against{nearby}; --tensors scans the numbers without one")
     if options.tensors:
-        from llama3_scratch.checkpoint.check import scan
+        from llama3_scratch.checkpoint.check import SCAN_LIMIT, n_bytes, scan
         from llama3_scratch.checkpoint.load import load
 
         checkpoint = load(folder)
-        scan(checkpoint.params, folder)
+        if n_bytes(checkpoint.params) >= SCAN_LIMIT:  # else load has done it
+            scan(checkpoint.params, folder)
         print(f"{len(checkpoint.params)} tensors: OK")
     return 0
 

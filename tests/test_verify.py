@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,45 @@ def test_nothing_to_verify(folder, capsys):
     assert "lists no file" in capsys.readouterr().err
     assert verify.main([str(folder / "params.json")]) == 3
     assert "expected a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [0, 500_000_000], ids=["beyond load's limit", "within"])
+@pytest.mark.parametrize(
+    "value, code, said",
+    [
+        pytest.param(float("nan"), 3, "layers.1.attention.wq.weight: 1 NaN or infinite values, the first at [2, 3]"),
+        pytest.param(1e9, 0, "warning: {}: layers.1.attention.wq.weight: root mean square"),
+        pytest.param(0.5, 0, ""),
+    ],
+    ids=["F021", "F022", "good"],
+)
+def test_tensors(tmp_path, monkeypatch, capsys, limit, value, code, said):
+    from llama3_scratch.checkpoint import check, load
+    from llama3_scratch.checkpoint.meta import write_meta
+    from llama3_scratch.tokenizer import PATTERN, Tokenizer
+
+    from . import tiny
+
+    monkeypatch.setattr(check, "SCAN_LIMIT", limit)
+    monkeypatch.setattr(load, "SCAN_LIMIT", limit)
+    config = replace(tiny.CONFIG, vocab_size=256)
+    tokenizer = Tokenizer(
+        {bytes([byte]): byte for byte in range(256)},
+        pattern=PATTERN,
+        special_tokens={},
+        bos_id=None,
+        eos_id=None,
+        stop_tokens=[],
+        chat_format=None,
+        add_bos=False,
+    )
+    params = tiny.params(config)
+    params["layers.1.attention.wq.weight"][2, 3] = value
+    write_meta(tmp_path / "m", params, config, tokenizer)
+    assert verify.main([str(tmp_path / "m"), "--tensors"]) == code
+    out, err = capsys.readouterr()
+    assert err.count(said.format(tmp_path / "m")) == 1 if said else "warning" not in err
+    assert (f"{len(params)} tensors: OK" in out) == (code == 0)
 
 
 def test_every_verb_answers_without_torch(folder):
