@@ -69,18 +69,16 @@ def available() -> int | None:
 
 
 def require(plan: Plan, free: int | None) -> None:
-    """Raise ResourceError, with the plan and the flag to lower, if `plan` allocates more than `free` bytes."""
+    """Raise ResourceError, with the plan and the flag to lower, if it takes more than `free` bytes; None is unknown."""
     if free is None or plan.allocated <= free:
         return
     if plan.weights > free:
         remedy = "take a smaller model, or one file in its own dtype (Meta's or Hugging Face's), which is only mapped"
     else:
         remedy = "lower --max-seq-len or --max-tokens, give fewer prompts at once, or take a smaller model"
-    raise ResourceError(
-        f"needs {size(plan.allocated)} of memory (weights {size(plan.weights)}, KV cache {size(plan.cache)}, "
-        f"activations {size(plan.activations)}; {size(plan.mapped)} of mapped weights not counted), "
-        f"{size(free)} are free; {remedy}"
-    )
+    parts = {"weights": plan.weights, "KV cache": plan.cache, "activations": plan.activations}
+    table = ", ".join(f"{name} {size(n_bytes)}" for name, n_bytes in parts.items() if n_bytes)
+    raise ResourceError(f"needs {size(plan.allocated)} of memory ({table}), {size(free)} are free; {remedy}")
 
 
 def size(n_bytes: int) -> str:

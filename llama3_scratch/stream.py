@@ -12,6 +12,7 @@ from llama3_scratch.cache import Cache, RaggedCache
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import Params, embed
+from llama3_scratch.memory import available, plan, require
 from llama3_scratch.model import Block, decode, fused_block, unembed
 from llama3_scratch.sample import NonFiniteError, Sampler
 
@@ -63,6 +64,17 @@ def stream(
             raise UsageError(f"token {max(prompt)} in the prompt, the model's vocabulary has {config.vocab_size}")
     if cache is None:
         cache = Cache(limit) if len(prompts) == 1 else RaggedCache(limit, len(prompts))
+    free = available()
+    if free is not None and params["tok_embeddings.weight"].device.type == "cpu":
+        longest = max(map(len, prompts))
+        wanted = plan(
+            config,
+            context=min(limit, longest + max_tokens),
+            batch=len(prompts),
+            cache_bytes=dtype.itemsize if dtype else 4,
+            chunk=min(chunk, longest),
+        )
+        require(wanted, free + cache.n_bytes)
 
     def hidden(tokens_BT: Tensor) -> Tensor:
         x_BTD = embed(tokens_BT.to(params["tok_embeddings.weight"].device), params, "tok_embeddings")

@@ -11,6 +11,7 @@ import torch
 
 from llama3_scratch import describe as verb
 from llama3_scratch import memory, stream
+from llama3_scratch.checkpoint import meta
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import OFFICIAL, RopeScaling
 from llama3_scratch.describe import describe
@@ -103,10 +104,25 @@ def test_f140_more_than_is_free():
     with pytest.raises(ResourceError) as raised:
         require(wanted, 24_000_000_000)
     said = str(raised.value)
-    for words in ("weights nothing", "KV cache 68.7 GB", "activations", "24 GB are free", "lower --max-seq-len"):
+    for words in ("GB of memory (KV cache 68.7 GB", "activations", "24 GB are free", "lower --max-seq-len"):
         assert words in said, said
     with pytest.raises(ResourceError, match=r"weights 141 GB.*take a smaller model"):
         require(plan(OFFICIAL["llama3-70b"], context=100, weights=141_107_412_992), 24_000_000_000)
+
+
+def test_f140_shards_are_refused_before_they_are_merged(tmp_path, monkeypatch):
+    config = replace(tiny.CONFIG, vocab_size=68)
+    write_meta(tmp_path / "m", tiny.params(config), config, None, shards=2)
+    monkeypatch.setattr(meta, "available", lambda: 100_000)
+    with pytest.raises(ResourceError, match=r"needs \d+ kB of memory \(weights \d+ kB\), 100 kB are free"):
+        meta.read_meta(tmp_path / "m")
+
+
+def test_f140_the_loop_refuses_before_it_fills_a_cache(monkeypatch):
+    monkeypatch.setattr(stream, "available", lambda: 1_000_000)
+    steps = stream.stream([[1, 2]] * 3, tiny.params(), tiny.CONFIG, samplers=[], max_tokens=4000)
+    with pytest.raises(ResourceError, match=r"KV cache 7\.68 MB, activations .* lower --max-seq-len or --max-tokens"):
+        next(steps)
 
 
 def test_f140_mapped_weights_dont_count():

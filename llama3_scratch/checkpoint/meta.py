@@ -18,6 +18,7 @@ from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import fresh_folder, read_json, real, require_file
 from llama3_scratch.linear import Params
+from llama3_scratch.memory import Plan, available, require
 from llama3_scratch.tokenizer import Tokenizer, write_tokenizer
 
 log = logging.getLogger("llama3_scratch")
@@ -134,6 +135,7 @@ def _axis(name: str) -> int | None:
 
 def _merge(dicts: list[dict[str, Tensor]], config: Config) -> Params:
     """One dict of whole tensors; each shard's part is let go once it's copied."""
+    require(Plan(0, sum(tensor.nbytes for shard in dicts for tensor in shard.values()), 0, 0), available())
     merged: Params = {}
     for name in list(dicts[0]):
         parts, axis = [shard.pop(name) for shard in dicts], _axis(name)
