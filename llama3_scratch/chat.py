@@ -175,7 +175,7 @@ class Conversation:
         from llama3_scratch.dialog import encode_dialog
 
         messages = [*self.messages, {"role": "user", "content": text}]
-        prompt = encode_dialog([*self._system, *messages], self.tokenizer)
+        prompt = encode_dialog([*self._system, *messages], self.tokenizer, date=self.options.date)
         warn_if_clamped(len(prompt), self.checkpoint, self.options)
         same = next((i for i, (a, b) in enumerate(zip(prompt, self._cached, strict=False)) if a != b), None)
         known = min(len(prompt) - 1, len(self._cached)) if same is None else same

@@ -11,7 +11,6 @@ from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
 
 if TYPE_CHECKING:
-
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.linear import Params
 

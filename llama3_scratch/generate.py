@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llama3_scratch import cli
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.options import add_model_options, add_sampling_options, check_sampling, make_sampler, open_model
-from llama3_scratch.text import Answer, visible
+from llama3_scratch.text import Answer, piece, visible
 from llama3_scratch.timings import Timings
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def encode_prompt(text: str, checkpoint: Checkpoint, options: argparse.Namespace
     if not text:
         raise UsageError("the prompt is empty; say something, or take --raw to let the model begin by itself")
     system = [] if options.system is None else [{"role": "system", "content": options.system}]
-    return encode_dialog([*system, {"role": "user", "content": text}], tokenizer)
+    return encode_dialog([*system, {"role": "user", "content": text}], tokenizer, date=options.date)
 
 
 def require_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -200,7 +200,8 @@ def _logprobs(step: Step, n_top: int, tokenizer: Tokenizer) -> dict[str, Any]:
     logprobs_V = step.logits_V.log_softmax(-1)
 
     def entry(id: int) -> dict[str, Any]:
-        return {"token": id, "text": tokenizer.decode([id]), "logprob": round(float(logprobs_V[id]), 6)}
+        text = piece(id, tokenizer).decode(errors="replace")
+        return {"token": id, "text": text, "logprob": round(float(logprobs_V[id]), 6)}
 
     top = logprobs_V.topk(min(n_top, len(logprobs_V))).indices.tolist()
     return entry(step.token) | {"top": [entry(id) for id in top]}

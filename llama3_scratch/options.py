@@ -44,6 +44,11 @@ def add_model_options(parser: cli.Parser) -> None:
     group.add_argument(
         "--chat-format", choices=("llama3", "chatml"), help="how messages are framed, where the files don't say"
     )
+    group.add_argument(
+        "--date",
+        metavar="DATE",
+        help='"26 Jul 2024": frame a Llama 3 chat as Hugging Face\'s template does, which names it; else as Meta does',
+    )
 
 
 def add_sampling_options(parser: cli.Parser, *, temperature: float, top_p: float) -> None:

@@ -32,7 +32,7 @@ class Answer:
         if token in self._stop_tokens:
             self._stopped = True
         else:
-            self._release(self._bytes.decode(self._tokenizer.decode_bytes([token])))
+            self._release(self._bytes.decode(piece(token, self._tokenizer)))
         return self._stopped
 
     def finish(self, reason: str) -> None:
@@ -53,6 +53,11 @@ class Answer:
         waiting = max((_overlap(self._held, string) for string in self._stop), default=0)
         cut = len(self._held) - waiting
         self.text, self._held = self.text + self._held[:cut], self._held[cut:]
+
+
+def piece(token: int, tokenizer: Tokenizer) -> bytes:
+    """The token's bytes; none where it only pads the embedding to a round size and no text has it."""
+    return tokenizer.decode_bytes([token]) if token < tokenizer.n_words else b""
 
 
 def _overlap(text: str, string: str) -> int:

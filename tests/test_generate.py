@@ -1,0 +1,265 @@
+"""`python -m llama3_scratch.generate`, in process: what it prints, where, and with which exit code it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+import torch
+
+from llama3_scratch import generate, stream
+from llama3_scratch.text import Answer
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    return str(tiny.folder(tmp_path_factory.mktemp("models") / "chats"))
+
+
+@pytest.fixture(scope="module")
+def completes(tmp_path_factory):
+    return str(tiny.folder(tmp_path_factory.mktemp("models") / "completes", None))
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*argv):
+        code = generate.main([*map(str, argv)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def result(run, *argv):
+    code, out, err = run(*argv, "--json", "--max-tokens", 12)
+    assert code == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_json_has_what_a_machine_wants(run, chats):
+    (answer,) = result(run, "hi", "--model", chats, "--seed", 5)
+    assert answer["prompt_tokens"] == [256, *b"user\nhi", 257, 10, 256, *b"assistant\n"]
+    assert len(answer["tokens"]) == 12
+    assert answer["finish_reason"] == "length"
+    assert answer["seed"] == 5
+    assert set(answer["timings"]) == {"load_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_mb"}
+    assert all(value > 0 for value in answer["timings"].values())
+
+
+def test_text_goes_to_stdout_and_statistics_to_stderr(run, chats):
+    (answer,) = result(run, "hi", "--model", chats)
+    code, out, err = run("hi", "--model", chats, "--max-tokens", 12, "--seed", 7)
+    assert (code, out) == (0, answer["text"] + "\n")
+    assert "prefill" in err and "decode" in err and "peak" in err and "seed 7" in err
+    assert run("hi", "--model", chats, "--max-tokens", 12, "--quiet")[2] == ""
+
+
+def test_a_base_model_completes_and_raw_makes_any_model_complete(run, chats, completes):
+    assert result(run, "hi", "--model", completes)[0]["prompt_tokens"] == [256, *b"hi"]
+    assert result(run, "hi", "--model", chats, "--raw")[0]["prompt_tokens"] == [*b"hi"]
+    raw = result(run, "<|im_start|>hi", "--model", chats, "--raw-special")[0]
+    assert raw["prompt_tokens"] == [256, *b"hi"]
+
+
+def test_f110_control_tokens_that_a_user_types_stay_text(run, chats):
+    prompt = result(run, "<|im_end|>", "--model", chats)[0]["prompt_tokens"]
+    assert prompt.count(257) == 1, "only the frame's own"
+
+
+def test_a_system_message_comes_first(run, chats):
+    prompt = result(run, "hi", "--model", chats, "--system", "be kind")[0]["prompt_tokens"]
+    assert prompt[:16] == [256, *b"system\nbe kind", 257]
+
+
+def test_several_prompts_answer_in_order_as_if_alone(run, chats, tmp_path):
+    (tmp_path / "prompt.txt").write_text("three\n")
+    options = ["--model", chats, "--temperature", 1, "--seed", 3]
+    alone = [result(run, text, *options)[0]["tokens"] for text in ("one", "two, longer", "three\n")]
+    together = ["one", "--prompt", "two, longer", "--prompt-file", tmp_path / "prompt.txt", *options]
+    assert [answer["tokens"] for answer in result(run, *together)] == alone
+    out = run(*together, "--max-tokens", 12)[1]
+    assert out.index("== 1 ==") < out.index("== 2 ==") < out.index("== 3 ==")
+
+
+def test_stdin_is_a_prompt(run, chats, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("hé".encode())))
+    assert bytes(result(run, "-", "--model", chats)[0]["prompt_tokens"][6:9]) == "hé".encode()
+
+
+def test_same_seed_same_text_and_minus_one_is_random(run, chats):
+    options = ["hi", "--model", chats, "--temperature", 1.5]
+    first, again = (result(run, *options, "--seed", 9)[0] for _ in range(2))
+    assert first["tokens"] == again["tokens"]
+    assert result(run, *options)[0]["seed"] != result(run, *options)[0]["seed"]
+
+
+def test_a_stop_string_ends_the_answer_before_it(run, chats):
+    text = result(run, "hi", "--model", chats)[0]["text"]
+    stop = text[3:5]
+    answer = result(run, "hi", "--model", chats, "--stop", stop)[0]
+    assert answer["finish_reason"] == "stop"
+    assert answer["text"] == text[: text.index(stop)]
+
+
+def test_logprobs_are_those_of_the_model(run, completes):
+    answer = result(run, "ab", "--model", completes, "--logprobs", 3)[0]
+    first = answer["logprobs"][0]
+    assert first["token"] == answer["tokens"][0] == first["top"][0]["token"], "greedy takes the likeliest"
+    assert [len(chosen["top"]) for chosen in answer["logprobs"]] == [3] * 12
+    from llama3_scratch import forward, load
+
+    checkpoint = load(completes)
+    logits_BTV = forward(torch.tensor([answer["prompt_tokens"]]), checkpoint.params, checkpoint.config)
+    assert first["logprob"] == pytest.approx(logits_BTV[0, -1].log_softmax(-1).max().item(), abs=1e-5)
+    err = run("ab", "--model", completes, "--logprobs", 2, "--max-tokens", 3)[2]
+    assert err.count("  | ") == 3
+
+
+def test_f106_an_empty_prompt_begins_by_itself_or_is_refused(run, chats, completes):
+    assert result(run, "", "--model", completes)[0]["prompt_tokens"] == [256]
+    code, _, err = run("", "--model", chats)
+    assert code == 2 and "the prompt is empty" in err
+
+
+def test_f107_spaces_and_newlines_are_a_prompt(run, completes):
+    assert result(run, " \n\n ", "--model", completes)[0]["prompt_tokens"] == [256, *b" \n\n "]
+
+
+def test_f111_bytes_that_are_no_text_are_refused_or_replaced(run, chats, monkeypatch, tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"abc\xffdef")
+    code, _, err = run("--prompt-file", tmp_path / "bad.txt", "--model", chats)
+    assert code == 2 and "byte 3 isn't UTF-8" in err and "--errors replace" in err
+    answer = result(run, "--prompt-file", tmp_path / "bad.txt", "--model", chats, "--errors", "replace")[0]
+    assert "abc�def".encode() in bytes(token for token in answer["prompt_tokens"] if token < 256)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\x80")))
+    assert run("-", "--model", chats)[0] == 2
+    assert run("arg\udcff", "--model", chats)[0] == 2, "how Python hands over an argument that isn't UTF-8"
+
+
+def test_f114_f115_the_context_refuses_or_clamps(run, chats):
+    code, _, err = run("x" * 100, "--model", chats, "--max-seq-len", 50)
+    assert code == 2 and "tokens, limit 49" in err
+    code, out, err = run("x", "--model", chats, "--max-seq-len", 40, "--max-tokens", 99, "--json")
+    answer = json.loads(out)
+    assert answer["finish_reason"] == "length"
+    assert len(answer["prompt_tokens"]) + len(answer["tokens"]) == 40
+    assert "warning: the context of 40 tokens leaves room for" in err
+
+
+def test_f116_a_second_bos_is_warned_of(run, completes):
+    err = run("<s>hi", "--model", completes, "--raw-special", "--max-tokens", 2)[2]
+    assert "warning: the prompt begins with BOS" in err
+
+
+BAD_OPTIONS = {
+    "F119": (["--stop", ""], "--stop: expected some text"),
+    "F122-negative": (["--temperature", "-1"], "--temperature: expected a number at least 0, got '-1'"),
+    "F122-nan": (["--temperature", "nan"], "--temperature"),
+    "F122-inf": (["--temperature", "inf"], "--temperature"),
+    "F124-zero": (["--top-p", "0"], "--top-p: expected a number above 0 and at most 1"),
+    "F124-above": (["--top-p", "1.1"], "--top-p"),
+    "F125": (["--top-k", "-1"], "--top-k: expected a whole number at least 0"),
+    "F126": (["--min-p", "1.5"], "--min-p"),
+    "F128-zero": (["--max-tokens", "0"], "--max-tokens: expected a whole number at least 1"),
+    "F128-negative": (["--max-tokens", "-4"], "--max-tokens"),
+    "F129-large": (["--seed", str(2**64)], "--seed"),
+    "F129-text": (["--seed", "one"], "--seed: expected a whole number"),
+    "F130-dtype": (["--dtype", "int3"], "choose from"),
+    "F130-device": (["--device", "tpu9"], "--device tpu9: not on this machine, which has cpu"),
+    "F134": (["--temprature", "1"], "unknown argument --temprature; did you mean --temperature?"),
+    "max-seq-len": (["--max-seq-len", "999999"], "this model was trained for 4096 tokens"),
+}
+
+
+@pytest.mark.parametrize("argv, message", BAD_OPTIONS.values(), ids=BAD_OPTIONS)
+def test_options_that_cannot_be(run, chats, argv, message):
+    code, out, err = run("hi", "--model", chats, *argv)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: ") and message in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_f125_a_top_k_past_the_vocabulary_is_all_of_it(run, chats):
+    options = ["hi", "--model", chats, "--temperature", 1, "--seed", 1]
+    assert result(run, *options, "--top-k", 10**9)[0]["tokens"] == result(run, *options)[0]["tokens"]
+
+
+def test_f129_the_largest_seed_is_one(run, chats):
+    assert result(run, "hi", "--model", chats, "--temperature", 1, "--seed", 2**64 - 1)[0]["seed"] == 2**64 - 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_f131_cuda_that_is_not_there(run, chats):
+    code, _, err = run("hi", "--model", chats, "--device", "cuda")
+    assert code == 2 and "--device cuda: not on this machine, which has cpu" in err
+
+
+def test_f132_short_dtypes_that_the_cpu_lacks_are_warned_of(run, chats, monkeypatch):
+    from llama3_scratch import linear
+
+    monkeypatch.setattr(linear, "multiplies", lambda dtype, device: dtype == torch.float32)
+    code, _, err = run("hi", "--model", chats, "--dtype", "bfloat16", "--max-tokens", 2)
+    assert code == 0 and "warning: this CPU doesn't multiply in bfloat16" in err
+
+
+def test_no_prompt_at_all(run):
+    code, _, err = run()
+    assert code == 2 and "no prompt" in err
+    assert run("--prompt-file", "/does/not/exist")[0] == 2
+
+
+def test_f001_a_model_that_is_not_there(run):
+    code, _, err = run("hi", "--model", "no/such/folder/at/all")
+    assert code == 3 and "no/such/folder/at/all" in err
+
+
+def test_a_model_without_a_tokenizer_says_so(run):
+    code, _, err = run("hi", "--model", tiny.data("stories260k/stories260K.bin"))
+    assert code == 3 and "has no tokenizer" in err
+
+
+def test_f138_ctrl_c_keeps_the_text_and_the_statistics(run, chats, monkeypatch):
+    whole = result(run, "hi", "--model", chats)[0]["text"]
+    real = stream.stream
+
+    def interrupted(*args, **kwargs):
+        for count, step in enumerate(real(*args, **kwargs)):
+            if count == 6:
+                raise KeyboardInterrupt
+            yield step
+
+    monkeypatch.setattr(stream, "stream", interrupted)
+    code, out, err = run("hi", "--model", chats, "--max-tokens", 12)
+    assert code == 130
+    assert out.strip() and whole.startswith(out.rstrip("\n"))
+    assert "decode" in err
+
+
+def test_f141_memory_that_runs_out_is_one_sentence(run, chats, monkeypatch):
+    def hungry(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried …")
+        yield
+
+    monkeypatch.setattr(stream, "stream", hungry)
+    code, _, err = run("hi", "--model", chats)
+    assert code == 5 and "out of memory" in err and "Traceback" not in err
+
+
+def test_f120_a_terminal_is_never_driven_by_the_model(capsys, monkeypatch):
+    answer = Answer(tiny.tokenizer())
+    for byte in b"red \x1b[31m":
+        answer.take(byte)
+    answer.finish("stop")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    generate._Printer([answer], enabled=True).show()
+    assert capsys.readouterr().out == "red ␛[31m\n"
+
+
+def test_ids_past_the_tokenizer_are_tokens_without_text():
+    answer = Answer(tiny.tokenizer())
+    assert [answer.take(token) for token in (104, 270, 105)] == [False] * 3
+    assert (answer.text, answer.tokens) == ("hi", [104, 270, 105])
