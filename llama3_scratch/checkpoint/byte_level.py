@@ -341,14 +341,14 @@ def write_tokenizer_json(tokenizer: Tokenizer, folder: str | Path) -> None:
         "add_bos_token": tokenizer.add_bos,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "chat_template": _template(tokenizer),
+        "chat_template": chat_template(tokenizer),
     }
     write_whole(Path(folder) / "tokenizer.json", json.dumps(data, ensure_ascii=False))
     kept = {key: value for key, value in settings.items() if value is not None}
     write_whole(Path(folder) / "tokenizer_config.json", json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
 
 
-def _template(tokenizer: Tokenizer) -> str | None:
+def chat_template(tokenizer: Tokenizer) -> str | None:
     """The Jinja template that lays a chat out as `dialog.encode_dialog` does."""
     if tokenizer.chat_format == "llama3":
         return (

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize
+from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import real, require_file, text, whole
 from llama3_scratch.linear import Params
+from llama3_scratch.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 
@@ -320,15 +322,30 @@ def _check_tensors(header: Header, config: Config) -> None:
             )
 
 
+def _blend(scaling: RopeScaling, theta: float, head_dim: int, pair: int) -> float:
+    """How much of a pair's own frequency Llama 3.1's scaling keeps, 0 to 1."""
+    turns = scaling.original_context * theta ** (-2 * pair / head_dim) / (2 * math.pi)
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return min(max(blend, 0.0), 1.0)
+
+
 def scaling_divisors(scaling: RopeScaling, theta: float, head_dim: int) -> list[float]:
     """What Llama 3.1's scaling divides each of the J inverse frequencies by, [J]."""
-    divisors = []
-    for pair in range(head_dim // 2):
-        turns = scaling.original_context * theta ** (-2 * pair / head_dim) / (2 * math.pi)
-        blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        blend = min(max(blend, 0.0), 1.0)
-        divisors.append(1 / ((1 - blend) / scaling.factor + blend))
-    return divisors
+    blends = [_blend(scaling, theta, head_dim, pair) for pair in range(head_dim // 2)]
+    return [1 / ((1 - blend) / scaling.factor + blend) for blend in blends]
+
+
+def _scaling(divisors: np.ndarray, theta: float, head_dim: int) -> RopeScaling | None:
+    """The scaling of Llama 3.1's kind that explains `divisors` [J] to 1e-6, if there is one."""
+    kept = _blend(RopeScaling(), theta, head_dim, head_dim // 2 - 1)
+    slowed = 1 / float(divisors[-1]) - kept  # of the slowest pair, whose divisor is the factor where it keeps nothing
+    if kept == 1 or slowed <= 0:
+        return None
+    scaling = RopeScaling(factor=round((1 - kept) / slowed, 3))
+    explained = scaling.factor > 0 and np.allclose(
+        divisors, scaling_divisors(scaling, theta, head_dim), rtol=1e-6, atol=0
+    )
+    return scaling if explained else None
 
 
 def _with_rope(header: Header, config: Config) -> Config:
@@ -353,9 +370,8 @@ def _with_rope(header: Header, config: Config) -> Config:
         raise FileError(f"{path}: tensor {ROPE_FREQS!r} at byte {stored.start} must hold positive numbers")
     if (divisors == 1).all():
         return config
-    scaling = RopeScaling(factor=float(divisors.max()))
-    known = scaling_divisors(scaling, config.rope_theta, config.head_dim)
-    if np.allclose(divisors, known, rtol=1e-6, atol=0):
+    scaling = _scaling(divisors, config.rope_theta, config.head_dim)
+    if scaling is not None:
         return replace(config, rope_scaling=scaling)
     return replace(config, rope_divisors=tuple(divisors.tolist()))
 
@@ -371,7 +387,7 @@ def _weights(stored: StoredTensor, mapped: torch.UntypedStorage, dtype: torch.dt
     return tensor if dtype is None else tensor.to(dtype)
 
 
-def read_gguf(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Config, Params, None]:
+def read_gguf(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Config, Params, Tokenizer | None]:
     """(config, params, tokenizer) of a llama GGUF file, under Meta's names.
 
     Float tensors stay mapped in their own dtype, quantised ones become f32; `dtype` turns all of them into one.
@@ -380,6 +396,7 @@ def read_gguf(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Config, 
     path = Path(path)
     header = read_header(path)
     config = header_config(header)
+    tokenizer = read_vocabulary(header.values, header.path, config.vocab_size)
     mapped = {
         part: torch.from_file(str(part), shared=False, size=part.stat().st_size, dtype=torch.uint8).untyped_storage()
         for part in {tensor.path for tensor in header.tensors.values()}
@@ -391,4 +408,4 @@ def read_gguf(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Config, 
             continue
         stored = header.tensors[gguf_name(name)]
         params[name] = _weights(stored, mapped[stored.path], dtype)
-    return config, params, None
+    return config, params, tokenizer

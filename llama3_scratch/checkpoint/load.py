@@ -71,6 +71,7 @@ def load(
     kind = layout(path)
     if rope_scale_factor is not None and kind != "meta":
         raise UsageError(f"--rope-scale-factor is for Meta's folders, whose params.json lacks it; {path} says its own")
+    tokenizer: Tokenizer | None
     if kind == "meta":
         config, params = meta.read_meta(path, rope_scale_factor=rope_scale_factor)
         tokenizer = find_tokenizer(path)

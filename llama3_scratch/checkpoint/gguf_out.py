@@ -1,0 +1,134 @@
+"""GGUF files out, through the `gguf` package, so that llama.cpp and ollama serve what is trained here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llama3_scratch.checkpoint.gguf import ROPE_FREQS, gguf_name, scaling_divisors
+from llama3_scratch.checkpoint.gguf_vocab import vocabulary
+from llama3_scratch.config import Config, expected
+from llama3_scratch.errors import ResourceError, UsageError
+from llama3_scratch.linear import Params
+from llama3_scratch.tokenizer import Tokenizer
+
+# `general.file_type` of each kind (llama.h, enum llama_ftype).
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}
+
+
+def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer | None, *, kind: str) -> None:
+    """Write a GGUF file with matrices of `kind`: F32, F16, BF16, Q8_0 or Q4_0. It appears whole or not at all.
+
+    Norms stay F32; under Q4_0 embedding and head are Q8_0; rows that aren't whole blocks are F16.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise UsageError("writing GGUF needs the package gguf; pip install 'llama3_scratch[gguf]'") from error
+    if kind not in FILE_TYPES:
+        raise UsageError(f"GGUF is written as one of {', '.join(FILE_TYPES)}, got {kind!r}")
+    names = [name for name in expected(config) if not (config.tied and name == "output.weight")]
+    if others := [name for name in params if name not in names and name != "output.weight"]:
+        raise UsageError(f"{others[0]}: quantised weights and adapters have no place in a GGUF file of a Llama")
+
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    writer = gguf.GGUFWriter(temporary, "llama")
+    writer.add_name(path.stem)
+    writer.add_file_type(FILE_TYPES[kind])
+    _add_sizes(writer, config)
+    if tokenizer is None:
+        writer.add_tokenizer_model("none")
+    else:
+        _add_vocabulary(writer, vocabulary(tokenizer, config.vocab_size))
+    divisors = _divisors(config)
+    if divisors is not None:
+        writer.add_tensor_info(ROPE_FREQS, divisors.shape, divisors.dtype, divisors.nbytes)
+    kinds = {name: _kind(params[name], name, kind) for name in names}
+    for name in names:
+        number = gguf.GGMLQuantizationType[kinds[name]]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[number]
+        shape = tuple(params[name].shape)
+        n_bytes = params[name].numel() // block * block_bytes
+        writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), n_bytes, raw_dtype=number)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        if divisors is not None:
+            writer.write_tensor_data(divisors)
+        for name in names:
+            writer.write_tensor_data(_encoded(params[name], name, kinds[name]))
+        writer.close()
+        temporary.replace(path)
+    except OSError as error:
+        raise ResourceError(f"{path}: can't be written: {error.strerror or error}; nothing was changed") from error
+    finally:
+        writer.close()
+        temporary.unlink(missing_ok=True)
+
+
+def _add_sizes(writer: Any, config: Config) -> None:
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.dim)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.hidden_dim)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _add_vocabulary(writer: Any, values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+
+
+def _divisors(config: Config) -> np.ndarray | None:
+    if config.rope_divisors is not None:
+        return np.array(config.rope_divisors, np.float32)
+    if config.rope_scaling is not None:
+        return np.array(scaling_divisors(config.rope_scaling, config.rope_theta, config.head_dim), np.float32)
+    return None
+
+
+def _kind(weight: Tensor, name: str, kind: str) -> str:
+    if weight.ndim == 1:
+        return "F32"
+    if kind.startswith("Q"):
+        if weight.shape[1] % 32:
+            return "F16"
+        if name in ("tok_embeddings.weight", "output.weight"):
+            return "Q8_0"
+    return kind
+
+
+def _encoded(weight: Tensor, name: str, kind: str) -> np.ndarray:
+    """The bytes of one tensor, as an array."""
+    import gguf
+
+    weight = weight.detach().cpu()
+    if kind == "BF16":
+        return weight.bfloat16().contiguous().view(torch.int16).numpy()
+    if kind == "F16":
+        halves = weight.half().contiguous()
+        if not halves.isfinite().all():
+            raise UsageError(f"{name} has values beyond 65504, which F16 can't hold; write F32 or BF16")
+        return halves.numpy()
+    floats = weight.float().contiguous().numpy()
+    return floats if kind == "F32" else gguf.quantize(floats, gguf.GGMLQuantizationType[kind])
