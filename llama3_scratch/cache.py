@@ -94,7 +94,7 @@ class RaggedCache(Cache):
     """A cache whose rows have lengths of their own: prompts of a batch.
 
     Shorter prompts are padded at the end. What a padding token leaves lies in slots past its row's length once
-    `rewind` has been told the true lengths; no query sees it, and the row's next tokens overwrite it.
+    `rewind_rows` has been told the true lengths; no query sees it, and the row's next tokens overwrite it.
     """
 
     def __init__(self, limit: int, batch: int) -> None:
@@ -116,6 +116,10 @@ class RaggedCache(Cache):
 
     def advance(self, tokens: int) -> None:
         self.rewind_rows(self.lengths + tokens)
+
+    def rewind(self, length: int) -> None:
+        super().rewind(length)
+        self.lengths = self.lengths.clamp(max=length)
 
     def rewind_rows(self, lengths_B: Tensor) -> None:
         """Set every row's length."""

@@ -64,12 +64,13 @@ def linear(x: Tensor, params: Params, name: str) -> Tensor:
     return out
 
 
-def embed(tokens_BT: Tensor, params: Params, name: str) -> Tensor:
-    """Rows of the embedding `name` for tokens_BT: x_BTD, in the dtype they're stored in (that of quantised scales)."""
+def embed(tokens_BT: Tensor, params: Params, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Rows of the embedding `name` for tokens_BT: x_BTD, in `dtype` (else in that of the weight or its scales)."""
     weight = stored(params, name)
     if weight.scales is None:
-        return F.embedding(tokens_BT, weight.values)
-    return weight.floats(tokens_BT, weight.scales.dtype)
+        rows_BTD = F.embedding(tokens_BT, weight.values)
+        return rows_BTD.to(dtype or rows_BTD.dtype)
+    return weight.floats(tokens_BT, dtype or weight.scales.dtype)
 
 
 @functools.cache

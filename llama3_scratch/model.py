@@ -203,6 +203,6 @@ def forward(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Tokens in, logits_BTV out. `dtype` is the activations' (the stored embedding's where it isn't given)."""
-    x_BTD = embed(tokens_BT, params, "tok_embeddings")
-    x_BTD = decode(x_BTD.to(dtype or x_BTD.dtype), params, config, cache=cache, block=block)
+    x_BTD = embed(tokens_BT, params, "tok_embeddings", dtype=dtype)
+    x_BTD = decode(x_BTD, params, config, cache=cache, block=block)
     return unembed(x_BTD, params)

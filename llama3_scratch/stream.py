@@ -77,8 +77,9 @@ def stream(
         require(wanted, free + cache.n_bytes)
 
     def hidden(tokens_BT: Tensor) -> Tensor:
-        x_BTD = embed(tokens_BT.to(params["tok_embeddings.weight"].device), params, "tok_embeddings")
-        return decode(x_BTD.to(dtype or x_BTD.dtype), params, config, cache=cache, block=block)
+        tokens_BT = tokens_BT.to(params["tok_embeddings.weight"].device)
+        x_BTD = embed(tokens_BT, params, "tok_embeddings", dtype=dtype)
+        return decode(x_BTD, params, config, cache=cache, block=block)
 
     rows = list(range(len(prompts)))
     seen = [list(prompt) for prompt in prompts]
@@ -133,8 +134,8 @@ def _first_bad_layer(
             bad.append(f"{name}, whose weight {weights[0]} holds NaN or infinity" if weights else name)
         return out_BTD
 
-    x_BTD = embed(torch.tensor([list(tokens)]), params, "tok_embeddings")
-    decode(x_BTD.to(dtype or x_BTD.dtype), params, config, block=watched)
+    x_BTD = embed(torch.tensor([list(tokens)]), params, "tok_embeddings", dtype=dtype)
+    decode(x_BTD, params, config, block=watched)
     if not bad:
         bad = [f"{key}, which holds NaN or infinity" for key, tensor in params.items() if _is_bad(tensor)]
     where = f", first in {bad[0]}" if bad else ""

@@ -53,8 +53,8 @@ def test_cached_steps(meta):
 
 def test_bf16_norm_is_bit_equal(meta):
     config = replace(tiny.CONFIG, norm_eps=1e-5)
-    x_BTD = (4 * torch.randn(3, 7, config.dim)).bfloat16()
-    weight = (1 + torch.randn(config.dim)).bfloat16()
+    params = tiny.params(config, dtype=torch.bfloat16)
+    x_BTD, weight = 4 * params["tok_embeddings.weight"][None], params["norm.weight"]
     theirs = meta.RMSNorm(config.dim, eps=config.norm_eps)
     theirs.weight.data = weight
     assert torch.equal(rms_norm(x_BTD, {"norm.weight": weight}, "norm", config), theirs(x_BTD))
