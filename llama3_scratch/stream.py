@@ -134,8 +134,8 @@ def _first_bad_layer(
             bad.append(f"{name}, whose weight {weights[0]} holds NaN or infinity" if weights else name)
         return out_BTD
 
-    x_BTD = embed(torch.tensor([list(tokens)]), params, "tok_embeddings", dtype=dtype)
-    decode(x_BTD, params, config, block=watched)
+    tokens_BT = torch.tensor([list(tokens)], device=params["tok_embeddings.weight"].device)
+    decode(embed(tokens_BT, params, "tok_embeddings", dtype=dtype), params, config, block=watched)
     if not bad:
         bad = [f"{key}, which holds NaN or infinity" for key, tensor in params.items() if _is_bad(tensor)]
     where = f", first in {bad[0]}" if bad else ""

@@ -1,0 +1,39 @@
+"""The house: imports go one way, the core stays small, documents hold no generated text that is out of date."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import house
+
+
+def test_every_module_has_its_place():
+    there = {
+        str(path.relative_to(house.PACKAGE).with_suffix("")).replace("/", ".") for path in house.PACKAGE.rglob("*.py")
+    }
+    there = {name for name in there if not name.endswith(("__init__", "__main__"))}
+    assert there == set(house.ORDER)
+
+
+@pytest.mark.parametrize("module", house.ORDER)
+def test_imports_go_one_way(module):
+    above = house.ORDER[: house.ORDER.index(module)]
+    assert house.imports(module) <= set(above)
+
+
+def test_the_core_is_about_450_lines_and_knows_nothing_of_files():
+    core = ("linear", "cache", "model")
+    lines = sum(len((house.PACKAGE / f"{module}.py").read_text().splitlines()) for module in core)
+    assert lines <= 480
+    for module in core:
+        assert house.imports(module) <= {"errors", "config", "linear", "cache"}
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
+def test_generated_parts_of_documents_are_current(document):
+    command = [sys.executable, "-m", "cogapp", "--check", "-I", ".", document]
+    done = subprocess.run(command, cwd=house.PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python -m cogapp -r -I . {document}"
