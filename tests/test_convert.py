@@ -16,8 +16,9 @@ from llama3_scratch.model import forward
 from llama3_scratch.tokenizer import PATTERN, Tokenizer
 from tests import tiny
 
-# H, G, F and V all divide by 8 shards; Q4_0 needs rows of whole blocks of 32.
-CONFIG = Config(64, 2, 16, 8, 304, 96, rope_scaling=RopeScaling(8.0), max_seq_len=131_072)
+# 8 shards divide H, G, F and V; rows are whole blocks of 32 for Q4_0; with K = 8 one of the RoPE pairs turns slowly
+# enough to show the whole scaling factor, of which GGUF only says what it does to each pair.
+CONFIG = Config(128, 2, 16, 8, 304, 96, rope_scaling=RopeScaling(8.0), max_seq_len=131_072)
 
 
 def tokenizer():
