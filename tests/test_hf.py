@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 import resource
 import struct
 from dataclasses import replace
@@ -236,6 +237,25 @@ def test_bad_header(folder, change, message):
     with pytest.raises(FileError, match=message) as caught:
         read_hf(folder)
     assert str(path) in str(caught.value)
+
+
+def test_random_damage_to_a_header_is_a_file_error_or_none(folder):
+    path = folder / "model.safetensors"
+    good = path.read_bytes()
+    length = int.from_bytes(good[:8], "little")
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        bad = bytearray(good)
+        for _ in range(generator.randint(1, 3)):
+            bad[generator.randrange(8 + length)] = generator.choice(b'0123456789-.e[]{}",:\\\x00\xff' + good[:8])
+        path.write_bytes(bad)
+        try:
+            read_hf(folder)
+        except FileError as error:
+            refused += 1
+            assert str(folder) in str(error)
+    assert refused > 250
 
 
 def test_f035_empty_and_short_files(folder):
