@@ -65,7 +65,7 @@ def assert_same_model(found, wanted):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tied", [False, True])
 def test_lossless_layouts(tmp_path, dtype, tied, capsys):
-    pytest.importorskip("llama3_scratch.checkpoint.gguf_out")
+    pytest.importorskip("gguf")
     first = source(tmp_path / "meta", replace(CONFIG, tied=tied), dtype)
     wanted = load(first)
     assert wanted.params["norm.weight"].dtype == dtype and wanted.config.tied == tied
@@ -145,7 +145,7 @@ def test_float16_that_would_overflow_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
 def test_lossy_gguf_is_said(tmp_path, capsys, kind):
-    pytest.importorskip("llama3_scratch.checkpoint.gguf_out")
+    pytest.importorskip("gguf")
     ours = load(source(tmp_path / "source"))
     arguments = [str(tmp_path / "source"), str(tmp_path / "out.gguf"), "--to", "gguf", "--type", kind]
     assert convert.main(arguments) == 0
@@ -214,7 +214,7 @@ def test_a_missing_source_is_exit_3(tmp_path, capsys):
 @pytest.mark.parametrize("layout", [pytest.param(layout, id=f"F142-{layout}") for layout in ("meta", "hf", "gguf")])
 def test_disk_full(tmp_path, capsys, layout):
     if layout == "gguf":
-        pytest.importorskip("llama3_scratch.checkpoint.gguf_out")
+        pytest.importorskip("gguf")
     folder, out = source(tmp_path / "source"), tmp_path / ("out.gguf" if layout == "gguf" else "out")
     arguments = [str(folder), str(out), "--to", layout, "--quiet"]
     assert convert.main(arguments) == 0
