@@ -13,7 +13,7 @@ import operator
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import tiktoken
 
@@ -103,7 +103,9 @@ class Tokenizer:
         except ValueError as error:
             raise UsageError(f"the split pattern {pattern!r} isn't a regular expression: {error}") from error
 
-    def encode(self, text: str, *, bos: bool, eos: bool, allowed_special: str | Collection[str] = ()) -> list[int]:
+    def encode(
+        self, text: str, *, bos: bool, eos: bool, allowed_special: Literal["all"] | Collection[str] = frozenset()
+    ) -> list[int]:
         """Ids of `text`. Special tokens in it are ordinary text but for those named in `allowed_special` (or "all")."""
         text = self._encodable(text)
         allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
@@ -311,17 +313,18 @@ def _read_extra(path: Path) -> dict[str, Any]:
         elif key == "add_bos":
             good, wanted = isinstance(value, bool), "true or false"
         elif key == "stop_tokens":
-            good, wanted = isinstance(value, list) and all(map(_is_id, value)), "a list of ids"
+            good, wanted = isinstance(value, list) and all(map(is_id, value)), "a list of ids"
         elif key == "special_tokens":
-            good, wanted = isinstance(value, dict) and all(map(_is_id, value.values())), "names with their ids"
+            good, wanted = isinstance(value, dict) and all(map(is_id, value.values())), "names with their ids"
         else:
-            good, wanted = _is_id(value) or (value is None and key not in natural), "a whole number of at least 0"
+            good, wanted = is_id(value) or (value is None and key not in natural), "a whole number of at least 0"
         if not good:
             raise FileError(f"{path}: {key} must be {wanted}, got {value!r}")
     return extra
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Whether a value out of JSON can be a token's id."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 

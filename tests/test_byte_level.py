@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +127,7 @@ def test_transformers_gives_the_same_ids(tmp_path, make):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == tokenizer.n_words
     assert (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
-    samples = [*texts(3000), *tiny.data("eval/wikitext2_valid.txt").read_text().splitlines()[:300]]
+    samples = [*texts(1500), *tiny.data("eval/wikitext2_valid.txt").read_text().splitlines()[:100]]
     samples = [text for text in samples if "<|" not in text]  # transformers turns names of special tokens into them
     assert differing(lambda these: theirs(these)["input_ids"], tokenizer, samples) == []
     ids = theirs.convert_tokens_to_ids(list(tokenizer.special_tokens))
@@ -289,7 +291,7 @@ ADD_EOS = {"type": "TemplateProcessing", "single": [{"Sequence": {}}, {"SpecialT
         ({"model__vocab": ["a"]}, "model.vocab must be tokens with their ids"),
         ({"model__merges": ["a b c"]}, "model.merges[0] must be a pair of tokens, got 'a b c'"),
         ({"model__merges": {}}, "model.merges must be a list"),
-        ({"added_tokens": [{"content": "x"}]}, "added_tokens must be objects with id and content"),
+        ({"added_tokens": [{"content": "x"}]}, "added_tokens[0] must have a content and an id, got {'content': 'x'}"),
         ({"model__merges": ["Ġ ab", "a b"]}, "merge 1, 'a' 'b', gives token 256 after a merge that gave 257"),
         ({"model__merges": ["a b", "a c"]}, "merge 1, 'a' 'c', needs 'ac', which is no token"),
         ({"model__merges": ["a b"]}, "token 257, 'Ġab', is made by no merge"),
@@ -308,6 +310,45 @@ def test_f105_what_ranks_cannot_carry_is_refused_by_name(tmp_path, changes, says
 def test_a_name_that_is_no_token(tmp_path):
     with pytest.raises(FileError, match=re.escape("tokenizer_config.json: bos_token is '<s>', which is no token")):
         read_tokenizer_json(folder(tmp_path, tokenizer_config={"bos_token": "<s>"}))
+
+
+def places(part: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The path of every value within a JSON value."""
+    yield path
+    inner = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    for key, value in inner:
+        yield from places(value, (*path, key))
+
+
+def test_whatever_stands_in_the_files_ends_in_one_sentence(tmp_path):
+    single = [{"SpecialToken": {"id": "<|begin_of_text|>"}}, {"Sequence": {"id": "A"}}]
+    processors = [byte_level(), {"type": "TemplateProcessing", "single": single}]
+    vocabulary = {"a": 97, "b": 98, "Ġ": 32, "ab": 256, "Ġab": 257}
+    whole = {
+        "tokenizer": document(model__vocab=vocabulary, post_processor={"type": "Sequence", "processors": processors}),
+        "tokenizer_config": {"bos_token": {"content": "<|begin_of_text|>"}, "chat_template": [{"name": "default"}]},
+        "generation_config": {"eos_token_id": [259, 261], "bos_token_id": 258},
+    }
+    folder(tmp_path, whole["tokenizer"], **{key: whole[key] for key in whole if key != "tokenizer"})
+    assert read_tokenizer_json(tmp_path).stop_tokens == [259, 261]
+    outcomes = Counter[str]()
+    for name, data in whole.items():
+        for path in places(data):
+            for value in (None, -1, 1.5, "x", [], [[1]], {"a": 1}):
+                changed = {"whole": copy.deepcopy(data)}
+                place: Any = changed
+                for key in ("whole", *path[:-1]) if path else ():
+                    place = place[key]
+                place[path[-1] if path else "whole"] = value
+                (tmp_path / f"{name}.json").write_text(json.dumps(changed["whole"]))
+                try:
+                    read_tokenizer_json(tmp_path)
+                    outcomes["read"] += 1
+                except FileError as error:
+                    assert str(tmp_path) in str(error)
+                    outcomes["refused"] += 1
+        (tmp_path / f"{name}.json").write_text(json.dumps(data))
+    assert outcomes["refused"] > 200
 
 
 def test_a_missing_file(tmp_path):

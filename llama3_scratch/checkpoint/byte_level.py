@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json, write_whole
-from llama3_scratch.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.tokenizer import PATTERN, Tokenizer, is_id
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # GPT-2's after every digit was set apart: a run of spaces before a digit then ends its text and stays whole.
@@ -146,18 +146,26 @@ def read_tokenizer_json(folder: str | Path) -> Tokenizer:
     if data.get("normalizer"):
         _refuse(path, f"normalizer {_kind(data['normalizer'])}", "none")
     vocabulary, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocabulary, dict) or not all(isinstance(id, int) for id in vocabulary.values()):
+    if not isinstance(vocabulary, dict) or not all(map(is_id, vocabulary.values())):
         raise FileError(f"{path}: model.vocab must be tokens with their ids")
     if not isinstance(merges, list):
         raise FileError(f"{path}: model.merges must be a list of pairs of tokens")
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
-    wrong = next((index for index, pair in enumerate(pairs) if len(pair) != 2), None)
-    if wrong is not None:
-        raise FileError(f"{path}: model.merges[{wrong}] must be a pair of tokens, got {merges[wrong]!r}")
-    try:
-        special_tokens = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
-    except (KeyError, TypeError) as error:
-        raise FileError(f"{path}: added_tokens must be objects with id and content") from error
+    pairs = []
+    for index, merge in enumerate(merges):
+        match merge.split(" ") if isinstance(merge, str) else merge:
+            case [str(left), str(right)]:
+                pairs.append((left, right))
+            case _:
+                raise FileError(f"{path}: model.merges[{index}] must be a pair of tokens, got {merge!r}")
+    added, special_tokens = data.get("added_tokens") or [], {}
+    if not isinstance(added, list):
+        raise FileError(f"{path}: added_tokens must be a list, got {added!r}")
+    for index, token in enumerate(added):
+        match token:
+            case {"content": str(name), "id": id} if is_id(id):
+                special_tokens[name] = id
+            case _:
+                raise FileError(f"{path}: added_tokens[{index}] must have a content and an id, got {token!r}")
 
     beside = {
         name: read_json(folder / f"{name}.json", "a Hugging Face configuration")
@@ -173,28 +181,36 @@ def read_tokenizer_json(folder: str | Path) -> Tokenizer:
         name = token.get("content") if isinstance(token, dict) else token
         if name is None:
             return None
-        id = special_tokens.get(name, vocabulary.get(name))
-        if id is None:
+        if not isinstance(name, str) or (name not in vocabulary and name not in special_tokens):
             raise FileError(f"{folder / 'tokenizer_config.json'}: {key} is {name!r}, which is no token of {path.name}")
-        return id
+        return special_tokens.get(name, vocabulary.get(name))
+
+    def numbered(key: str) -> list[int]:
+        value = numbers.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(map(is_id, ids)):
+            raise FileError(f"{folder}: {key} of generation_config.json or config.json must be ids, got {value!r}")
+        return ids
 
     bos_id, eos_id = named("bos_token"), named("eos_token")
-    stops = numbers.get("eos_token_id", eos_id)
-    stop_tokens = stops if isinstance(stops, list) else [stops] if stops is not None else []
+    stop_tokens = numbered("eos_token_id") or ([] if eos_id is None else [eos_id])
     template = settings.get("chat_template") or beside["chat_template"].get("chat_template")
     if isinstance(template, list):  # several by name
-        template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+        named_default = (each for each in template if isinstance(each, dict) and each.get("name") == "default")
+        template = next(named_default, {}).get("template")
     if (folder / "chat_template.jinja").exists():
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    chat_format, system_prompt = chat_settings(template, special_tokens, stop_tokens)
+    chat_format, system_prompt = chat_settings(
+        template if isinstance(template, str) else None, special_tokens, stop_tokens
+    )
     if chat_format is not None:  # a chat that doesn't stop at the end of its turn never stops
         turn_ends = [special_tokens.get(name) for name in ("<|eom_id|>", "<|eot_id|>", "<|im_end|>")]
         stop_tokens = stop_tokens + [id for id in turn_ends if id is not None and id not in stop_tokens]
-    bos_id = numbers.get("bos_token_id") if bos_id is None else bos_id
+    bos_id = next(iter(numbered("bos_token_id")), None) if bos_id is None else bos_id
     begins = _begins_with(data.get("post_processor"), path)
     return byte_level_tokenizer(
         vocabulary,
-        pairs,  # type: ignore[arg-type]
+        pairs,
         special_tokens,
         pattern=_pattern(data.get("pre_tokenizer"), path),
         bos_id=bos_id,
@@ -222,13 +238,18 @@ def _kind(part: Any) -> str:
     """A component's type, with those that a Sequence is made of."""
     if not isinstance(part, dict):
         return repr(part)
-    inner = part.get("pretokenizers") or part.get("normalizers") or part.get("processors")
-    return f"{part.get('type')}[{', '.join(map(_kind, inner))}]" if inner else str(part.get("type"))
+    inner = next((value for value in part.values() if isinstance(value, list)), None)
+    kind = str(part.get("type"))
+    return f"{kind}[{', '.join(map(_kind, inner))}]" if kind == "Sequence" and inner else kind
 
 
 def _pattern(pre: Any, path: Path) -> str:
     """The one regular expression that splits as a `pre_tokenizer` does."""
-    steps = pre.get("pretokenizers") if isinstance(pre, dict) and pre.get("type") == "Sequence" else [pre]
+    match pre:
+        case {"type": "Sequence", "pretokenizers": [*steps]}:
+            pass
+        case _:
+            steps = [pre]
     match steps:
         case [*_, {"type": "ByteLevel", "add_prefix_space": True}]:
             _refuse(path, "pre_tokenizer ByteLevel with add_prefix_space", "ByteLevel without")
@@ -249,18 +270,13 @@ def _pattern(pre: Any, path: Path) -> str:
 
 def _begins_with(processor: Any, path: Path) -> str | None:
     """The special token that a `post_processor` puts before a text."""
-    if not processor:
-        return None
-    if processor.get("type") == "Sequence":
-        begins = [_begins_with(step, path) for step in processor.get("processors", [])]
-        return next((name for name in begins if name is not None), None)
-    if processor.get("type") == "ByteLevel":
-        return None
     match processor:
+        case None | {"type": "ByteLevel"} | {"type": "TemplateProcessing", "single": [{"Sequence": _}]}:
+            return None
         case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": str(name)}}, {"Sequence": _}]}:
             return name
-        case {"type": "TemplateProcessing", "single": [{"Sequence": _}]}:
-            return None
+        case {"type": "Sequence", "processors": [*steps]}:
+            return next(filter(None, [_begins_with(step, path) for step in steps]), None)
     _refuse(path, f"post_processor {_kind(processor)}", "none, or one that puts BOS before the text")
 
 
