@@ -1,6 +1,7 @@
 """describe and the memory plan: every layout, from headers alone."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,9 @@ import torch
 from llama3_scratch import describe as verb
 from llama3_scratch import memory, stream
 from llama3_scratch.checkpoint import meta
+from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.meta import write_meta
-from llama3_scratch.config import OFFICIAL, RopeScaling
+from llama3_scratch.config import OFFICIAL, RopeScaling, expected
 from llama3_scratch.describe import describe
 from llama3_scratch.errors import ResourceError
 from llama3_scratch.memory import Plan, plan, require, size
@@ -77,6 +79,33 @@ def test_a_damaged_weight_isnt_noticed_since_none_is_read(tmp_path):
     assert stored in data
     path.write_bytes(data.replace(stored, b"\xff" * len(stored)))
     assert describe(tmp_path / "m").config == tiny.CONFIG
+
+
+def test_hf(tmp_path, caplog):
+    config = replace(tiny.CONFIG, tied=True)
+    write_hf(tmp_path / "m", tiny.params(config, dtype=torch.bfloat16), config, None)
+    found = describe(tmp_path / "m")
+    assert found.config == config and found.tokenizer is None
+    assert "tokenizer.json" in caplog.text
+    assert found.stored == {"bfloat16": 2 * config.n_parameters}
+    q_and_k = config.n_layers * (config.n_heads + config.n_kv_heads) * config.head_dim * config.dim
+    assert (found.mapped, found.weights) == (2 * (config.n_parameters - q_and_k), 2 * q_and_k)
+    assert found.rope == "theta 500000, scaled by 32: config.json"
+
+
+def test_gguf(tmp_path):
+    pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
+    from llama3_scratch.checkpoint.gguf_out import write_gguf
+
+    config = replace(tiny.CONFIG, dim=96, hidden_dim=64, n_heads=6, n_kv_heads=2, rope_scaling=RopeScaling(8.0))
+    write_gguf(tmp_path / "m.gguf", tiny.params(config), config, None, kind="Q8_0")
+    found = describe(tmp_path / "m.gguf")
+    assert found.config == config and found.tokenizer is None
+    matrices = sum(math.prod(shape) for shape in expected(config).values() if len(shape) == 2)
+    assert found.stored["Q8_0"] == matrices // 32 * 34
+    assert found.weights == 4 * matrices
+    assert found.mapped == found.stored["F32"]
+    assert "scaled by 8: the file's rope_freqs" in found.rope
 
 
 def test_llama2c_and_the_table(capsys):

