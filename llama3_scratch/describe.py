@@ -273,6 +273,8 @@ def main(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     for row in _rows(found, memory, context, options.batch):
         table.add_row(*row)
     Console(markup=False, highlight=False).print(table)

@@ -114,6 +114,7 @@ def test_llama2c_and_the_table(capsys):
     out = capsys.readouterr().out
     for words in ("llama2.c", "float32", "theta 10000, not scaled", "5, each 64 wide", "for 100 tokens, 3 prompts"):
         assert words in out, words
+    assert str(path) in out.replace("\n", "").replace(" ", "")  # folded, not cut
 
 
 def test_usage(capsys):
