@@ -12,7 +12,7 @@ import torch
 
 from llama3_scratch import describe as verb
 from llama3_scratch import memory, stream
-from llama3_scratch.checkpoint import meta
+from llama3_scratch.checkpoint import gguf, gguf_out, meta
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import OFFICIAL, RopeScaling, expected
@@ -95,10 +95,8 @@ def test_hf(tmp_path, caplog):
 
 def test_gguf(tmp_path):
     pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
-    from llama3_scratch.checkpoint.gguf_out import write_gguf
-
     config = replace(tiny.CONFIG, dim=96, hidden_dim=64, n_heads=6, n_kv_heads=2, rope_scaling=RopeScaling(8.0))
-    write_gguf(tmp_path / "m.gguf", tiny.params(config), config, None, kind="Q8_0")
+    gguf_out.write_gguf(tmp_path / "m.gguf", tiny.params(config), config, None, kind="Q8_0")
     found = describe(tmp_path / "m.gguf")
     assert found.config == config and found.tokenizer is None
     matrices = sum(math.prod(shape) for shape in expected(config).values() if len(shape) == 2)
@@ -146,6 +144,15 @@ def test_f140_shards_are_refused_before_they_are_merged(tmp_path, monkeypatch):
     monkeypatch.setattr(meta, "available", lambda: 100_000)
     with pytest.raises(ResourceError, match=r"needs \d+ kB of memory \(weights \d+ kB\), 100 kB are free"):
         meta.read_meta(tmp_path / "m")
+
+
+def test_f140_blocks_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
+    config = replace(tiny.CONFIG, dim=96, hidden_dim=64)
+    gguf_out.write_gguf(tmp_path / "m.gguf", tiny.params(config), config, None, kind="Q8_0")
+    monkeypatch.setattr(gguf, "available", lambda: 100_000)
+    with pytest.raises(ResourceError, match=r"needs 912 kB of memory \(weights .*\), 100 kB are free"):
+        gguf.read_gguf(tmp_path / "m.gguf")
 
 
 def test_f140_the_loop_refuses_before_it_fills_a_cache(monkeypatch):

@@ -26,6 +26,7 @@ from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import real, require_file, text, whole
 from llama3_scratch.linear import Params
+from llama3_scratch.memory import Plan, available, require
 from llama3_scratch.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
@@ -397,6 +398,8 @@ def read_gguf(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Config, 
     header = read_header(path)
     config = header_config(header)
     tokenizer = read_vocabulary(header.values, header.path, config.vocab_size)
+    in_blocks = sum(math.prod(stored.shape) for stored in header.tensors.values() if stored.kind in BLOCK_FORMATS)
+    require(Plan(0, in_blocks * (dtype or torch.float32).itemsize, 0, 0), available())
     mapped = {
         part: torch.from_file(str(part), shared=False, size=part.stat().st_size, dtype=torch.uint8).untyped_storage()
         for part in {tensor.path for tensor in header.tensors.values()}
