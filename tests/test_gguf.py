@@ -251,6 +251,14 @@ FAULTS = [
         lambda: with_value("llama.block_count", u32("llama.block_count", 2**32 - 1)),
         ["llama.block_count is 4294967295", "tensors of 2 blocks"],
     ),
+    (
+        "F068-last",
+        lambda: file(
+            metadata() | {"llama.block_count": u32("llama.block_count", 10**6)},
+            table(weights() | {"blk.999999.attn_norm.weight": np.zeros(64, "<f4")}),
+        ),
+        ["llama.block_count is 1000000", "tensors of 3 blocks"],
+    ),
     ("missing", lambda: without(WQ, NORM), [f"missing tensors: {WQ}, {NORM}"]),
     ("embedding", lambda: without("token_embd.weight"), ["token_embd.weight is missing"]),
     (
@@ -363,6 +371,32 @@ def test_f057_huge_array_fails_at_once_and_allocates_nothing(kind, tmp_path):
     tracemalloc.stop()
     assert seconds < 0.1
     assert peak < 200_000
+
+
+@pytest.mark.parametrize(
+    ("head", "part"),
+    [
+        (struct.pack("<IQQ", 3, 0, 2**16 + 1), "65537 metadata keys can't be: at most 65536"),
+        (struct.pack("<IQQ", 3, 2**16 + 1, 0), "65537 tensors can't be: at most 65536"),
+        (
+            struct.pack("<IQQ", 3, 0, 1) + array("a", TEXT, 2**22 + 1, b""),
+            "4194305 strings in an array can't be: at most 4194304",
+        ),
+        (
+            struct.pack("<IQQ", 3, 0, 1) + value("a", TEXT, struct.pack("<Q", 2**24 + 1)),
+            "16777217 bytes of text can't be: at most 16777216",
+        ),
+    ],
+    ids=["F054", "F055", "F057", "F056"],
+)
+def test_counts_are_bounded_however_large_the_file_is(head, part, tmp_path):
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as sparse:
+        sparse.write(b"GGUF" + head)
+        sparse.truncate(2**27)
+    with pytest.raises(FileError) as error:
+        read_gguf(path)
+    assert part in str(error.value)
 
 
 def test_f070_split_model_names_the_missing_parts_and_opens_when_whole(tmp_path):
