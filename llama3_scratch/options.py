@@ -129,14 +129,16 @@ def check_device(name: str) -> torch.device:
 
 def open_model(options: argparse.Namespace) -> tuple[Checkpoint, torch.dtype]:
     """The model that the options mean, fetched first if it's the default one, and its activations' dtype."""
+    from llama3_scratch.checkpoint.names import DEFAULT, resolve
+    from llama3_scratch.download import ensure_default
+
+    # Before torch, which takes seconds to import: a misspelt name is told at once.
+    path = ensure_default() if options.model in (None, DEFAULT) else resolve(options.model)
     import torch
 
     from llama3_scratch.checkpoint.load import load
-    from llama3_scratch.checkpoint.names import DEFAULT
-    from llama3_scratch.download import ensure_default
 
     device = check_device(options.device)
-    path = ensure_default() if options.model in (None, DEFAULT) else options.model
     checkpoint = load(path, device=device, rope_scale_factor=options.rope_scale_factor, allow_extra=options.allow_extra)
     if options.chat_format and checkpoint.tokenizer:
         checkpoint.tokenizer.chat_format = options.chat_format

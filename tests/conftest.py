@@ -13,9 +13,13 @@ import pytest
 
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.download import download
+from llama3_scratch.errors import FileError
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct in Meta's layout, fetched once into the weights folder."""
-    return download(DEFAULT)
+    try:
+        return download(DEFAULT)
+    except FileError as error:
+        pytest.skip(f"the real model can't be fetched: {error}")

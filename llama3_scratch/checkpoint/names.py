@@ -45,7 +45,7 @@ def resolve(path_or_name: str | Path) -> Path:
     if text.startswith(("gs://", "az://")):
         from llama3_scratch.checkpoint.remote import fetch
 
-        return fetch(text)
+        return fetch(text, weights_dir() / ".remote")
     if not text or "\0" in text:
         raise UsageError(f"expected a path or a name of weights, got {text!r}")
     path = Path(path_or_name).expanduser()

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llama3_scratch.checkpoint.names import weights_dir
 from llama3_scratch.checkpoint.progress import progress
 from llama3_scratch.errors import FileError, MismatchError, ResourceError, UsageError
 from llama3_scratch.files import write_whole
@@ -17,15 +16,15 @@ _WANTED = re.compile(r"consolidated\..*\.pth|params\.json|tokenizer\.model|token
 _CHUNK = 1 << 20
 
 
-def fetch(url: str) -> Path:
-    """The local copy of a remote Meta folder; only files that are new or changed there are fetched."""
+def fetch(url: str, cache: Path) -> Path:
+    """The copy within `cache` of a remote Meta folder; only files that are new or changed there are fetched."""
     import blobfile
 
     scheme, _, rest = url.partition("://")
     parts = [part for part in rest.split("/") if part]
     if not parts or any(part in (".", "..") or re.search(r"[\0\\:]", part) for part in parts):
         raise UsageError(f"{url!r}: expected gs://bucket/folder or az://account/container/folder")
-    folder = weights_dir().joinpath(".remote", scheme, *parts)
+    folder = cache.joinpath(scheme, *parts)
     try:
         entries = {
             entry.name: entry for entry in blobfile.scandir(url) if entry.is_file and _WANTED.fullmatch(entry.name)
