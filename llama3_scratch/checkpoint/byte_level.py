@@ -48,7 +48,7 @@ def to_alphabet(token: bytes) -> str:
 
 def byte_level_tokenizer(
     tokens: dict[str, int],
-    merges: Sequence[tuple[str, str]],
+    merges: Sequence[Sequence[str]],
     special_tokens: dict[str, int],
     *,
     pattern: str,
@@ -81,10 +81,12 @@ def byte_level_tokenizer(
         raise FileError(f"{source}: a token is empty or an id stands twice, expected one id for each token")
     last, made = -1, set()
     for index, (left, right) in enumerate(merges):
-        missing = next((token for token in (left, right, left + right) if token not in ids), None)
-        if missing is not None:
-            raise FileError(f"{source}: merge {index}, {left!r} {right!r}, needs {missing!r}, which is no token")
-        id = ids[left + right]
+        try:
+            _, _, id = ids[left], ids[right], ids[left + right]
+        except KeyError as error:
+            raise FileError(
+                f"{source}: merge {index}, {left!r} {right!r}, needs {error.args[0]!r}, which is no token"
+            ) from error
         if id < last:
             raise FileError(
                 f"{source}: merge {index}, {left!r} {right!r}, gives token {id} after a merge that gave {last}; "
@@ -150,13 +152,10 @@ def read_tokenizer_json(folder: str | Path) -> Tokenizer:
         raise FileError(f"{path}: model.vocab must be tokens with their ids")
     if not isinstance(merges, list):
         raise FileError(f"{path}: model.merges must be a list of pairs of tokens")
-    pairs = []
-    for index, merge in enumerate(merges):
-        match merge.split(" ") if isinstance(merge, str) else merge:
-            case [str(left), str(right)]:
-                pairs.append((left, right))
-            case _:
-                raise FileError(f"{path}: model.merges[{index}] must be a pair of tokens, got {merge!r}")
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    for index, pair in enumerate(pairs):
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str)):
+            raise FileError(f"{path}: model.merges[{index}] must be a pair of tokens, got {merges[index]!r}")
     added, special_tokens = data.get("added_tokens") or [], {}
     if not isinstance(added, list):
         raise FileError(f"{path}: added_tokens must be a list, got {added!r}")
