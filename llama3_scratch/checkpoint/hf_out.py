@@ -45,7 +45,7 @@ def write_hf(
     if odd := [name for name in names if params[name].dtype not in FLOATS]:
         raise UsageError(f"{odd[0]}: dtype {params[odd[0]].dtype}, expected float32, bfloat16 or float16")
     with fresh_folder(folder) as temporary:
-        _write_json(temporary / "config.json", _config_json(params, config, tokenizer))
+        _write_json(temporary / "config.json", config_json(params, config, tokenizer))
         _write_json(temporary / "generation_config.json", _token_ids(tokenizer))
         if tokenizer is not None:
             write_tokenizer_json(tokenizer, temporary)
@@ -101,7 +101,7 @@ def _token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops[0] if len(stops) == 1 else stops or None}
 
 
-def _config_json(params: Params, config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def config_json(params: Params, config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """config.json with RoPE in both spellings: transformers 5 reads rope_parameters, 4 the other two."""
     dtype = str(params["tok_embeddings.weight"].dtype).removeprefix("torch.")
     scaling = config.rope_scaling and {
