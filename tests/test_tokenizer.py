@@ -77,6 +77,7 @@ FAULTS = [
         "line 300: rank 29 stands on line 30 too, expected once; " + CUT,
     ),
     ("F094-base64", {7: b"!!!! 6"}, "line 7: expected a token in base64, got '!!!!'"),
+    ("F094-stray-character", {7: b"B!g== 6"}, "line 7: expected a token in base64, got 'B!g=='"),
     ("F094-empty-token", {7: b"==== 6"}, "line 7: expected a token in base64"),
     ("F095-text", {9: b"CA== eight"}, "line 9: expected a rank, a whole number of at least 0, got 'eight'"),
     ("F095-negative", {9: b"CA== -8"}, "line 9: expected a rank, a whole number of at least 0, got '-8'"),
