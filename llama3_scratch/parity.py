@@ -134,20 +134,6 @@ def _returned_by(*functions: Any) -> Iterator[dict[str, Tensor]]:
         sys.setprofile(before)
 
 
-# Their modules in the order in which a layer runs them, by Meta's names.
-_STEPS = {
-    "attention_norm": "input_layernorm",
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "feed_forward.w2": "mlp.down_proj",
-}
-
-
 def _their_layer(
     x_BTD: Tensor, params: Params, name: str, config: Config, settings: Any, tables: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -155,7 +141,7 @@ def _their_layer(
     import torch
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-    from llama3_scratch.checkpoint.hf import halves, neighbours, turned_heads
+    from llama3_scratch.checkpoint.hf import LAYER, halves, neighbours, turned_heads
 
     with torch.device("meta"):
         layer = LlamaDecoderLayer(settings, 0).eval()
@@ -164,7 +150,7 @@ def _their_layer(
     def keep(step: str, heads: int | None, module: nn.Module, inputs: Any, out: Tensor) -> None:
         seen[step] = neighbours(out.movedim(-1, 0), heads).movedim(0, -1) if heads else out
 
-    for part, theirs in _STEPS.items():
+    for part, theirs in LAYER.items():
         step = f"{name}.{part}"
         heads = turned_heads(step, config)
         floats = _floats(params, step, x_BTD.dtype)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # the headers are read without torch
 
 log = logging.getLogger("llama3_scratch")
 
-_NAMES = {
-    "tok_embeddings": "model.embed_tokens",
+# A layer's modules in the order in which they run, by Meta's names.
+LAYER = {
     "attention_norm": "input_layernorm",
     "attention.wq": "self_attn.q_proj",
     "attention.wk": "self_attn.k_proj",
@@ -36,9 +36,8 @@ _NAMES = {
     "feed_forward.w1": "mlp.gate_proj",
     "feed_forward.w3": "mlp.up_proj",
     "feed_forward.w2": "mlp.down_proj",
-    "norm": "model.norm",
-    "output": "lm_head",
 }
+_NAMES = {"tok_embeddings": "model.embed_tokens", **LAYER, "norm": "model.norm", "output": "lm_head"}
 
 # Which of config.json's fields a tensor's shape follows from, for the message.
 _FIELDS = {
