@@ -46,7 +46,7 @@ def run(form: str, cache: Cache, pieces: list[int], layer=block, *, start: int =
 
 
 CACHES = {"uniform": lambda limit: Cache(limit), "ragged": lambda limit: RaggedCache(limit, 2)}
-CHUNKS = {"whole": [T], "sevens": [7] * 9 + [3], "64 first": [64, 1, 1], "one at a time": [1] * T}
+CHUNKS = {"whole": [T], "sevens": [7] * 9 + [3], "64 first": [64, 1, 1], "steps at the end": [T - 8, *[1] * 8]}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -55,6 +55,12 @@ CHUNKS = {"whole": [T], "sevens": [7] * 9 + [3], "64 first": [64, 1, 1], "one at
 @pytest.mark.parametrize("pieces", CHUNKS.values(), ids=CHUNKS.keys())
 def test_chunks_equal_one_call(form, layer, make, pieces):
     check(run(form, make(T), pieces, layer), uncached(form), TOLERANCE.get(form, 2e-5))
+
+
+@pytest.mark.parametrize("form", ["f64", "adaptors on int4"])
+@pytest.mark.parametrize("make", CACHES.values(), ids=CACHES.keys())
+def test_one_token_at_a_time_from_the_first(form, make):
+    check(run(form, make(T), [1] * T, fused_block), uncached(form), TOLERANCE.get(form, 2e-5))
 
 
 @pytest.mark.parametrize("form", FORMS)
