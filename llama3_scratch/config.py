@@ -129,7 +129,7 @@ OFFICIAL: dict[str, Config] = {
 def official_name(name: str) -> str | None:
     """The key in `OFFICIAL` that `name` means (`Llama-3.2-1B-Instruct`, `3.2-1b`, …), or None."""
     found = re.fullmatch(
-        r"(?:meta-llama/)?(?:meta-?)?(?:llama)?[-_ ]?(3(?:\.[123])?)[-_ ]?(\d+b)(?:-instruct)?", name, re.IGNORECASE
+        r"(?:meta-llama/)?(?:meta-)?(?:llama)?[-_ ]?(3(?:\.[123])?)[-_ ](\d+b)(?:-instruct)?", name, re.IGNORECASE
     )
     key = f"llama{found[1]}-{found[2].lower()}" if found else ""
     return key if key in OFFICIAL else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llama3_scratch.errors import FileError, ResourceError
+from llama3_scratch.errors import FileError, ResourceError, UsageError
 
 log = logging.getLogger("llama3_scratch")
 
@@ -21,13 +22,13 @@ LFS_MAGIC = b"version https://git-lfs"
 
 def require_file(path: Path, what: str) -> None:
     """Raise FileError unless `path` is a readable file that isn't empty, a web page or a git-lfs pointer."""
-    if not path.exists():
-        raise FileError(f"{path}: {what} not found")
-    if path.is_dir():
-        raise FileError(f"{path}: expected a file ({what}), found a folder")
     try:
+        if path.is_dir():
+            raise FileError(f"{path}: expected a file ({what}), found a folder")
         with path.open("rb") as file:
             head = file.read(512)
+    except FileNotFoundError:
+        raise FileError(f"{path}: {what} not found") from None
     except OSError as error:
         raise FileError(f"{path}: {what} can't be read: {error.strerror}") from error
     if not head:
@@ -67,25 +68,28 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise FileError(f"{path}: expected {what} in UTF-8, byte {error.start} isn't") from error
     except json.JSONDecodeError as error:
         raise FileError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise FileError(f"{path}: not valid JSON: {error}") from error
     except RecursionError as error:
-        raise FileError(f"{path}: JSON is nested too deeply") from error
+        raise FileError(f"{path}: not valid {what}: JSON nested too deeply") from error
     if not isinstance(value, dict):
-        raise FileError(f"{path}: expected a JSON object, got {type(value).__name__}")
+        raise FileError(f"{path}: expected {what}: a JSON object, got {type(value).__name__}")
     return value
 
 
 _REQUIRED = object()
+_MOST = 2**31 - 1  # no size of a model is larger, and products of a few still fit a float
 
 
 def whole(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
-    """`data[key]` as a whole number of at least 1; `default` where the key is absent or null."""
+    """`data[key]` as a whole number from 1 to 2³¹-1; `default` where the key is absent or null."""
     value = data.get(key)
     if value is None:
         if default is _REQUIRED:
             raise FileError(f"{path}: {key} is missing, expected a whole number")
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise FileError(f"{path}: {key} must be a whole number of at least 1, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
+        raise FileError(f"{path}: {key} must be a whole number from 1 to {_MOST}, got {value!r:.99}")
     return value
 
 
@@ -97,7 +101,7 @@ def real(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -
             raise FileError(f"{path}: {key} is missing, expected a number")
         return default
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise FileError(f"{path}: {key} must be a positive number, got {value!r}")
+        raise FileError(f"{path}: {key} must be a positive number, got {value!r:.99}")
     return float(value)
 
 
@@ -123,21 +127,34 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def fresh_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when the body ends well; else all stays as it was."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    """A temporary folder beside `target` that takes its place when the body ends well; else all stays as it was.
+
+    An older model there is replaced; a folder that holds anything else is refused.
+    """
+    target = target.resolve()
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target}: expected a folder to write, found a file")
+    if target.exists() and any(target.iterdir()) and not any((target / name).exists() for name in _MODEL_FILES):
+        raise UsageError(f"{target}: holds files that are no model's, which writing would replace; give a new folder")
+    temporary, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         yield temporary
         if target.exists():
-            old = target.with_name(f".{target.name}.old-{os.getpid()}")
             target.replace(old)
-            temporary.replace(target)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(target)
+        temporary.replace(target)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise ResourceError(f"{target}: can't be written: {error.strerror or error}; nothing was changed") from error
+        if old.exists() and not target.exists():
+            old.replace(target)
+        # torch's writer, which meets a full disk as a wrong position in the file, leaves no errno.
+        full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        kind = ResourceError if full else FileError
+        raise kind(f"{target}: can't be written: {error.strerror or error}; nothing was changed") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+_MODEL_FILES = ("params.json", "config.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,7 +36,15 @@ _FIELDS = {
 
 def known_names(config: Config) -> set[str]:
     """Every key that a model of this config can have: its weights and the siblings that name a stored form."""
-    return {name.removesuffix("weight") + part for name in expected(config) for part in ("weight", *SIBLINGS)}
+    known = set()
+    for name, shape in expected(config).items():
+        parts: tuple[str, ...] = ("weight", *SIBLINGS)
+        if len(shape) == 1:
+            parts = ("weight",)
+        elif name == "tok_embeddings.weight":
+            parts = tuple(part for part in parts if not part.startswith("adaptor"))
+        known |= {name.removesuffix("weight") + part for part in parts}
+    return known
 
 
 def check(params: Params, config: Config, source: Path | str) -> None:
@@ -44,56 +53,74 @@ def check(params: Params, config: Config, source: Path | str) -> None:
     if missing := [name for name in shapes if name not in params]:
         raise FileError(f"{source}: {_listed(missing)} missing; expected {len(shapes)} tensors, got {len(params)}")
     known = known_names(config)
-    extra = [name for name in params if name not in known]
-    if extra:
-        raise FileError(f"{source}: {_listed(extra)} not part of a Llama of this config; --allow-extra ignores them")
+    if extra := [name for name in params if name not in known]:
+        raise FileError(f"{source}: {_listed(extra)} not part of a Llama of this config; --allow-extra ignores that")
     for name, shape in shapes.items():
         _check_tensor(params, name, shape, source)
 
 
 def _check_tensor(params: Params, name: str, shape: tuple[int, ...], source: Path | str) -> None:
     tensor, stem = params[name], name.removesuffix(".weight")
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-        found = tensor.layout if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise FileError(f"{source}: {name}: expected a dense tensor, got {found}")
-    if tuple(tensor.shape) != shape:
-        field = _FIELDS.get(stem.rpartition(".")[2], "dim")
-        raise FileError(f"{source}: {name}: shape {list(tensor.shape)}, expected {list(shape)} (from {field})")
-    scales = params.get(f"{stem}.scales")
+    field = _FIELDS.get(stem.rpartition(".")[2], "dim")
+    _check_shape(tensor, name, shape, f"from {field}", source)
+    scales, zeros = params.get(f"{stem}.scales"), params.get(f"{stem}.zeros")
     if scales is None:
-        if tensor.dtype not in FLOATS:
-            raise FileError(f"{source}: {name}: dtype {_short(tensor)}, expected bfloat16, float16 or float32")
+        _check_dtype(tensor, name, FLOATS, source)
+        if zeros is not None:
+            raise FileError(f"{source}: {stem}.zeros without {stem}.scales, expected both or neither")
     else:
-        if tensor.dtype != torch.int8:
-            raise FileError(f"{source}: {name}: dtype {_short(tensor)} beside {stem}.scales, expected int8")
-        if scales.ndim != 2 or scales.shape[0] != shape[0] or shape[1] % scales.shape[1]:
+        _check_dtype(tensor, name, (torch.int8,), source)
+        _check_dtype(scales, f"{stem}.scales", FLOATS, source)
+        groups = scales.shape[1] if scales.ndim == 2 else 0
+        if not groups or scales.shape[0] != shape[0] or shape[1] % groups:
             raise FileError(
                 f"{source}: {stem}.scales: shape {list(scales.shape)}, expected [{shape[0]}, groups] with groups "
                 f"dividing {shape[1]}"
             )
-    if f"{stem}.adaptor.A.weight" in params or f"{stem}.adaptor.B.weight" in params:
-        for sibling in ("A.weight", "B.weight", "scale"):
-            if f"{stem}.adaptor.{sibling}" not in params:
-                raise FileError(f"{source}: {stem}.adaptor.{sibling} is missing, an adapter is A, B and scale")
-        down, up = params[f"{stem}.adaptor.A.weight"], params[f"{stem}.adaptor.B.weight"]
-        if down.shape[1] != shape[1] or up.shape[0] != shape[0] or down.shape[0] != up.shape[1]:
-            raise FileError(
-                f"{source}: {stem}.adaptor: A {list(down.shape)} and B {list(up.shape)} don't fit {list(shape)}; "
-                f"expected A [rank, {shape[1]}] and B [{shape[0]}, rank]"
-            )
+        if zeros is not None:
+            _check_shape(zeros, f"{stem}.zeros", tuple(scales.shape), "that of the scales", source)
+    adaptor = {part: params.get(f"{stem}.adaptor.{part}") for part in ("A.weight", "B.weight", "scale")}
+    down, up, scale = adaptor.values()
+    if down is None and up is None and scale is None:
+        return
+    if down is None or up is None or scale is None:
+        lacks = next(part for part, found in adaptor.items() if found is None)
+        raise FileError(f"{source}: {stem}.adaptor.{lacks} is missing, an adapter is A, B and scale")
+    for part, found in (("A.weight", down), ("B.weight", up), ("scale", scale)):
+        _check_dtype(found, f"{stem}.adaptor.{part}", FLOATS, source)
+    rank = down.shape[0] if down.ndim == 2 else 0
+    if not rank or tuple(down.shape) != (rank, shape[1]) or tuple(up.shape) != (shape[0], rank) or scale.ndim:
+        raise FileError(
+            f"{source}: {stem}.adaptor: A {list(down.shape)}, B {list(up.shape)} and scale {list(scale.shape)} don't "
+            f"fit {list(shape)}; expected A [rank, {shape[1]}], B [{shape[0]}, rank] and scale []"
+        )
+
+
+def _check_shape(tensor: Tensor, name: str, shape: tuple[int, ...], why: str, source: Path | str) -> None:
+    if tuple(tensor.shape) != shape:
+        raise FileError(f"{source}: {name}: shape {list(tensor.shape)}, expected {list(shape)} ({why})")
+
+
+def _check_dtype(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...], source: Path | str) -> None:
+    if tensor.dtype not in dtypes:
+        beside = " beside its scales" if dtypes == (torch.int8,) else ""
+        wanted = " or ".join(_short(dtype) for dtype in dtypes)
+        raise FileError(f"{source}: {name}: dtype {_short(tensor.dtype)}{beside}, expected {wanted}")
 
 
 def scan(params: Params, source: Path | str) -> None:
     """Read every weight: NaN or infinity raises FileError with key, count and place; a dead or wild tensor warns."""
+    seen: set[int] = set()
     for name, tensor in params.items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.data_ptr() in seen:
             continue
-        finite = torch.isfinite(tensor)
-        if not finite.all():
+        seen.add(tensor.data_ptr())
+        # One pass without a copy; it also leaves f32 where the values are finite but past any trained Llama's.
+        rms = torch.linalg.vector_norm(tensor, dtype=torch.float32).item() / math.sqrt(tensor.numel())
+        if not math.isfinite(rms) and not (finite := torch.isfinite(tensor)).all():
             first = (~finite).nonzero()[0].tolist()
             raise FileError(f"{source}: {name}: {int((~finite).sum())} NaN or infinite values, the first at {first}")
-        rms = tensor.float().pow(2).mean().sqrt().item()
-        if rms == 0 or rms > 1e3:
+        if name.endswith(("weight", "scales")) and not 0 < rms <= 1e3:
             log.warning("%s: %s: root mean square %g, which no trained Llama has", source, name, rms)
 
 
@@ -102,8 +129,8 @@ def n_bytes(params: Params) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in params.values()}.values())
 
 
-def _short(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _listed(names: Iterable[str], most: int = 10) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -41,10 +42,12 @@ def read_llama2c(path: Path) -> tuple[Config, Params]:
         "rope tables, unused": (2 * context, config.head_dim // 2),
         **({} if tied else {"output": (vocab, dim)}),
     }
-    sizes = [torch.Size(shape).numel() for shape in kinds.values()]
+    sizes = [math.prod(shape) for shape in kinds.values()]
     wanted, found = 28 + 4 * sum(sizes), path.stat().st_size
     if wanted != found:
-        raise FileError(f"{path}: its header means {wanted} bytes, found {found}; truncated, or not a llama2.c file")
+        raise FileError(
+            f"{path}: its header means {wanted} bytes, found {found}; truncated, or not llama2.c's version 0"
+        )
     # Mapped from the start, header and all, because a map has to begin at a page.
     floats = torch.from_file(str(path), shared=False, size=found // 4, dtype=torch.float32)[7:]
     params: Params = {}

@@ -10,7 +10,7 @@ import torch
 
 from llama3_scratch.checkpoint import gguf, hf, llama2c, meta
 from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
-from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, known_names, n_bytes, scan
+from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, n_bytes, scan
 from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
@@ -48,11 +48,10 @@ def layout(path: Path) -> str:
         return "meta"
     if has_hf:
         return "hf"
-    hint = f"; there is {path / 'original'}, give that" if (path / "original").is_dir() else ""
-    ggufs = [name for name in names if name.endswith(".gguf")]
-    if ggufs:
-        hint = f"; there is {path / ggufs[0]}, give that"
-    raise FileError(f"{path}: no weights: looked for consolidated.*.pth, model*.safetensors{hint or ' and *.gguf'}")
+    ggufs = sorted(name for name in names if name.endswith(".gguf"))
+    inside = ["original"] if (path / "original").is_dir() else ggufs[:1]
+    hint = "".join(f"; there is {path / name}, give that" for name in inside)
+    raise FileError(f"{path}: no weights: looked for consolidated.*.pth, model*.safetensors and *.gguf{hint}")
 
 
 def load(
@@ -71,9 +70,9 @@ def load(
     kind = layout(path)
     if rope_scale_factor is not None and kind != "meta":
         raise UsageError(f"--rope-scale-factor is for Meta's folders, whose params.json lacks it; {path} says its own")
-    tokenizer: Tokenizer | None
+    tokenizer: Tokenizer | None = None
     if kind == "meta":
-        config, params = meta.read_meta(path, rope_scale_factor=rope_scale_factor)
+        config, params = meta.read_meta(path, rope_scale_factor=rope_scale_factor, allow_extra=allow_extra)
         tokenizer = find_tokenizer(path)
     elif kind == "hf":
         config, params = hf.read_hf(path, allow_extra=allow_extra)
@@ -82,10 +81,6 @@ def load(
         config, params, tokenizer = gguf.read_gguf(path)
     else:
         config, params = llama2c.read_llama2c(path)
-        tokenizer = None
-    if allow_extra:
-        known = known_names(config)
-        params = {name: tensor for name, tensor in params.items() if name in known}
     check(params, config, path)
     if tokenizer is not None and tokenizer.n_words > config.vocab_size:
         raise FileError(

@@ -8,16 +8,18 @@ import pickle
 import re
 import zipfile
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from llama3_scratch.checkpoint.check import check, known_names
 from llama3_scratch.checkpoint.params_json import params_json, read_params_json
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import fresh_folder, read_json, real, require_file
-from llama3_scratch.linear import Params
+from llama3_scratch.linear import SIBLINGS, Params
 from llama3_scratch.memory import Plan, available, require
 from llama3_scratch.tokenizer import Tokenizer, write_tokenizer
 
@@ -27,85 +29,109 @@ log = logging.getLogger("llama3_scratch")
 _AXIS = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "tok_embeddings": 0, "wo": 1, "w2": 1}
 
 
-def read_meta(folder: Path, *, rope_scale_factor: float | None = None) -> tuple[Config, Params]:
+def read_meta(
+    folder: Path, *, rope_scale_factor: float | None = None, allow_extra: bool = False
+) -> tuple[Config, Params]:
     """The config and the weights of a folder, shards merged.
 
-    One shard stays memory-mapped; several are merged tensor by tensor into memory of their own.
+    One shard stays memory-mapped; several are merged into memory of their own, one after another.
     """
-    shards = shard_paths(folder)
-    dicts = [open_pth(path) for path in shards]
-    config = read_params_json(folder / "params.json", dicts, rope_scale_factor=rope_scale_factor)
-    _check_shards(dicts, shards, config)
-    params = dicts[0] if len(dicts) == 1 else _merge(dicts, config)
-    _adopt_adaptors(params, folder / "params.json")
-    tied = _tie(params)
+    paths = shard_paths(folder)
+    shards = [open_pth(path) for path in paths]
+    config = read_params_json(folder / "params.json", shards, rope_scale_factor=rope_scale_factor)
+    if allow_extra:
+        known = known_names(config)
+        shards = [{name: tensor for name, tensor in shard.items() if name in known} for shard in shards]
+    _check_shards(shards, paths, config)
+    _adopt_siblings(shards[0], folder / "params.json")
+    tied = all([_tie(shard) for shard in shards])
+    params = shards[0] if len(shards) == 1 else _merge(shards, paths, config)
+    if tied:
+        params["output.weight"] = params["tok_embeddings.weight"]
     return replace(config, tied=tied), params
 
 
 def shard_paths(folder: Path) -> list[Path]:
     """The folder's `consolidated.*.pth` in the order of their numbers, of which none may be missing."""
-    numbered = {int(found[1]): path for path in folder.iterdir() if (found := _SHARD.fullmatch(path.name))}
-    missing = sorted(set(range(max(numbered, default=-1) + 1)) - set(numbered))
-    if missing:
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise FileError(f"{folder}: expected a folder with consolidated.00.pth and so on, found {found}")
+    numbered: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if number := _SHARD.fullmatch(path.name):
+            other = numbered.setdefault(int(number[1]), path)
+            if other != path:
+                raise FileError(f"{path}: has the number of {other.name}; take one of the two away")
+    if not numbered:
+        raise FileError(f"{folder}: no consolidated.00.pth, consolidated.01.pth and so on")
+    if missing := list(islice((index for index in range(max(numbered)) if index not in numbered), 10)):
         names = ", ".join(f"consolidated.{index:02d}.pth" for index in missing)
         raise FileError(f"{folder}: {names} missing; found {', '.join(numbered[i].name for i in sorted(numbered))}")
     return [numbered[index] for index in sorted(numbered)]
 
 
-_SHARD = re.compile(r"consolidated\.(\d+)\.pth")
+_SHARD = re.compile(r"consolidated\.(\d{1,9})\.pth", re.ASCII)
 
 
 def open_pth(path: Path) -> dict[str, Tensor]:
     """The tensors of one `.pth`, memory-mapped where its layout allows; nothing stored in it is executed."""
     require_file(path, "a torch checkpoint")
+    unmappable = _why_unmappable(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
-    except pickle.UnpicklingError as error:
-        # torch's own message goes on to advise weights_only=False, which would run what the file says.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=unmappable is None)
+    except Exception as error:  # whatever a damaged pickle can raise
+        # torch's own message may go on to advise weights_only=False, which would run what the file says.
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise FileError(f"{path}: refused: contains code (GLOBAL {code[1]}), expected tensors only") from None
-        raise FileError(f"{path}: not a torch checkpoint; download it again") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise FileError(
-            f"{path}: damaged: {reason or type(error).__name__} ({path.stat().st_size} bytes); download it again"
-        ) from None
-    if isinstance(loaded, dict) and set(loaded) <= {"model", "state_dict"} and len(loaded) == 1:
-        (key, loaded) = next(iter(loaded.items()))
-        log.warning("%s: the tensors lie under %r, taken from there", path, key)
+        size = f"{path.stat().st_size} bytes"
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            raise FileError(f"{path}: not a torch checkpoint ({size}); download it again") from None
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise FileError(f"{path}: damaged: {reason} ({size}); download it again") from None
+    if unmappable:
+        log.warning("%s: %s, so it's read into memory instead of mapped", path, unmappable)
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            beside = ", ".join(str(other) for other in loaded if other != key)
+            log.warning("%s: the tensors lie under %r, taken from there%s", path, key, beside and f", without {beside}")
+            loaded = loaded[key]
     if not isinstance(loaded, dict):
         raise FileError(f"{path}: expected a dict of tensors, got {type(loaded).__name__}")
     for name, tensor in loaded.items():
+        if not isinstance(name, str):
+            raise FileError(f"{path}: expected a dict of tensors by name, got the key {name!r}")
         if not isinstance(tensor, Tensor):
             raise FileError(f"{path}: {name}: expected a tensor, got {type(tensor).__name__}")
-    return {name: tensor for name, tensor in loaded.items() if name != "rope.freqs"}  # Llama 1 and 2 stored the table
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            form = "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else tensor.layout
+            raise FileError(f"{path}: {name}: expected a dense tensor, got a {form} one")
+    # Llama 1 and 2 stored the RoPE table. Detached, because a saved Parameter would come back as one that trains.
+    return {name: tensor.detach() for name, tensor in loaded.items() if not name.endswith("rope.freqs")}
 
 
-def _mappable(path: Path) -> bool:
-    """Whether torch can map the file; also finds a truncated or incomplete archive, which torch words badly."""
+def _why_unmappable(path: Path) -> str | None:
+    """Why torch can't map the file, if so; also finds a truncated or incomplete archive, which torch words badly."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
-            log.warning("%s: not a zip archive (torch's old format?), read into memory instead of mapped", path)
-            return False
+            return "not a zip archive but torch's old format"
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
-        raise FileError(f"{path}: truncated at {path.stat().st_size} bytes; download it again") from None
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        raise FileError(
+            f"{path}: truncated: {path.stat().st_size} bytes, which don't end as the archive should; download it again"
+        ) from None
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         raise FileError(f"{path}: damaged: data.pkl is missing from the archive; download it again")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        log.warning("%s: compressed, so it's read into memory instead of mapped", path)
-        return False
-    return True
+    return "compressed" if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) else None
 
 
-def _check_shards(dicts: list[dict[str, Tensor]], paths: list[Path], config: Config) -> None:
-    """Raise FileError unless the shards belong to one model."""
-    first = dicts[0]
+def _check_shards(shards: list[dict[str, Tensor]], paths: list[Path], config: Config) -> None:
+    """Raise FileError unless the shards belong to one model that can be merged."""
+    first = shards[0]
     if fp8 := next((name for name, t in first.items() if str(t.dtype).startswith("torch.float8")), None):
         raise FileError(f"{paths[0]}: {fp8}: fp8 weights aren't read; take the bf16 release")
-    for shard, path in zip(dicts[1:], paths[1:], strict=True):
+    for shard, path in zip(shards[1:], paths[1:], strict=True):
         if difference := sorted(set(first) ^ set(shard)):
             where = path if difference[0] in first else paths[0]
             raise FileError(f"{where}: {difference[0]} is missing, other shards have it ({len(difference)} such keys)")
@@ -117,40 +143,73 @@ def _check_shards(dicts: list[dict[str, Tensor]], paths: list[Path], config: Con
                     f"{path}: {name}: shape {list(tensor.shape)}, but {list(first[name].shape)} in {paths[0].name}; "
                     "a shard of another model?"
                 )
-            if _axis(name) is None and (off := (tensor.float() - first[name].float()).abs().max().item()) > 1e-2:
-                log.warning("%s: %s differs from %s by %.3g, the first is taken", path, name, paths[0].name, off)
-    if len(dicts) > 1 and any(name.endswith(".scales") for name in first):
-        raise FileError(f"{paths[0]}: quantised weights in {len(dicts)} shards, expected one shard")
-    wk = first.get("layers.0.attention.wk.weight")
-    if wk is not None and wk.ndim == 2 and wk.shape[0] * len(dicts) > config.n_kv_heads * config.head_dim:
+    if len(shards) > 1 and (sibling := next((name for name in first if name.endswith(_WHOLE_ONLY)), None)):
         raise FileError(
-            f"{paths[0]}: {len(dicts)} shards hold {wk.shape[0] * len(dicts) // config.head_dim} key/value heads, "
-            f"n_kv_heads in params.json is {config.n_kv_heads}"
+            f"{paths[0]}: {sibling}: quantised weights and adapters are read from one shard, got {len(shards)}"
+        )
+    wk = first.get("layers.0.attention.wk.weight")
+    if wk is not None and wk.ndim == 2 and wk.shape[0] * len(shards) > config.n_kv_heads * config.head_dim:
+        raise FileError(
+            f"{paths[0]}: layers.0.attention.wk.weight: {len(shards)} shards hold "
+            f"{wk.shape[0] * len(shards) // config.head_dim} key/value heads, n_kv_heads in params.json is "
+            f"{config.n_kv_heads}"
         )
 
 
-def _axis(name: str) -> int | None:
+_WHOLE_ONLY = (".scales", ".adaptor.A.weight", ".adaptor.B.weight")
+
+
+def _axis(name: str, part: Tensor, config: Config) -> int | None:
+    """The axis along which the shards' parts of a weight are joined; None where each has the whole."""
+    if name == "tok_embeddings.weight" and part.shape[-1] != config.dim:
+        return 1  # Llama 2's way
     return _AXIS.get(name.removesuffix(".weight").rpartition(".")[2])
 
 
-def _merge(dicts: list[dict[str, Tensor]], config: Config) -> Params:
-    """One dict of whole tensors; each shard's part is let go once it's copied."""
-    require(Plan(0, sum(tensor.nbytes for shard in dicts for tensor in shard.values()), 0, 0), available())
-    merged: Params = {}
-    for name in list(dicts[0]):
-        parts, axis = [shard.pop(name) for shard in dicts], _axis(name)
-        if name == "tok_embeddings.weight" and parts[0].shape[-1] != config.dim:
-            axis = 1  # Llama 2's way
-        merged[name] = parts[0].clone() if axis is None else torch.cat(parts, dim=axis)
+def _merge(shards: list[dict[str, Tensor]], paths: list[Path], config: Config) -> Params:
+    """One dict of whole tensors. Empties `shards`: each is unmapped once it's copied, so the peak is the model and one.
+
+    Nothing is allocated before the sizes are known to be right.
+    """
+    count, axes = len(shards), {name: _axis(name, part, config) for name, part in shards[0].items()}
+    whole: Params = {}
+    for name, part in shards[0].items():
+        shape = [length * count if axis == axes[name] else length for axis, length in enumerate(part.shape)]
+        whole[name] = torch.empty(shape, dtype=part.dtype, device="meta")
+    check(whole, config, paths[0].parent)
+    for name, first in shards[0].items():
+        for shard, path in zip(shards[1:], paths[1:], strict=True):
+            off = 0.0 if axes[name] is not None else (shard[name].float() - first.float()).abs().max().item()
+            if not off <= 1e-2:
+                log.warning("%s: %s differs from %s by %.3g, the first is taken", path, name, paths[0].name, off)
+    del first, shard
+    require(Plan(0, sum(tensor.nbytes for tensor in whole.values()), 0, 0), available())
+    merged = {name: torch.empty_like(tensor, device="cpu") for name, tensor in whole.items()}
+    for index in range(count):
+        for name, part in shards.pop(0).items():
+            axis = axes[name]
+            if axis is not None:
+                merged[name].narrow(axis, index * part.shape[axis], part.shape[axis]).copy_(part)
+            elif index == 0:
+                merged[name].copy_(part)
     return merged
 
 
-def _adopt_adaptors(params: Params, path: Path) -> None:
-    """Meta keeps the one scale of all its adapters in `params.json`; here each has its own, beside its A and B."""
+def _adopt_siblings(params: Params, path: Path) -> None:
+    """Give Meta's int4 releases the forms of `linear`: a scale in each adapter, scales of one a row in a column.
+
+    Meta keeps the one scale of all adapters in `params.json`.
+    """
+    for name in params:
+        if name.endswith((".scales", ".zeros")) and params[name].ndim == 1:
+            params[name] = params[name][:, None]
     names = [name.removesuffix("A.weight") for name in params if name.endswith(".adaptor.A.weight")]
     if not names:
         return
-    scale = real(read_json(path, "params.json").get("lora_args") or {}, "scale", path)
+    lora = read_json(path, "params.json").get("lora_args")
+    if not isinstance(lora, dict):
+        raise FileError(f"{path}: lora_args is missing, expected the rank and scale of {names[0].removesuffix('.')}")
+    scale = real(lora, "scale", path)
     params |= {f"{name}scale": torch.tensor(scale) for name in names}
 
 
@@ -162,14 +221,20 @@ def _tie(params: Params) -> bool:
     if output is None:
         params |= {name.replace("tok_embeddings", "output"): t for name, t in params.items() if name.startswith("tok_")}
         return True
-    if output.shape != tok.shape or output.dtype != tok.dtype or tok.ndim != 2:
+    siblings = [(params.get(f"tok_embeddings.{part}"), params.get(f"output.{part}")) for part in SIBLINGS]
+    if not all(_same(ours, theirs) for ours, theirs in [(tok, output), *siblings]):
         return False
-    shared = output.data_ptr() == tok.data_ptr()
-    # The first row decides nearly always, so an untied model of many gigabytes isn't read for this.
-    if shared or (torch.equal(output[:1], tok[:1]) and torch.equal(output, tok)):
-        params["output.weight"] = tok
-        return True
-    return False
+    params["output.weight"] = tok
+    return True
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether both are absent or equal. The first row decides nearly always, so few gigabytes are read for this."""
+    if one is None or other is None:
+        return one is other
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return one.data_ptr() == other.data_ptr() or (torch.equal(one[:1], other[:1]) and torch.equal(one, other))
 
 
 def write_meta(folder: Path, params: Params, config: Config, tokenizer: Tokenizer | None, *, shards: int = 1) -> None:
@@ -177,13 +242,18 @@ def write_meta(folder: Path, params: Params, config: Config, tokenizer: Tokenize
     for field in ("n_heads", "n_kv_heads", "hidden_dim", "vocab_size"):
         if getattr(config, field) % shards:
             raise UsageError(f"--shards {shards} doesn't divide {field} {getattr(config, field)}")
+    if shards > 1 and (sibling := next((name for name in params if name.endswith(_WHOLE_ONLY)), None)):
+        raise UsageError(f"--shards {shards}: quantised weights and adapters go into one shard, here is {sibling}")
     with fresh_folder(folder) as temporary:
         (temporary / "params.json").write_text(json.dumps(params_json(config, params), indent=2) + "\n")
         if tokenizer is not None:
             write_tokenizer(tokenizer, temporary)
         for index in range(shards):
-            part = {name: _part(tensor, _axis(name), index, shards) for name, tensor in params.items()}
-            part = {name: tensor for name, tensor in part.items() if not name.endswith(".adaptor.scale")}
+            part = {
+                name: _part(tensor, _axis(name, tensor, config), index, shards)
+                for name, tensor in params.items()
+                if not name.endswith(".adaptor.scale") and not (config.tied and name == "output.weight")
+            }
             if config.tied:
                 part["output.weight"] = part["tok_embeddings.weight"]
             try:

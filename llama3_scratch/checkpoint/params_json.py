@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llama3_scratch.config import OFFICIAL, Config, RopeScaling, hidden_dim, rope_factor
+from llama3_scratch.config import Config, RopeScaling, hidden_dim, rope_factor
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json, real, whole
 from llama3_scratch.linear import Params
@@ -19,9 +19,10 @@ log = logging.getLogger("llama3_scratch")
 _KNOWN = {
     "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
     "rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size", "context_length",
-    "hidden_dim", "quantization_args", "lora_args", "vision_chunk_size", "vision_max_num_chunks",
+    "quantization_args", "lora_args", "vision_model", "vision_chunk_size", "vision_max_num_chunks",
     "vision_num_cross_attention_layers",
 }  # fmt: skip
+_SCHEME = "int4_weight_int8_dynamic_activation"
 
 
 def read_params_json(
@@ -29,76 +30,110 @@ def read_params_json(
 ) -> Config:
     """The Config that a `params.json` and the shards' shapes mean; what one leaves open the other decides."""
     data = read_json(path, "params.json, the model's sizes")
-    if unknown := sorted(set(data) - _KNOWN - {"vision_model"}):
+    if unknown := sorted(set(data) - _KNOWN):
         log.warning("%s: unknown keys ignored: %s", path, ", ".join(unknown))
     _refuse_other_models(data, path)
-    first = (shards or [{}])[0]
-    tok, w1 = first.get("tok_embeddings.weight"), first.get("layers.0.feed_forward.w1.weight")
-    n_shards = len(shards or [{}])
+    shards = shards or [{}]
     dim, n_heads = whole(data, "dim", path), whole(data, "n_heads", path)
-
-    rows = None
-    if tok is not None and tok.ndim == 2:
-        rows = tok.shape[0] * (n_shards if tok.shape[1] == dim else 1)
-    vocab = data.get("vocab_size")
-    if vocab in (None, -1):
-        if rows is None:
-            raise FileError(f"{path}: vocab_size is {vocab} and no tok_embeddings.weight says it")
-        log.warning("%s: vocab_size is %s, taken from tok_embeddings.weight: %d", path, vocab, rows)
-        vocab = rows
-    vocab = whole({"vocab_size": vocab}, "vocab_size", path)
-    if rows is not None and rows != vocab and tok is not None and vocab % tok.shape[0] == 0 and tok.shape[1] == dim:
-        raise FileError(
-            f"{path.parent}: tok_embeddings has {tok.shape[0]} rows x {n_shards} shards, but vocab_size {vocab} "
-            f"implies {vocab // tok.shape[0]} shards, found {n_shards}; the others are missing"
-        )
-    if vocab == 32000 and "rope_theta" not in data:
-        raise FileError(f"{path}: vocab_size 32000 without rope_theta is Llama 1 or 2, which needs SentencePiece")
-
-    found_hidden = w1.shape[0] * n_shards if w1 is not None and w1.ndim == 2 else None
-    multiple_of = whole(data, "multiple_of", path, None)
-    multiplier = real(data, "ffn_dim_multiplier", path, None)
-    if multiple_of or multiplier:
-        hidden = hidden_dim(dim, multiple_of or 256, multiplier)
-        if found_hidden not in (None, hidden):
-            raise FileError(
-                f"{path}: multiple_of {multiple_of or 256} and ffn_dim_multiplier {multiplier} mean a hidden size of "
-                f"{hidden}, but layers.0.feed_forward.w1.weight has {found_hidden} rows"
-            )
-    elif found_hidden:
-        hidden = found_hidden
-        log.info("%s: no multiple_of, the hidden size %d is taken from feed_forward.w1", path, hidden)
-    else:
-        hidden = hidden_dim(dim)
-
     scaled = data.get("use_scaled_rope") or False
     if not isinstance(scaled, bool):
         raise FileError(f"{path}: use_scaled_rope must be true or false, got {scaled!r}")
+    vocab_size = _vocab_size(data, path, shards, dim)
+    if vocab_size == 32000 and "rope_theta" not in data:
+        raise FileError(
+            f"{path}: vocab_size 32000 without rope_theta is Llama 1 or 2, which needs SentencePiece; take a Llama 3"
+        )
+    _check_count(path, shards, dim, vocab_size)
+    n_layers = whole(data, "n_layers", path)
+    if shards[0] and n_layers > len(shards[0]):  # before a table is made of what may be a billion layers
+        raise FileError(f"{path}: n_layers is {n_layers}, but the weights have only {len(shards[0])} tensors")
     try:
         config = Config(
             dim=dim,
-            n_layers=whole(data, "n_layers", path),
+            n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=whole(data, "n_kv_heads", path, n_heads),
-            vocab_size=vocab,
-            hidden_dim=hidden,
+            vocab_size=vocab_size,
+            hidden_dim=_hidden_dim(data, path, shards, dim),
             norm_eps=real(data, "norm_eps", path, 1e-5),
             rope_theta=real(data, "rope_theta", path, 500_000.0),
             max_seq_len=whole(data, "context_length", path, _context(data, scaled)),
         )
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error
+    return replace(config, rope_scaling=_rope_scaling(data, path, config, scaled, rope_scale_factor))
+
+
+def _matrix(shards: list[dict[str, Tensor]], name: str) -> Tensor | None:
+    """A shard's part of a weight, where it's there and a matrix."""
+    part = shards[0].get(f"{name}.weight")
+    return part if part is not None and part.ndim == 2 else None
+
+
+def _vocab_size(data: dict[str, Any], path: Path, shards: list[dict[str, Tensor]], dim: int) -> int:
+    stated, tok = data.get("vocab_size"), _matrix(shards, "tok_embeddings")
+    if stated not in (None, -1):
+        return whole(data, "vocab_size", path)
+    if tok is None:
+        raise FileError(f"{path}: vocab_size is {stated}, and there is no tok_embeddings.weight that says it")
+    rows = tok.shape[0] * (len(shards) if tok.shape[1] == dim else 1)  # Llama 2 cut the embedding's columns
+    log.warning("%s: vocab_size is %s, taken from tok_embeddings.weight: %d", path, stated, rows)
+    return rows
+
+
+def _check_count(path: Path, shards: list[dict[str, Tensor]], dim: int, vocab_size: int) -> None:
+    """Raise FileError if a part of wq, of which all shards together have `dim` rows, means more or fewer shards."""
+    wq, tok = _matrix(shards, "layers.0.attention.wq"), _matrix(shards, "tok_embeddings")
+    if wq is None or wq.shape[1] != dim or dim % wq.shape[0] or dim // wq.shape[0] == len(shards):
+        return
+    implied, rows = dim // wq.shape[0], f"{wq.shape[0]} rows of wq"
+    if tok is not None:
+        rows = f"{tok.shape[0]} rows of tok_embeddings and {rows}"
+    remedy = "the others are missing" if len(shards) < implied else "some belong to another model"
+    raise FileError(
+        f"{path.parent}: a shard has {rows}, so vocab_size {vocab_size} and dim {dim} imply {implied} shards, "
+        f"found {len(shards)}; {remedy}"
+    )
+
+
+def _hidden_dim(data: dict[str, Any], path: Path, shards: list[dict[str, Tensor]], dim: int) -> int:
+    """F by Meta's formula, or from w1 where the formula's numbers aren't given."""
+    w1 = _matrix(shards, "layers.0.feed_forward.w1")
+    found = None if w1 is None else w1.shape[0] * len(shards)
+    multiple_of = whole(data, "multiple_of", path, None)
+    multiplier = real(data, "ffn_dim_multiplier", path, None)
+    if multiple_of is None and multiplier is None and found is not None:
+        log.info("%s: no multiple_of, the hidden size %d is taken from feed_forward.w1", path, found)
+        return found
+    multiple_of = multiple_of or 256
+    try:
+        hidden = hidden_dim(dim, multiple_of, multiplier)
+    except OverflowError:
+        raise FileError(f"{path}: ffn_dim_multiplier {multiplier:g} makes no hidden size") from None
+    if found not in (None, hidden):
+        raise FileError(
+            f"{path}: multiple_of {multiple_of} and ffn_dim_multiplier {multiplier} mean a hidden size of "
+            f"{hidden}, but layers.0.feed_forward.w1.weight has {found} rows"
+        )
+    return hidden
+
+
+def _rope_scaling(
+    data: dict[str, Any], path: Path, config: Config, scaled: bool, override: float | None
+) -> RopeScaling | None:
     if not scaled:
-        if rope_scale_factor is not None:
+        if override is not None:
             raise UsageError(f"--rope-scale-factor: {path} has no use_scaled_rope, so there is nothing to scale")
-        return config
+        if "rope_scaling_factor" in data:
+            log.warning("%s: rope_scaling_factor is ignored, use_scaled_rope isn't true", path)
+        return None
     factor, why = rope_factor(config)
     if "rope_scaling_factor" in data:
         factor, why = real(data, "rope_scaling_factor", path), "params.json's rope_scaling_factor"
-    if rope_scale_factor is not None:
-        factor, why = rope_scale_factor, "--rope-scale-factor"
+    if override is not None:
+        factor, why = override, "--rope-scale-factor"
     log.info("RoPE scaling factor %g: %s", factor, why)
-    return replace(config, rope_scaling=RopeScaling(factor))
+    return RopeScaling(factor)
 
 
 def _context(data: dict[str, Any], scaled: bool) -> int:
@@ -107,25 +142,22 @@ def _context(data: dict[str, Any], scaled: bool) -> int:
 
 
 def _refuse_other_models(data: dict[str, Any], path: Path) -> None:
-    vision = data.get("vision_model") or max(
-        (value for key in ("vision_chunk_size", "vision_num_cross_attention_layers")
-         if isinstance(value := data.get(key), int)), default=0
-    )  # fmt: skip
-    if vision and vision != -1:
-        raise FileError(f"{path}: this is a vision checkpoint, and this is a text-only program")
+    sizes = [data.get("vision_chunk_size"), data.get("vision_num_cross_attention_layers")]
+    if data.get("vision_model") or any(isinstance(size, int) and size > 0 for size in sizes):
+        raise FileError(f"{path}: this is a vision checkpoint, and this is a text-only program; take a text model")
     quantisation = data.get("quantization_args")
     if not quantisation:
         return
-    scheme = quantisation.get("scheme") if isinstance(quantisation, dict) else quantisation
-    if isinstance(quantisation, dict) and quantisation.get("spinquant"):
+    scheme = quantisation.get("scheme", _SCHEME) if isinstance(quantisation, dict) else quantisation
+    if scheme != _SCHEME:
         raise FileError(
-            f"{path}: SpinQuant weights need a Hadamard rotation at run time, which isn't done here; "
-            "take the QLoRA or the bf16 release"
+            f"{path}: quantization_args: only the scheme {_SCHEME} is read, got {scheme!r}; take the bf16 release"
         )
-    if scheme != "int4_weight_int8_dynamic_activation":
+    # Of Meta's two int4 releases one has lora_args; the other is SpinQuant, though not every file says so.
+    if quantisation.get("spinquant", not data.get("lora_args")):
         raise FileError(
-            f"{path}: quantization_args has scheme {scheme!r}, only int4_weight_int8_dynamic_activation is read; "
-            "take the bf16 release"
+            f"{path}: quantization_args without lora_args, or with spinquant, is SpinQuant, whose weights need a "
+            "Hadamard rotation at run time that isn't done here; take the QLoRA or the bf16 release"
         )
 
 
@@ -152,24 +184,37 @@ def params_json(config: Config, params: Params) -> dict[str, Any]:
         data["use_scaled_rope"] = True
         if scaling.factor != rope_factor(config)[0]:
             data["rope_scaling_factor"] = scaling.factor
-    quantised = any(name.endswith(".scales") for name in params)
-    if quantised:
-        data["quantization_args"] = {"scheme": "int4_weight_int8_dynamic_activation", "group_size": 32}
-    if adaptor := next((name for name in params if name.endswith(".adaptor.A.weight")), None):
-        scale = params[adaptor.replace("A.weight", "scale")].item()
-        data["lora_args"] = {"rank": params[adaptor].shape[0], "scale": scale}
+    if any(name.endswith(".scales") for name in params):
+        data["quantization_args"] = {"scheme": _SCHEME, "group_size": _group_size(params), "spinquant": False}
+    adaptors = [name.removesuffix("A.weight") for name in params if name.endswith(".adaptor.A.weight")]
+    if adaptors:
+        numbers = {(params[f"{name}A.weight"].shape[0], params[f"{name}scale"].item()) for name in adaptors}
+        if len(numbers) > 1:
+            raise UsageError(f"params.json has one rank and scale for all adapters, got {sorted(numbers)}; merge them")
+        [(rank, scale)] = numbers
+        data["lora_args"] = {"rank": rank, "scale": scale}
     if config.max_seq_len != _context(data, scaling is not None):
         data["context_length"] = config.max_seq_len
     return data
 
 
+def _group_size(params: Params) -> int:
+    """Columns that share a scale in the projections; embedding and head have one a row."""
+    scales = {name: tensor for name, tensor in params.items() if name.startswith("layers.") and name.endswith("scales")}
+    sizes = {params[name[:-6] + "weight"].shape[1] // tensor.shape[1] for name, tensor in scales.items()}
+    return min(sizes, default=32)
+
+
+# Meta's own (multiple_of, ffn_dim_multiplier) by width; others can make the same hidden size.
+_OFFICIAL_FFN = {2048: (256, 1.5), 3072: (256, 1.0), 4096: (1024, 1.3), 8192: (4096, 1.3), 16384: (4096, 1.2)}
+
+
 def _ffn_numbers(config: Config) -> tuple[int, float | None]:
     """A (multiple_of, ffn_dim_multiplier) from which Meta's formula makes the hidden size; Meta's own where known."""
-    choices = [(256, None), (1024, 1.3), (4096, 1.3), (4096, 1.2), (256, 1.5), (256, 1.0)]
-    choices += [(multiple, None) for multiple in (128, 64, 32, 16, 8, 4, 2, 1)]
-    base = int(2 * (4 * config.dim) / 3)
-    choices.append((1, (config.hidden_dim + 0.5) / base))
-    for known in OFFICIAL.values():
-        if (known.dim, known.hidden_dim) == (config.dim, config.hidden_dim):
-            choices = [choice for choice in choices if choice[1] is not None] + choices
+    exact = (1, (config.hidden_dim + 0.5) / int(2 * (4 * config.dim) / 3))
+    choices = [
+        _OFFICIAL_FFN.get(config.dim, (256, None)),
+        *((multiple, None) for multiple in (256, 128, 64, 32, 16, 8, 4, 2, 1)),
+        exact,
+    ]
     return next(choice for choice in choices if hidden_dim(config.dim, *choice) == config.hidden_dim)
