@@ -27,6 +27,8 @@ log = logging.getLogger("llama3_scratch")
 
 # Along which axis Meta's shards are joined; what isn't named here (the norms) is the same in every shard.
 _AXIS = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "tok_embeddings": 0, "wo": 1, "w2": 1}
+# What Meta publishes in one shard only, and how it would be cut nobody has said.
+_WHOLE_ONLY = (".scales", ".adaptor.A.weight", ".adaptor.B.weight")
 
 
 def read_meta(
@@ -76,7 +78,7 @@ _SHARD = re.compile(r"consolidated\.(\d{1,9})\.pth", re.ASCII)
 def open_pth(path: Path) -> dict[str, Tensor]:
     """The tensors of one `.pth`, memory-mapped where its layout allows; nothing stored in it is executed."""
     require_file(path, "a torch checkpoint")
-    unmappable = _why_unmappable(path)
+    stored, unmappable = _archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=unmappable is None)
     except Exception as error:  # whatever a damaged pickle can raise
@@ -103,17 +105,24 @@ def open_pth(path: Path) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor):
             raise FileError(f"{path}: {name}: expected a tensor, got {type(tensor).__name__}")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            form = "quantised" if tensor.is_quantized else "empty (meta)" if tensor.is_meta else tensor.layout
+            form = "quantised" if tensor.is_quantized else "valueless" if tensor.is_meta else tensor.layout
             raise FileError(f"{path}: {name}: expected a dense tensor, got a {form} one")
+    storages = [tensor.untyped_storage() for tensor in loaded.values()]
+    used = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if not unmappable and used > stored:  # torch doesn't look where it maps
+        raise FileError(f"{path}: damaged: tensors of {used} bytes, stored are {stored}; download it again")
     # Llama 1 and 2 stored the RoPE table. Detached, because a saved Parameter would come back as one that trains.
     return {name: tensor.detach() for name, tensor in loaded.items() if not name.endswith("rope.freqs")}
 
 
-def _why_unmappable(path: Path) -> str | None:
-    """Why torch can't map the file, if so; also finds a truncated or incomplete archive, which torch words badly."""
+def _archive(path: Path) -> tuple[int, str | None]:
+    """Bytes of the tensors stored in the file, and why torch can't map them, if so.
+
+    Also finds a truncated or incomplete archive, which torch words badly.
+    """
     with path.open("rb") as file:
         if file.read(2) != b"PK":
-            return "not a zip archive but torch's old format"
+            return 0, "not a zip archive but torch's old format"
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -123,7 +132,9 @@ def _why_unmappable(path: Path) -> str | None:
         ) from None
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         raise FileError(f"{path}: damaged: data.pkl is missing from the archive; download it again")
-    return "compressed" if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) else None
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    stored = sum(entry.file_size for entry in entries if "/data/" in entry.filename)
+    return stored, "compressed" if compressed else None
 
 
 def _check_shards(shards: list[dict[str, Tensor]], paths: list[Path], config: Config) -> None:
@@ -154,9 +165,6 @@ def _check_shards(shards: list[dict[str, Tensor]], paths: list[Path], config: Co
             f"{wk.shape[0] * len(shards) // config.head_dim} key/value heads, n_kv_heads in params.json is "
             f"{config.n_kv_heads}"
         )
-
-
-_WHOLE_ONLY = (".scales", ".adaptor.A.weight", ".adaptor.B.weight")
 
 
 def _axis(name: str, part: Tensor, config: Config) -> int | None:
