@@ -586,7 +586,7 @@ print(json.dumps([top - bottom for top, bottom in zip(peak, before)]))
 def test_merging_never_holds_the_model_twice(tmp_path, shards):
     config = Config(1024, 12, 16, 8, 16384, 2816, max_seq_len=8192)
     write_meta(tmp_path / "m", tiny.params(config, dtype=torch.bfloat16), config, None, shards=shards)
-    size, margin = 2 * config.n_parameters, 30e6
+    size, margin = 2 * config.n_parameters, 60e6
     assert size > 290e6
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "m")], cwd=ROOT, capture_output=True, text=True, check=True

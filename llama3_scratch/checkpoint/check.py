@@ -19,6 +19,7 @@ log = logging.getLogger("llama3_scratch")
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 SCAN_LIMIT = 500_000_000  # bytes of weights below which `load` reads them all for NaN and infinity
+_PIECE = 1 << 24  # elements that the scan looks at together
 
 # Which of params.json's fields a tensor's shape follows from, for the message.
 _FIELDS = {
@@ -115,8 +116,10 @@ def scan(params: Params, source: Path | str) -> None:
         if not tensor.is_floating_point() or tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())
-        # One pass without a copy; it also leaves f32 where the values are finite but past any trained Llama's.
-        rms = torch.linalg.vector_norm(tensor, dtype=torch.float32).item() / math.sqrt(tensor.numel())
+        # One pass, in pieces because it widens bf16; finite values may overflow too, but no trained Llama's.
+        pieces = tensor.flatten().split(_PIECE)
+        norms = [torch.linalg.vector_norm(piece, dtype=torch.float32).item() for piece in pieces]
+        rms = math.hypot(*norms) / math.sqrt(tensor.numel())
         if not math.isfinite(rms) and not (finite := torch.isfinite(tensor)).all():
             first = (~finite).nonzero()[0].tolist()
             raise FileError(f"{source}: {name}: {int((~finite).sum())} NaN or infinite values, the first at {first}")

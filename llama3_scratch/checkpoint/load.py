@@ -72,11 +72,11 @@ def load(
         raise UsageError(f"--rope-scale-factor is for Meta's folders, whose params.json lacks it; {path} says its own")
     tokenizer: Tokenizer | None = None
     if kind == "meta":
+        tokenizer = find_tokenizer(path)  # first, because shards are merged into memory
         config, params = meta.read_meta(path, rope_scale_factor=rope_scale_factor, allow_extra=allow_extra)
-        tokenizer = find_tokenizer(path)
     elif kind == "hf":
-        config, params = hf.read_hf(path, allow_extra=allow_extra)
         tokenizer = read_tokenizer_json(path)
+        config, params = hf.read_hf(path, allow_extra=allow_extra)
     elif kind == "gguf":
         config, params, tokenizer = gguf.read_gguf(path)
     else:
