@@ -78,11 +78,11 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 _REQUIRED = object()
-_MOST = 2**31 - 1  # no size of a model is larger, and products of a few still fit a float
+_MOST = 2**32 - 1  # no size of a model is larger, and products of a few still fit a float
 
 
 def whole(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
-    """`data[key]` as a whole number from 1 to 2³¹-1; `default` where the key is absent or null."""
+    """`data[key]` as a whole number from 1 to 2³²-1; `default` where the key is absent or null."""
     value = data.get(key)
     if value is None:
         if default is _REQUIRED:

@@ -56,14 +56,14 @@ def test_a_key_twice_within_is_told_too(tmp_path, caplog):
 
 
 def test_fields(tmp_path):
-    data = {"n": 3, "x": 2, "s": "t", "null": None, "most": 2**31 - 1, "past": 2**31, "long": "9" * 1000}
+    data = {"n": 3, "x": 2, "s": "t", "null": None, "most": 2**32 - 1, "past": 2**32, "long": "9" * 1000}
     assert (whole(data, "n", tmp_path), whole(data, "none", tmp_path, 7), whole(data, "null", tmp_path, 7)) == (3, 7, 7)
-    assert whole(data, "most", tmp_path) == 2**31 - 1
+    assert whole(data, "most", tmp_path) == 2**32 - 1
     assert real(data, "x", tmp_path) == 2.0 and real(data, "null", tmp_path, None) is None
     assert text(data, "s", tmp_path) == "t" and text(data, "null", tmp_path, "u") == "u"
     refused(lambda: whole(data, "null", tmp_path), f"{tmp_path}: null is missing, expected a whole number")
     refused(lambda: real(data, "none", tmp_path), f"{tmp_path}: none is missing, expected a number")
-    refused(lambda: whole(data, "past", tmp_path), "past must be a whole number from 1 to 2147483647, got 2147483648")
+    refused(lambda: whole(data, "past", tmp_path), "past must be a whole number from 1 to 4294967295, got 4294967296")
     refused(lambda: real(data, "s", tmp_path), "s must be a positive number, got 't'")
     refused(lambda: text(data, "n", tmp_path), "n must be a text, got 3")
     with pytest.raises(FileError) as caught:

@@ -93,7 +93,7 @@ def test_f073_byte_order_mark_is_accepted(tmp_path):
             pytest.param({key: None}, [f"{key} is missing, expected a whole number"], id=f"F075-{key}")
             for key in ("dim", "n_layers", "n_heads")
         ),
-        pytest.param({"dim": "4096"}, ["dim must be a whole number from 1 to 2147483647, got '4096'"], id="F077-text"),
+        pytest.param({"dim": "4096"}, ["dim must be a whole number from 1 to 4294967295, got '4096'"], id="F077-text"),
         pytest.param({"n_layers": True}, ["n_layers must be a whole number", "got True"], id="F077-true"),
         pytest.param({"n_heads": 6.0}, ["n_heads must be a whole number", "got 6.0"], id="F077-float"),
         pytest.param({"norm_eps": "1e-5"}, ["norm_eps must be a positive number, got '1e-5'"], id="F077-real"),
