@@ -34,6 +34,6 @@ def test_the_core_is_about_450_lines_and_knows_nothing_of_files():
 
 @pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
 def test_generated_parts_of_documents_are_current(document):
-    command = [sys.executable, "-m", "cogapp", "--check", "-I", ".", document]
+    command = [sys.executable, "-m", "cogapp", "--check", "-P", "-I", ".", document]
     done = subprocess.run(command, cwd=house.PACKAGE.parent, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python -m cogapp -r -I . {document}"
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python -m cogapp -r -P -I . {document}"

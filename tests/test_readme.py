@@ -1,0 +1,49 @@
+"""What the README says to type works as it says."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+
+import pytest
+
+from tests.house import PACKAGE
+
+DOCUMENTS = ["README.md", "README.zh.md"]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    text = (PACKAGE.parent / document).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def code(document: str) -> str:
+    """The example in Python: the block that imports the package."""
+    (example,) = (block for block in blocks(document, "python") if "import llama3_scratch" in block)
+    return example
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_python_example_prints_what_its_comment_says(document, smollm2):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code(document), {})
+    (said,) = re.findall(r'# "(.*)"', code(document))
+    assert out.getvalue() == said + "\n"
+
+
+def test_both_languages_show_the_same_example():
+    plain = [re.sub(r"#.*", "", code(document)) for document in DOCUMENTS]
+    assert plain[0] == plain[1]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_has_the_options_that_it_is_shown_with(document):
+    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
+    commands = [line for line in lines if line.startswith("python -m llama3_scratch.")]
+    assert len(commands) >= 6
+    for command in commands:
+        _, _, module, *argv = shlex.split(command, comments=True)
+        importlib.import_module(module)._parser().parse_args(argv)
