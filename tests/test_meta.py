@@ -512,6 +512,22 @@ def test_qlora(tmp_path, flat_scales):
     assert (without - dense).abs().max() > 0.1 * dense.std()
 
 
+def test_heads_of_one_and_the_same_integers_are_tied_only_if_their_scales_are_equal(tmp_path):
+    qlora(tmp_path / "m")
+    for stretch, tied in ((1.0, True), (1.5, False)):
+
+        def as_the_embedding(tensors, stretch=stretch):
+            scales = stretch * tensors["tok_embeddings.scales"]
+            return tensors | {"output.weight": tensors["tok_embeddings.weight"].clone(), "output.scales": scales}
+
+        edit(tmp_path / "m" / SHARD, as_the_embedding)
+        config, params = read_meta(tmp_path / "m")
+        assert config.tied == tied == (params["output.weight"] is params["tok_embeddings.weight"])
+    edit(tmp_path / "m" / SHARD, without("output.weight", "output.scales"))
+    config, params = read_meta(tmp_path / "m")
+    assert config.tied and params["output.scales"].equal(params["tok_embeddings.scales"])
+
+
 def test_qlora_is_written_as_it_was_read(tmp_path):
     qlora(tmp_path / "m")
     config, params = read_meta(tmp_path / "m")
