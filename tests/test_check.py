@@ -143,6 +143,13 @@ def test_f022_dead_or_wild(change, said, caplog):
     assert re.search(said, record.getMessage())
 
 
+def test_f022_a_shared_weight_is_told_once(caplog):
+    params = tiny.params()
+    params["output.weight"] = params["tok_embeddings.weight"].zero_()
+    scan(params, "here")
+    assert [record.getMessage().split(":")[1] for record in caplog.records] == [" tok_embeddings.weight"]
+
+
 def test_a_good_model_passes_in_silence(caplog):
     for params in (tiny.params(), INT4):
         scan(params, "here")

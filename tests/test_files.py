@@ -2,6 +2,7 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +129,23 @@ def test_f142_a_failure_keeps_what_was_there(tmp_path, error, kind, said):
     with pytest.raises(kind, match=said), fresh_folder(target) as temporary:
         (temporary / "params.json").write_text("new")
         raise error
+    assert (target / "params.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_f142_a_failure_while_the_folders_change_places(tmp_path, monkeypatch):
+    target, replace = tmp_path / "model", Path.replace
+    with fresh_folder(target) as temporary:
+        (temporary / "params.json").write_text("old")
+
+    def stumble(path, other):
+        if ".tmp-" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, other)
+
+    monkeypatch.setattr(Path, "replace", stumble)
+    with pytest.raises(ResourceError, match="nothing was changed"), fresh_folder(target) as temporary:
+        (temporary / "params.json").write_text("new")
     assert (target / "params.json").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -160,6 +160,12 @@ def test_f011_compressed(folder, caplog):
     assert f"{folder / SHARD}: compressed, so it's read into memory instead of mapped" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore:'torch.load' received")
+def test_a_torchscript_archive_is_refused_without_torchs_advice(folder):
+    rezip(folder / SHARD, lambda entries: entries.update({record(entries, "/data.pkl")[:-8] + "constants.pkl": b"."}))
+    refused(lambda: load(folder), str(folder / SHARD), "not a torch checkpoint")
+
+
 def shorten(entries):
     name = record(entries, "/data/0")
     entries[name] = entries[name][:-4]
