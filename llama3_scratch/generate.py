@@ -91,6 +91,8 @@ def encode_prompt(text: str, checkpoint: Checkpoint, options: argparse.Namespace
     if options.raw or options.raw_special or tokenizer.chat_format is None:
         if options.system is not None:
             raise UsageError("--system goes with a chat, not with a base model or --raw")
+        if not (options.raw or options.raw_special):
+            log.info("completing text, since nothing says that this model chats; if it does, take --chat-format llama3")
         special = set(tokenizer.special_tokens) if options.raw_special else set()
         ids = tokenizer.encode(text, bos=tokenizer.add_bos, eos=False, allowed_special=special)
         if tokenizer.add_bos and ids[1:2] == [tokenizer.bos_id]:

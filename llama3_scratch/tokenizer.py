@@ -199,8 +199,11 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
     return _build(ranks, extra, extra_path)
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Write `tokenizer.model` and, unless all else is as Meta has it, `tokenizer_extra.json` into `folder`."""
+def write_tokenizer(tokenizer: Tokenizer, folder: str | Path, *, extra_file: bool = False) -> None:
+    """Write `tokenizer.model` into `folder` and, unless all is as Meta has it, `tokenizer_extra.json` beside it.
+
+    `extra_file` writes it in any case, for a folder whose name wouldn't tell that its model chats.
+    """
     folder = Path(folder)
     lines = (
         b"%s %d\n" % (base64.b64encode(token), rank)
@@ -209,7 +212,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
     extra = _extra(tokenizer)
     _check_ranks(tokenizer.ranks, extra, folder / FILE)
     write_whole(folder / FILE, b"".join(lines))
-    if extra == META:
+    if extra == META and not extra_file:
         (folder / EXTRA_FILE).unlink(missing_ok=True)
     else:
         write_whole(folder / EXTRA_FILE, json.dumps(extra, indent=1, ensure_ascii=False) + "\n")

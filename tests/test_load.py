@@ -20,6 +20,7 @@ from llama3_scratch.sample import NonFiniteError, sampler
 from llama3_scratch.stream import stream
 from llama3_scratch.tokenizer import write_tokenizer
 from tests import tiny
+from tests.reference import llama3
 
 
 @pytest.fixture
@@ -214,3 +215,17 @@ def test_errors_reach_the_command_line_in_one_line(folder, capsys):
     assert captured.err == f"error: {folder / 'params.json'}: n_heads is missing, expected a whole number\n"
     assert generate.main(["hi", "--debug", "--model", str(folder)]) == 3
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["Llama3.2-1B-Instruct", "Llama3.2-1B", "mine"])
+def test_only_the_folders_name_says_that_metas_model_chats_until_it_is_written_anew(tmp_path, name):
+    config = replace(tiny.CONFIG, vocab_size=128_256)
+    folder = tmp_path / name
+    write_meta(folder, tiny.params(config), config, llama3())
+    (folder / "tokenizer_extra.json").unlink(missing_ok=True)  # as Meta publishes it
+    chats = name.endswith("Instruct")
+    checkpoint = load(folder)
+    assert (checkpoint.tokenizer.chat_format == "llama3") == chats
+
+    write_meta(tmp_path / "copy", checkpoint.params, config, checkpoint.tokenizer)
+    assert load(tmp_path / "copy").tokenizer.chat_format == checkpoint.tokenizer.chat_format

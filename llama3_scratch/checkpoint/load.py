@@ -98,10 +98,7 @@ def load(
 
 
 def find_tokenizer(folder: Path) -> Tokenizer:
-    """The `tokenizer.model` of Meta's folder, of its parent or of `original/`.
-
-    Meta's base and instruct models have the same files: that one answers questions, only its folder's name says.
-    """
+    """The `tokenizer.model` of Meta's folder, of its parent or of `original/`."""
     places = [place / "tokenizer.model" for place in (folder, folder.parent, folder / "original")]
     found = next((place for place in places if place.exists()), None)
     if found is None:
@@ -109,7 +106,6 @@ def find_tokenizer(folder: Path) -> Tokenizer:
             f"{places[0]}: not found, nor in {folder.parent} or {places[2].parent}; it comes with the weights"
         )
     tokenizer = read_tokenizer(found)
-    own = found.with_name(EXTRA_FILE).exists()
-    if not own and not any("instruct" in part.lower() for part in folder.resolve().parts[-2:]):
+    if not found.with_name(EXTRA_FILE).exists() and not meta.says_instruct(folder):
         tokenizer.chat_format = None
     return tokenizer

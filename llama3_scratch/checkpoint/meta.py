@@ -75,6 +75,11 @@ def shard_paths(folder: Path) -> list[Path]:
 _SHARD = re.compile(r"consolidated\.(\d{1,9})\.pth", re.ASCII)
 
 
+def says_instruct(folder: Path) -> bool:
+    """Whether the folder's name says that its model chats: the files of Meta's base and instruct models are alike."""
+    return any("instruct" in part.lower() for part in folder.resolve().parts[-2:])
+
+
 def open_pth(path: Path) -> dict[str, Tensor]:
     """The tensors of one `.pth`, memory-mapped where its layout allows; nothing stored in it is executed."""
     require_file(path, "a torch checkpoint")
@@ -255,7 +260,7 @@ def write_meta(folder: Path, params: Params, config: Config, tokenizer: Tokenize
     with fresh_folder(folder) as temporary:
         (temporary / "params.json").write_text(json.dumps(params_json(config, params), indent=2) + "\n")
         if tokenizer is not None:
-            write_tokenizer(tokenizer, temporary)
+            write_tokenizer(tokenizer, temporary, extra_file=not says_instruct(folder))
         for index in range(shards):
             part = {
                 name: _part(tensor, _axis(name, tensor, config), index, shards)
