@@ -16,6 +16,7 @@ from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.options import add_model_options, add_sampling_options, check_sampling, make_sampler, open_model
 from llama3_scratch.text import Answer, piece, visible
 from llama3_scratch.timings import Timings
+from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,7 @@ def _parser() -> cli.Parser:
     )
     add_model_options(parser)
     add_sampling_options(parser, temperature=0.0, top_p=1.0)
+    add_trace_options(parser)
     return parser
 
 
@@ -115,6 +117,7 @@ def require_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
     check_sampling(options)
+    traced = asks_for_trace(options)
     texts = list(_prompts(options))
     started = time.perf_counter()
     checkpoint, dtype = open_model(options)
@@ -125,17 +128,21 @@ def main(options: argparse.Namespace) -> int:
     answers = [Answer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in prompts]
     printer = _Printer(answers, enabled=not options.json)
+    session = Session(options, checkpoint) if traced else None
     code = 0
     try:
-        for step in timed_stream(prompts, answers, checkpoint, dtype, options, timings):
+        for step in timed_stream(prompts, answers, checkpoint, dtype, options, timings, session=session):
             if options.logprobs is not None:
                 logprobs[step.row].append(_logprobs(step, options.logprobs, tokenizer))
-            printer.show()
+            if session is None or session.done:
+                printer.show()
     except KeyboardInterrupt:
         code = 130
     for answer in answers:
         answer.finish(answer.finish_reason or "interrupted")
     printer.show()
+    if session is not None:
+        session.finish([piece(id, tokenizer).decode(errors="replace") for id in prompts[0]])
     for prompt, answer, chosen in zip(prompts, answers, logprobs, strict=True):
         if options.json:
             result = {
@@ -170,13 +177,18 @@ def timed_stream(
     dtype: torch.dtype,
     options: argparse.Namespace,
     timings: Timings,
+    *,
     cache: Cache | None = None,
+    session: Session | None = None,
 ) -> Iterator[Step]:
-    """`stream` by the options: each token goes into its answer, and `timings` grows with it."""
+    """`stream` by the options: each token goes into its answer, and `timings` grows with it; `session` watches."""
+    from llama3_scratch.model import block, fused_block
     from llama3_scratch.stream import stream
 
     started = time.perf_counter()
     timings.prompt_tokens = sum(map(len, prompts)) - (cache.length if cache else 0)
+    if session is not None:
+        session.start()
     for step in stream(
         prompts,
         checkpoint.params,
@@ -187,7 +199,10 @@ def timed_stream(
         max_seq_len=options.max_seq_len,
         dtype=dtype,
         cache=cache,
+        block=block if session is not None else fused_block,
     ):
+        if session is not None and step.row == 0:
+            session.passed()
         if not timings.prefill_s:
             timings.prefill_s = time.perf_counter() - started
         timings.decode_s = time.perf_counter() - started - timings.prefill_s

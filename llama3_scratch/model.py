@@ -1,8 +1,8 @@
 """Llama 3 as functions over the checkpoint's own dict.
 
 A tensor's name ends in its axes: B batch · T tokens of this call · S tokens seen so far · D width · H query heads ·
-G key/value heads · R = H/G query heads that share one · K head width · J = K/2 rotation pairs · F feed-forward width ·
-V vocabulary.
+G key/value heads · R = H/G query heads that share one · N heads of either kind · K head width · J = K/2 rotation
+pairs · F feed-forward width · V vocabulary.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def rotations(positions_BT: Tensor, config: Config, dtype: torch.dtype) -> Tenso
     return torch.polar(torch.ones_like(angles_BTJ), angles_BTJ)
 
 
-def rotate(x_BTHK: Tensor, rotation_BTJ: Tensor) -> Tensor:
-    """RoPE: neighbouring pairs of each head, taken as complex numbers, turned by their position's angle. x_BTHK."""
-    pairs_BTHJ = torch.view_as_complex(x_BTHK.to(at_least_f32(x_BTHK.dtype)).unflatten(-1, (-1, 2)).contiguous())
-    turned_BTHJ = pairs_BTHJ * rotation_BTJ[:, :, None]
-    return torch.view_as_real(turned_BTHJ).flatten(-2).to(x_BTHK.dtype)
+def rotate(x_BTNK: Tensor, rotation_BTJ: Tensor) -> Tensor:
+    """RoPE: neighbouring pairs of each head, taken as complex numbers, turned by their position's angle. x_BTNK."""
+    pairs_BTNJ = torch.view_as_complex(x_BTNK.to(at_least_f32(x_BTNK.dtype)).unflatten(-1, (-1, 2)).contiguous())
+    turned_BTNJ = pairs_BTNJ * rotation_BTJ[:, :, None]
+    return torch.view_as_real(turned_BTNJ).flatten(-2).to(x_BTNK.dtype)
 
 
 def attend(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, visible_BTS: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def write_hf(
         for number, group in enumerate(groups, 1):
             several = f"-{number:05d}-of-{len(groups):05d}" if len(groups) > 1 else ""
             path = temporary / f"model{several}.safetensors"
-            _write_safetensors(path, {hf_name(name): _rows(params[name], name, config) for name in group})
+            write_safetensors(path, {hf_name(name): _rows(params[name], name, config) for name in group})
             weight_map |= {hf_name(name): path.name for name in group}
         if len(groups) > 1:
             total = sum(params[name].nbytes for name in names)
@@ -80,7 +80,8 @@ def _rows(tensor: Tensor, name: str, config: Config) -> Tensor:
     return (halves(tensor, heads) if heads else tensor).detach().contiguous()
 
 
-def _write_safetensors(path: Path, tensors: Params) -> None:
+def write_safetensors(path: Path, tensors: Params) -> None:
+    """Write one file of tensors, contiguous each; OSError where it can't be."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:

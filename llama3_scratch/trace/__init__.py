@@ -1,0 +1,17 @@
+"""The glass box: `watch` sees every tensor of the model as its own lines of code make it. Imported at first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama3_scratch.trace.tracer import ShapeError, Statistics, Step, suffix, watch
+
+__all__ = ["ShapeError", "Statistics", "Step", "suffix", "watch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module(f"{__name__}.tracer"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,180 @@
+"""`generate --trace` and its kin: the options, the watch over a run, and what is shown and written of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama3_scratch import cli
+from llama3_scratch.errors import FileError, UsageError
+
+if TYPE_CHECKING:
+    from llama3_scratch.checkpoint.load import Checkpoint
+    from llama3_scratch.config import Config
+    from llama3_scratch.trace.tracer import Step
+
+log = logging.getLogger("llama3_scratch")
+
+
+class Session:
+    """A watch over the first passes of a run, from `start` until `passed` has heard of enough of them."""
+
+    def __init__(self, options: argparse.Namespace, checkpoint: Checkpoint) -> None:
+        from llama3_scratch.trace.table import Table
+
+        config = checkpoint.config
+        check_choices(options, config)
+        self._options, self._checkpoint = options, checkpoint
+        self._left = options.trace_tokens
+        layers = (0,) if options.trace_layers is None else options.trace_layers
+        self._table = Table(
+            checkpoint.params, layers, options.trace_steps or (), options.trace_values, costs=options.trace_cost
+        )
+        self._stack = contextlib.ExitStack()
+        self._steps: list[Step] = []
+
+    def start(self) -> None:
+        from llama3_scratch.trace.tracer import watch
+
+        log.info("tracing the readable attention and block, not the fused ones")
+        self._steps = self._stack.enter_context(
+            watch(keep=self._keep, costs=self._options.trace_cost, on_step=self._show)
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether all passes that were to be traced have been."""
+        return self._left <= 0
+
+    def passed(self) -> None:
+        """One more pass has made its token."""
+        self._left -= 1
+        if self.done:
+            self._stack.close()
+
+    def finish(self, tokens: list[str]) -> None:
+        """Stop watching; write the file and print the views. `tokens` are the texts of the first prompt's tokens."""
+        from llama3_scratch.trace import files, views
+
+        self._stack.close()
+        options, checkpoint = self._options, self._checkpoint
+        if options.trace_out is not None:
+            files.write(options.trace_out, self._steps)
+            log.info("%d steps written to %s", len(self._steps), options.trace_out)
+        if options.lens and checkpoint.tokenizer is not None:
+            _print("logit lens", views.lens(self._steps, checkpoint.params, checkpoint.config, checkpoint.tokenizer))
+        if options.attention is not None:
+            layer, head = options.attention
+            _print("attention", views.attention(self._steps, layer, head, tokens))
+        if options.rope_pair is not None:
+            _print(f"RoPE, pair {options.rope_pair}", views.rope_pair(self._steps, options.rope_pair))
+
+    def _show(self, step: Step) -> None:
+        if self._options.trace and not self._options.json:
+            self._table.show(step)
+
+    def _keep(self, step: Step) -> bool:
+        from llama3_scratch.trace import views
+
+        options = self._options
+        if options.trace_out is not None and options.trace_out.suffix == ".safetensors":
+            chosen = options.trace_layers is not None or options.trace_steps
+            return self._table.full(step) if chosen else True
+        if options.trace_values and self._table.full(step):
+            return True
+        return views.needs(step, lens=options.lens, attention=options.attention, rope_pair=options.rope_pair)
+
+
+def add_trace_options(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("trace: every tensor of the model as its own lines of code make it")
+    group.add_argument("--trace", action="store_true", help="print every step: layer 0 in full, a line for each other")
+    group.add_argument("--trace-layers", type=_whole_numbers, metavar="N,…", help="the layers to print in full")
+    group.add_argument("--trace-steps", type=_names, metavar="NAME,…", help="the tensors to print, as q_BTHK")
+    group.add_argument(
+        "--trace-tokens",
+        type=cli.number(int, least=1),
+        default=1,
+        metavar="N",
+        help="trace the passes that make the first N tokens (%(default)s: the prompt's)",
+    )
+    group.add_argument("--trace-values", action="store_true", help="print the tensors' values too")
+    group.add_argument("--trace-cost", action="store_true", help="print each step's FLOPs and bytes too")
+    group.add_argument(
+        "--trace-out",
+        type=Path,
+        metavar="FILE",
+        help="write the steps to FILE.jsonl or their tensors to FILE.safetensors",
+    )
+    group.add_argument("--lens", action="store_true", help="the likeliest tokens after each layer, at every position")
+    group.add_argument("--attention", type=_pair, metavar="LAYER,HEAD", help="a head's scores and weights")
+    group.add_argument("--rope-pair", type=cli.number(int, least=0), metavar="J", help="a pair's turn at each position")
+
+
+def asks_for_trace(options: argparse.Namespace) -> bool:
+    """Whether any option asks for a trace; those that choose what --trace prints imply it."""
+    chooses = options.trace_layers is not None or options.trace_steps or options.trace_values or options.trace_cost
+    options.trace = bool(options.trace or chooses)
+    if options.trace and options.json and options.trace_out is None:
+        raise UsageError("--trace prints for people and --json for machines; with --json take --trace-out FILE.jsonl")
+    views = options.lens or options.attention is not None or options.rope_pair is not None
+    if views and options.json:
+        raise UsageError("--lens, --attention and --rope-pair print for people; leave --json out")
+    if options.trace_out is not None:
+        check_writable(options.trace_out)
+    if options.trace_tokens != 1 and not (options.trace or options.trace_out is not None):
+        raise UsageError("--trace-tokens goes with --trace or --trace-out")
+    return bool(options.trace or views or options.trace_out is not None)
+
+
+def check_writable(path: Path) -> None:
+    """Raise before anything is computed where the trace couldn't be written: UsageError, FileError."""
+    if path.suffix not in (".jsonl", ".safetensors"):
+        raise UsageError(f"--trace-out {path}: expected a name that ends in .jsonl or .safetensors")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise FileError(f"{path}: can't be written: {'is a folder' if path.is_dir() else 'its folder is not there'}")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise FileError(f"{path}: can't be written: {error.strerror}") from error
+
+
+def check_choices(options: argparse.Namespace, config: Config) -> None:
+    """Raise UsageError for a layer, a head or a pair that the model hasn't."""
+    layers = [*(options.trace_layers or ()), *([options.attention[0]] if options.attention else [])]
+    for layer in layers:
+        if layer >= config.n_layers:
+            raise UsageError(f"layer {layer}: this model's {config.n_layers} layers are 0 to {config.n_layers - 1}")
+    if options.attention and options.attention[1] >= config.n_heads:
+        raise UsageError(f"--attention: head {options.attention[1]}, the heads are 0 to {config.n_heads - 1}")
+    if options.rope_pair is not None and options.rope_pair >= config.head_dim // 2:
+        raise UsageError(f"--rope-pair {options.rope_pair}: the pairs are 0 to {config.head_dim // 2 - 1}")
+
+
+def _print(title: str, lines: list[str]) -> None:
+    print(f"\n── {title} ──", *lines, sep="\n")
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = (-1,)
+    if min(numbers) < 0:
+        raise argparse.ArgumentTypeError(f"expected whole numbers with commas between them, got {text!r}")
+    return numbers
+
+
+def _pair(text: str) -> tuple[int, int]:
+    numbers = _whole_numbers(text)
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"expected LAYER,HEAD, got {text!r}")
+    return numbers[0], numbers[1]
+
+
+def _names(text: str) -> tuple[Any, ...]:
+    return tuple(name for name in text.split(",") if name)

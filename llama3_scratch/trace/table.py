@@ -1,0 +1,75 @@
+"""The trace for a terminal: the line of code, then the tensor that it made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TextIO
+
+import torch
+
+from llama3_scratch.linear import Params
+from llama3_scratch.trace.tracer import Statistics, Step
+
+
+@dataclass
+class Table:
+    """Prints each step as it happens: the chosen layers in full, of every other layer what it hands on.
+
+    `layers` are those in full; `names` are the tensors to show, all where it's empty; `values` prints the tensors too.
+    """
+
+    params: Params
+    layers: Collection[int] = (0,)
+    names: Collection[str] = ()
+    values: bool = False
+    costs: bool = False
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    _heading: tuple[int, str, str] | None = None
+    _source: tuple[int, str] | None = None
+
+    def full(self, step: Step) -> bool:
+        """Whether the step is shown as a step of its own."""
+        if self.names and step.name not in self.names:
+            return False
+        return step.layer is None or step.layer in self.layers
+
+    def show(self, step: Step) -> None:
+        if self.full(step):
+            self._step(step)
+        elif step.layer is not None and step.kind == "return" and step.function == "block" and not self.names:
+            self._heading = None
+            print(f"{step.path}  x_BTD  {_numbers(step.statistics)}".rstrip(), file=self.out)
+
+    def _step(self, step: Step) -> None:
+        heading = (step.call, step.path, step.function)
+        if heading != self._heading:
+            self._heading, self._source = heading, None
+            where = f"{step.path} · " if step.path else ""
+            print(f"\n── pass {step.call} · {where}{step.function} ──", file=self.out)
+        if step.kind != "argument" and (step.line, step.source) != self._source:
+            self._source = (step.line, step.source)
+            print(f"{step.line:4}  {step.source}", file=self.out)
+        sign = {"argument": "in ", "return": "out", "local": "   "}[step.kind]
+        name = step.function if step.kind == "return" else step.name
+        parts = [f"   {sign} {name}  [{step.axes}]  {str(step.dtype).removeprefix('torch.')}"]
+        if step.kind != "argument":
+            parts.append(_numbers(step.statistics))
+            if self.costs and (step.cost.flops or step.cost.bytes):
+                parts.append(f"{step.cost.flops:,} FLOPs, {step.cost.bytes:,} bytes")
+        print("  ".join(part for part in parts if part), file=self.out)
+        for key in step.weights:
+            weight = self.params[key]
+            print(f"        ← {key} {list(weight.shape)} {str(weight.dtype).removeprefix('torch.')}", file=self.out)
+        if self.values and step.value is not None and step.kind != "argument":
+            text = torch.Tensor.__repr__(step.value)
+            print("\n".join(f"        {line}" for line in text.splitlines()), file=self.out)
+
+
+def _numbers(statistics: Statistics | None) -> str:
+    if statistics is None:
+        return ""
+    s = statistics
+    bad = f"  NaN {s.nan} Inf {s.inf}" if s.nan or s.inf else ""
+    return f"min {s.min:.4g}  max {s.max:.4g}  mean {s.mean:.4g}  std {s.std:.4g}{bad}"

@@ -1,0 +1,315 @@
+"""Every tensor of the model as its own lines of code make it, seen from outside by the interpreter's tracer.
+
+    with watch() as steps:
+        forward(tokens_BT, params, config, block=block)
+    for step in steps:
+        print(step.key, step.axes, step.statistics)
+
+The model holds no code for this: `sys.settrace`, limited to model.py, reports after each executed line the tensors that
+it bound. So it costs nothing when off, and it can't tell another story than the code. Trace with the readable `block`:
+the fused attention has no scores to show.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama3_scratch import linear, model
+from llama3_scratch.config import Config
+from llama3_scratch.errors import Llama3Error, UsageError
+from llama3_scratch.trace.cost import Cost, Meter
+
+AXES = "BTSDHGNRKJFV"
+_SUFFIX = re.compile(rf"_([{AXES}1]+)$")
+_LAYER = re.compile(r"layers\.(\d+)\b")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A tensor in a few numbers; those of a complex one are of its real and imaginary parts together."""
+
+    min: float
+    max: float
+    mean: float
+    std: float
+    nan: int
+    inf: int
+
+
+@dataclass
+class Step:
+    """A tensor that a line of the model bound, took as an argument or returned.
+
+    `value` is the tensor itself where it was kept. `weights` are the keys that the line read, by itself or through
+    `linear` and `embed`; `cost` is what the line's operations took.
+    """
+
+    call: int  # 0 for the first pass through the model within the watch, and so on
+    kind: str  # "argument", "local" or "return"
+    path: str  # where in the checkpoint's names: "layers.0.attention", "" outside of any
+    function: str
+    line: int
+    source: str
+    name: str
+    nth: int  # 1 for the first tensor of that name there, 2 once it's bound anew
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    statistics: Statistics | None = None
+    value: Tensor | None = None
+    weights: tuple[str, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def layer(self) -> int | None:
+        found = _LAYER.match(self.path)
+        return int(found[1]) if found else None
+
+    @property
+    def key(self) -> str:
+        """A name of its own within its call: `layers.0.attention.q_BTHK`, then `layers.0.attention.q_BTHK.2`."""
+        parts = [self.path, *([self.function] if self.function not in self.path.split(".") else []), self.name]
+        return ".".join(part for part in [*parts, str(self.nth) if self.nth > 1 else ""] if part)
+
+    @property
+    def axes(self) -> str:
+        """The shape with its axes' names: `B=1 T=17 H=32 K=128`."""
+        letters = suffix(self.name)
+        if len(letters) != len(self.shape):
+            return " ".join(map(str, self.shape))
+        return " ".join(
+            f"{axis}={size}" if axis != "1" else "1" for axis, size in zip(letters, self.shape, strict=True)
+        )
+
+
+def suffix(name: str) -> str:
+    """The axes that a tensor's name ends in: "BTHK" for q_BTHK, "" where there are none."""
+    found = _SUFFIX.search(name)
+    return found[1] if found else ""
+
+
+class ShapeError(Llama3Error):
+    """A tensor's shape isn't what its name says."""
+
+
+@contextlib.contextmanager
+def watch(
+    *,
+    statistics: bool = True,
+    keep: Callable[[Step], bool] = lambda step: False,
+    costs: bool = False,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> Iterator[list[Step]]:
+    """Yield the list that fills with every step of the model run within; shapes are checked against names as it does.
+
+    `keep(step)` says whose tensors are kept, `on_step` hears of each step as it happens. Raises UsageError where a
+    debugger or coverage traces already, ShapeError where a tensor isn't what its name's axes say.
+    """
+    if sys.gettrace() is not None:
+        raise UsageError("a debugger or coverage traces this process already; run without it to trace the model")
+    watcher = _Watcher(statistics, keep, on_step, Meter() if costs else None)
+    with watcher.meter or contextlib.nullcontext():
+        sys.settrace(watcher.called)
+        try:
+            yield watcher.steps
+        finally:
+            sys.settrace(None)
+
+
+class _Frame:
+    """One running function of the model: what it has bound so far."""
+
+    def __init__(self, frame: FrameType, path: str) -> None:
+        self.path = path
+        self.function = frame.f_code.co_name
+        self.line = frame.f_lineno
+        self.own = f"{path}.weight" if f"{path}.weight" in frame.f_locals.get("params", ()) else None
+        self.bound: dict[str, Tensor] = {}
+        self.weights: list[str] = []
+
+
+class _Watcher:
+    def __init__(
+        self,
+        statistics: bool,
+        keep: Callable[[Step], bool],
+        on_step: Callable[[Step], None],
+        meter: Meter | None,
+    ) -> None:
+        self.steps: list[Step] = []
+        self.meter = meter
+        self._statistics, self._keep, self._on_step = statistics, keep, on_step
+        self._frames: list[_Frame] = []
+        self._call = -1
+        self._sizes: dict[str, int] = {}
+        self._counts: dict[tuple[str, str, str], int] = {}
+
+    def called(self, frame: FrameType, event: str, arg: Any) -> Any:
+        """The tracer of calls: the model's functions are followed line by line, all others run as ever."""
+        code = frame.f_code
+        if code in _weight_readers():
+            if self._frames:
+                self._frames[-1].weights += _keys(frame)
+            return None
+        if code not in _statements():
+            return None
+        if not self._frames:
+            self._sizes = {}
+            if code is not _code("unembed"):  # the head belongs to the pass that went before it
+                self._call += 1
+                self._counts = {}
+        values = frame.f_locals
+        if isinstance(values.get("config"), Config):
+            self._learn(values["config"])
+        path = values.get("name", self._frames[-1].path if self._frames else "")
+        inner = _Frame(frame, path)
+        self._frames.append(inner)
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                self._record(inner, "argument", name, value)
+        return functools.partial(self._ran, inner)
+
+    def _ran(self, inner: _Frame, frame: FrameType, event: str, arg: Any) -> Any:
+        """The tracer of lines, called before each and at the return: what is new was bound by the line before."""
+        if event == "line":
+            self._look(inner, frame)
+            inner.line = frame.f_lineno
+        elif event == "return":
+            self._look(inner, frame)
+            if isinstance(arg, Tensor) and not any(arg is value for value in inner.bound.values()):
+                own = f"{inner.path}.weight"
+                if (
+                    "params[" in _statements()[frame.f_code].get(inner.line, (0, ""))[1]
+                    and own in frame.f_locals["params"]
+                ):
+                    inner.weights.append(own)
+                self._record(inner, "return", "return", arg)
+            self._frames.pop()
+            return None
+        return functools.partial(self._ran, inner)
+
+    def _look(self, inner: _Frame, frame: FrameType) -> None:
+        for name, value in frame.f_locals.items():
+            if isinstance(value, Tensor) and value is not inner.bound.get(name):
+                self._record(inner, "local", name, value)
+
+    def _record(self, inner: _Frame, kind: str, name: str, value: Tensor) -> None:
+        inner.bound[name] = value
+        counted = inner.path, inner.function, name
+        nth = self._counts[counted] = self._counts.get(counted, 0) + 1
+        line, source = _statements()[_code(inner.function)].get(inner.line, (inner.line, ""))
+        step = Step(
+            self._call, kind, inner.path, inner.function, line, source, name, nth, tuple(value.shape),
+            value.dtype,
+        )  # fmt: skip
+        if kind != "argument":
+            if inner.own and "params[" in source:
+                inner.weights.append(inner.own)
+            step.weights, inner.weights = tuple(dict.fromkeys(inner.weights)), []
+            if self.meter is not None:
+                step.cost = self.meter.take()
+        self._check(step)
+        with _unmetered(self.meter):
+            if self._statistics and value.device.type != "meta":
+                step.statistics = summarise(value)
+            if self._keep(step):
+                step.value = value.detach().clone()
+            self._on_step(step)
+        self.steps.append(step)
+
+    def _learn(self, config: Config) -> None:
+        H, G, K = config.n_heads, config.n_kv_heads, config.head_dim
+        self._sizes |= {"D": config.dim, "H": H, "G": G, "R": H // G, "K": K, "J": K // 2}
+        self._sizes |= {"F": config.hidden_dim, "V": config.vocab_size}
+
+    def _check(self, step: Step) -> None:
+        """Hold the shape against the name; an axis seen for the first time in a call is learnt. B may be 1: broadcast,
+        and N is either of H and G."""
+        letters = suffix(step.name)
+        if not letters:
+            return
+        fits = len(letters) == len(step.shape)
+        for axis, size in zip(letters, step.shape, strict=False):
+            wanted = 1 if axis == "1" else size if axis == "N" else self._sizes.setdefault(axis, size)
+            if axis == "B" and wanted == 1:
+                wanted = self._sizes["B"] = size
+            fits &= size == wanted or (axis == "B" and size == 1)
+        if not fits:
+            sizes = " ".join(f"{axis}={self._sizes.get(axis, 1)}" for axis in letters)
+            raise ShapeError(f"model.py:{step.line}: {step.key} has shape {list(step.shape)}, its name says {sizes}")
+
+
+def summarise(value: Tensor) -> Statistics:
+    """Minimum, maximum, mean and standard deviation of the finite values, and how many aren't."""
+    flat = torch.view_as_real(value) if value.is_complex() else value
+    flat = flat.detach().to(torch.promote_types(flat.dtype, torch.float32)).flatten()
+    finite = torch.isfinite(flat)
+    n_nan = int(flat.isnan().sum())
+    n_inf = flat.numel() - int(finite.sum()) - n_nan
+    if n_nan or n_inf:
+        flat = flat[finite]
+    if not flat.numel():
+        return Statistics(0.0, 0.0, 0.0, 0.0, n_nan, n_inf)
+    low, high = flat.aminmax()
+    std, mean = torch.std_mean(flat, correction=0)
+    return Statistics(low.item(), high.item(), mean.item(), std.item(), n_nan, n_inf)
+
+
+def _unmetered(meter: Meter | None) -> contextlib.AbstractContextManager[None]:
+    return meter.paused() if meter is not None else contextlib.nullcontext()
+
+
+@functools.cache
+def _statements() -> dict[CodeType, dict[int, tuple[int, str]]]:
+    """Of every function of the model: line number → (its statement's first line, the statement's text)."""
+    source = inspect.getsource(model)
+    lines = source.splitlines()
+    functions = {code.co_firstlineno: code for code in map(_code, _functions())}
+    found: dict[CodeType, dict[int, tuple[int, str]]] = {}
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef) or node.lineno not in functions:
+            continue
+        of = found[functions[node.lineno]] = {node.lineno: (node.lineno, lines[node.lineno - 1].strip())}
+        for statement in ast.walk(node):
+            if isinstance(statement, ast.stmt) and not isinstance(statement, ast.FunctionDef):
+                compound = isinstance(statement, ast.For | ast.If | ast.With)
+                end = statement.lineno if compound else statement.end_lineno or statement.lineno
+                text = textwrap.dedent("\n".join(lines[statement.lineno - 1 : end]))
+                joined = re.sub(r"\s*\n\s*", " ", text).strip()
+                joined = re.sub(r"\( | ?,? \)", lambda found: found[0].strip(" ,"), joined)
+                of |= {line: (statement.lineno, joined) for line in range(statement.lineno, end + 1)}
+    return found
+
+
+@functools.cache
+def _functions() -> tuple[str, ...]:
+    return tuple(
+        name for name, value in vars(model).items() if inspect.isfunction(value) and value.__module__ == model.__name__
+    )
+
+
+def _code(function: str) -> CodeType:
+    return getattr(model, function).__code__
+
+
+@functools.cache
+def _weight_readers() -> frozenset[CodeType]:
+    return frozenset((linear.linear.__code__, linear.embed.__code__))
+
+
+def _keys(frame: FrameType) -> list[str]:
+    """The stored tensors behind the `name` that `linear` or `embed` was called with."""
+    params, name = frame.f_locals["params"], frame.f_locals["name"]
+    return [f"{name}.{part}" for part in ("weight", *linear.SIBLINGS) if f"{name}.{part}" in params]

@@ -1,0 +1,83 @@
+"""Looks at a trace from one side: what each layer would say, where a head looks, how RoPE turns a pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from llama3_scratch.config import Config
+from llama3_scratch.linear import Params
+from llama3_scratch.model import rms_norm, unembed
+from llama3_scratch.text import piece
+from llama3_scratch.tokenizer import Tokenizer
+from llama3_scratch.trace.tracer import Step
+
+WIDTH = 16  # the last tokens of a prompt that a matrix shows
+
+
+def lens(steps: Sequence[Step], params: Params, config: Config, tokenizer: Tokenizer) -> list[str]:
+    """The logit lens: after each layer, the token that the head would choose at every position, were it the last.
+
+    Reads the kept `x_BTD` that each block of the first pass returned; shows the first prompt of a batch.
+    """
+    lines = []
+    for step in _first_pass(steps):
+        if step.function == "block" and step.kind == "return" and step.value is not None:
+            logits_BTV = unembed(rms_norm(step.value, params, "norm", config), params)
+            chosen = " ".join(repr(_text(id, tokenizer)) for id in logits_BTV[0].argmax(-1).tolist())
+            top = logits_BTV[0, -1].softmax(-1).topk(3)
+            likeliest = ", ".join(
+                f"{_text(id, tokenizer)!r} {share:.1%}"
+                for share, id in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            )
+            lines.append(f"{step.path:10} {chosen}\n{'':10} last: {likeliest}")
+    return lines
+
+
+def attention(steps: Sequence[Step], layer: int, head: int, tokens: Sequence[str]) -> list[str]:
+    """A head's scores before the mask, after it, and its weights: a row a query, a column a key; the last tokens."""
+    lines = []
+    for step in _first_pass(steps):
+        named = step.name in ("scores_BGRTS", "masked_BGRTS", "weights_BGRTS")
+        if step.layer == layer and named and step.kind == "local" and step.value is not None:
+            R = step.value.shape[2]
+            matrix_TS = step.value[0, head // R, head % R].float()[-WIDTH:, -WIDTH:]
+            labels = [repr(text)[1:-1][:7] for text in tokens][-WIDTH:]
+            lines.append(f"{step.key}, head {head}")
+            lines.append(" " * 9 + "".join(f"{label:>8}" for label in labels))
+            for label, row in zip(labels, matrix_TS.tolist(), strict=True):
+                lines.append(
+                    f"{label:>8} " + "".join(f"{'-inf' if value == -math.inf else f'{value:.3f}':>8}" for value in row)
+                )
+    return lines
+
+
+def rope_pair(steps: Sequence[Step], pair: int) -> list[str]:
+    """How far a pair of every head is turned at each position: the angle, and the complex number that turns it."""
+    rotation = next(step for step in _first_pass(steps) if step.name == "rotation_BTJ" and step.value is not None)
+    assert rotation.value is not None
+    turns_T = rotation.value[0, :, pair]
+    lines = [f"{'position':>8}  {'angle':>9}  {'cos':>8}  {'sin':>8}"]
+    for position, turn in enumerate(turns_T.tolist()):
+        angle = torch.tensor(turn).angle().item() % (2 * math.pi)
+        lines.append(f"{position:8}  {angle:9.4f}  {turn.real:8.4f}  {turn.imag:8.4f}")
+    return lines
+
+
+def needs(step: Step, *, lens: bool, attention: tuple[int, int] | None, rope_pair: int | None) -> bool:
+    """Whether one of these views reads the step's tensor."""
+    return (
+        (lens and step.function == "block" and step.kind == "return")
+        or (attention is not None and step.layer == attention[0] and step.function == "attend" and step.kind == "local")
+        or (rope_pair is not None and step.name == "rotation_BTJ" and step.function == "decode")
+    )
+
+
+def _first_pass(steps: Sequence[Step]) -> list[Step]:
+    return [step for step in steps if step.call == 0]
+
+
+def _text(id: int, tokenizer: Tokenizer) -> str:
+    return piece(id, tokenizer).decode(errors="replace")

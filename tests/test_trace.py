@@ -1,0 +1,247 @@
+"""The tracer: every tensor by its line, true shapes over every weight form and cache, costs that add up."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+
+import llama3_scratch as l3
+from llama3_scratch import generate, model
+from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
+from llama3_scratch.errors import UsageError
+from llama3_scratch.linear import linear
+from llama3_scratch.model import block, forward, fused_block
+from llama3_scratch.trace.tracer import ShapeError, summarise, watch
+from tests import forms, tiny
+
+TOKENS = tiny.tokens(2, 7)
+
+
+def traced(params=None, tokens_BT=TOKENS, *, run=forward, cache=NO_CACHE, layer=block, **options):
+    with torch.inference_mode(), watch(**options) as steps:
+        run(tokens_BT, params or tiny.params(), tiny.CONFIG, cache=cache, block=layer)
+    return steps
+
+
+def by_key(steps):
+    return {step.key: step for step in steps}
+
+
+def test_every_tensor_of_a_layer_is_seen_where_its_line_binds_it():
+    steps = by_key(traced())
+    query = steps["layers.3.attention.q_BTHK"]
+    assert (query.kind, query.function, query.layer) == ("local", "attention", 3)
+    assert query.source == 'q_BTHK = linear(x_BTD, params, f"{name}.wq").unflatten(-1, (H, K))'
+    assert query.axes == "B=2 T=7 H=6 K=8"
+    assert query.weights == ("layers.3.attention.wq.weight",)
+    assert steps["layers.3.attention.q_BTHK.2"].source.startswith("q_BTHK = rotate(")
+    assert steps["layers.0.attention.attend.scores_BGRTS"].shape == (2, 2, 3, 7, 7)
+    assert "layers.4.attention.attend.weights_BGRTS" in steps
+    assert steps["layers.1.ffn_norm.rms_norm.return"].weights == ("layers.1.ffn_norm.weight",)
+    assert steps["forward.x_BTD"].weights == ("tok_embeddings.weight",)
+    assert steps["unembed.logits_BTV"].weights == ("output.weight",)
+    assert steps["layers.2.block.x_BTD"].kind == "argument" and steps["layers.2.block.return"].kind == "return"
+
+
+def test_every_tensor_that_the_source_names_is_seen():
+    source = Path(model.__file__).read_text(encoding="utf-8")
+    bound = set(re.findall(r"^ {4,}(\w+_[BTSDHGNRKJFV1]+)(?:, \w+)? = ", source, re.MULTILINE))
+    fused = {"q_BHTK", "k_BGSK", "mask_B1TS", "out_BHTK"}
+    assert len(bound) > 25
+    assert bound - fused <= {step.name for step in traced()}
+
+
+def test_keys_are_unique_within_a_pass_and_name_every_step():
+    keys = [step.key for step in traced()]
+    assert len(set(keys)) == len(keys) > 300
+
+
+def test_values_are_those_of_the_model():
+    with torch.inference_mode():
+        logits_BTV = forward(TOKENS, tiny.params(), tiny.CONFIG, block=block)
+    steps = by_key(traced(keep=lambda step: True))
+    assert torch.equal(steps["unembed.return"].value if "unembed.return" in steps else logits_BTV, logits_BTV)
+    weights_BGRTS = steps["layers.2.attention.attend.weights_BGRTS"].value
+    assert torch.allclose(weights_BGRTS.sum(-1), torch.ones(2, 2, 3, 7))
+    normed = steps["layers.0.block.normed_BTD"]
+    assert normed.statistics == summarise(normed.value)
+
+
+def test_statistics_count_what_is_no_number_and_leave_it_out():
+    value = torch.tensor([1.0, 3.0, torch.nan, torch.inf, -torch.inf])
+    found = summarise(value)
+    assert (found.min, found.max, found.mean, found.std) == (1.0, 3.0, 2.0, 1.0)
+    assert (found.nan, found.inf) == (1, 2)
+    masked = by_key(traced())["layers.0.attention.attend.masked_BGRTS"]
+    assert masked.statistics.inf == 2 * 2 * 3 * 21
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+@pytest.mark.parametrize("cache", ["none", "cache", "ragged"])
+def test_shapes_are_what_names_say_over_every_form_and_cache(form, cache):
+    params = forms.FORMS[form](tiny.params())
+    kept = {"none": NO_CACHE, "cache": Cache(64), "ragged": RaggedCache(64, 2)}[cache]
+    for layer in (block, fused_block):
+        assert len(traced(params, cache=kept, layer=layer, statistics=False)) > 200
+    if cache != "none":
+        steps = by_key(traced(params, TOKENS[:, :1], cache=kept, statistics=False))
+        assert steps["layers.4.attention.k_BSGK"].axes == "B=2 S=15 G=2 K=8", "the cache of 14 tokens and one more"
+
+
+def test_a_name_that_lies_is_found(monkeypatch):
+    def sideways(x, params, name):
+        out = linear(x, params, name)
+        return out.mT if name.endswith("w1") else out
+
+    monkeypatch.setattr(model, "linear", sideways)
+    with pytest.raises(ShapeError, match=r"gate_BTF has shape \[2, 40, 7\], its name says B=2 T=7 F=40"):
+        traced()
+
+
+def test_costs_agree_with_torchs_counter_and_the_closed_formula():
+    steps = traced(costs=True)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        forward(TOKENS, tiny.params(), tiny.CONFIG, block=block)
+    flops = sum(step.cost.flops for step in steps)
+    c, (B, T) = tiny.CONFIG, TOKENS.shape
+    matrices = sum(rows * columns for rows, *rest in l3.expected(c).values() for columns in rest) - c.vocab_size * c.dim
+    scores = 2 * c.n_layers * c.n_heads * c.head_dim * T * T
+    assert flops == counter.get_total_flops() == 2 * B * (T * matrices + scores)
+    gate = by_key(steps)["layers.0.feed_forward.swiglu.gate_BTF"]
+    assert gate.cost.flops == 2 * B * T * c.dim * c.hidden_dim
+    assert gate.cost.bytes >= 4 * (c.dim * c.hidden_dim + B * T * (c.dim + c.hidden_dim))
+
+
+def test_passes_are_counted_and_a_cache_grows():
+    cache = Cache(64)
+    with torch.inference_mode(), watch() as steps:
+        for tokens_BT in (TOKENS, TOKENS[:, :1], TOKENS[:, :1]):
+            forward(tokens_BT, tiny.params(), tiny.CONFIG, cache=cache, block=block)
+    spans = [step.shape[1] for step in steps if step.key == "layers.0.attention.k_BSGK"]
+    assert spans == [7, 8, 9]
+    assert {step.call for step in steps} == {0, 1, 2}
+
+
+def test_meta_tensors_are_traced_without_numbers():
+    config = l3.OFFICIAL["llama3.2-1b"]
+    params = {name: torch.empty(shape, device="meta") for name, shape in l3.expected(config).items()}
+    with watch(costs=True) as steps:
+        forward(torch.zeros(1, 17, dtype=torch.long, device="meta"), params, config, block=block)
+    assert by_key(steps)["layers.15.attention.q_BTHK"].axes == "B=1 T=17 H=32 K=64"
+    assert all(step.statistics is None for step in steps)
+
+
+def test_nothing_is_left_behind_and_the_model_runs_untouched():
+    before = sys.gettrace()
+    expected = forward(TOKENS, tiny.params(), tiny.CONFIG, block=block)
+    traced()
+    assert sys.gettrace() is before
+    assert torch.equal(forward(TOKENS, tiny.params(), tiny.CONFIG, block=block), expected)
+    with pytest.raises(ZeroDivisionError), watch():
+        _ = 1 / 0
+    assert sys.gettrace() is before
+
+
+def test_under_another_tracer_it_refuses():
+    sys.settrace(lambda frame, event, arg: None)
+    try:
+        with pytest.raises(UsageError, match="a debugger or coverage traces this process already"), watch():
+            pass
+    finally:
+        sys.settrace(None)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    return str(tiny.folder(tmp_path_factory.mktemp("models") / "chats"))
+
+
+@pytest.fixture
+def run(chats, capsys):
+    def run(*argv):
+        code = generate.main(["hi", "--model", chats, "--max-tokens", "3", *map(str, argv)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_trace_prints_layer_0_in_full_and_a_line_for_each_other(run):
+    code, out, err = run("--trace")
+    assert code == 0
+    assert "scores_BGRTS  [B=1 G=2 R=3 T=21 S=21]  float32" in out
+    assert "← layers.0.attention.wq.weight [48, 48] float32" in out
+    assert len(re.findall(r"^layers\.\d  x_BTD  min", out, re.MULTILINE)) == tiny.CONFIG.n_layers - 1
+    assert "── pass 0 · layers.1" not in out and "pass 1" not in out
+    assert "logits_BTV  [B=1 T=1 V=272]" in out
+    assert "tracing the readable attention" in err
+    assert out.rstrip("\n").endswith(run()[1].rstrip("\n")), "then the answer, which is the same"
+
+
+def test_layers_steps_tokens_values_and_costs_are_chosen(run):
+    out = run("--trace-layers", "1,4", "--trace-steps", "q_BTHK", "--trace-tokens", 2, "--trace-cost")[1]
+    assert re.findall(r"── pass (\d) · layers\.(\d)", out) == [("0", "1"), ("0", "4"), ("1", "1"), ("1", "4")]
+    assert "scores_BGRTS =" not in out
+    assert f"{2 * 21 * 48 * 48:,} FLOPs" in out
+    assert "tensor([[[[" in run("--trace-steps", "q_BTHK", "--trace-values")[1]
+
+
+def test_machine_forms(run, tmp_path):
+    code, out, _ = run("--trace-out", tmp_path / "run.jsonl")
+    steps = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert code == 0 and "──" not in out
+    assert {step["key"]: step["shape"] for step in steps}["layers.0.attention.q_BTHK"] == [1, 21, 6, 8]
+    run("--trace-out", tmp_path / "run.safetensors", "--trace-tokens", 2)
+    tensors = load_file(tmp_path / "run.safetensors")
+    assert tensors["layers.4.attention.attend.scores_BGRTS"].shape == (1, 2, 3, 21, 21)
+    assert tensors["pass1.layers.4.attention.k_BSGK"].shape == (1, 22, 2, 8)
+
+
+def test_the_last_layers_lens_is_the_models_own_choice(run):
+    out = run("--lens")[1]
+    last = next(line for line in out.splitlines() if line.startswith("layers.4"))
+    answer = json.loads(run("--json")[1])
+    assert last.endswith(repr(tiny.tokenizer().decode(answer["tokens"][:1]))) or answer["tokens"][0] >= 258
+
+
+def test_attention_and_rope_views(run):
+    out = run("--attention", "2,5")[1]
+    assert "layers.2.attention.attend.scores_BGRTS, head 5" in out
+    assert out.count("-inf") == 16 * 15 // 2
+    turns = run("--rope-pair", 0)[1]
+    assert re.search(r"^ +1 +1\.0000 +0\.5403 +0\.8415$", turns, re.MULTILINE), "pair 0 turns by one radian a token"
+
+
+BAD = {
+    "F135": (["--trace-layers", "99"], 2, "layer 99: this model's 5 layers are 0 to 4"),
+    "F136": (["--trace-out", "/no/such/folder/x.jsonl"], 3, "can't be written: its folder is not there"),
+    "ending": (["--trace-out", "x.txt"], 2, "expected a name that ends in .jsonl or .safetensors"),
+    "head": (["--attention", "0,6"], 2, "head 6, the heads are 0 to 5"),
+    "pair": (["--rope-pair", "4"], 2, "the pairs are 0 to 3"),
+    "words": (["--trace-layers", "one"], 2, "expected whole numbers with commas"),
+    "json": (["--trace", "--json"], 2, "with --json take --trace-out"),
+    "tokens": (["--trace-tokens", "3"], 2, "--trace-tokens goes with --trace"),
+}
+
+
+@pytest.mark.parametrize("argv, code, message", BAD.values(), ids=BAD)
+def test_options_that_cannot_be(run, argv, code, message):
+    assert (found := run(*argv))[0] == code
+    assert message in found[2] and found[1] == ""
+
+
+def test_f136_is_told_before_the_model_is_read(capsys, monkeypatch):
+    monkeypatch.setattr(generate, "open_model", lambda options: pytest.fail("the model was read"))
+    assert generate.main(["hi", "--trace-out", "/no/such/folder/x.jsonl"]) == 3
+
+
+def test_it_is_there_from_python():
+    with l3.trace.watch() as steps:
+        l3.forward(TOKENS, tiny.params(), tiny.CONFIG, block=l3.block)
+    assert len(steps) > 300
