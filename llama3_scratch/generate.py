@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch import cli
+from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.options import add_model_options, add_sampling_options, check_sampling, make_sampler, open_model
 from llama3_scratch.text import Answer, piece, visible
 from llama3_scratch.timings import Timings
-from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace
+from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace, trace_without_weights
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,21 @@ def _parser() -> cli.Parser:
     return parser
 
 
+def _without_weights(options: argparse.Namespace) -> int:
+    """Trace shapes alone: of --length tokens, or of a prompt where the model's tokenizer is at hand."""
+    from llama3_scratch.describe import describe
+
+    found = describe(options.model or DEFAULT)
+    if options.length:
+        length = options.length
+    elif found.tokenizer is not None:
+        (length,) = (len(encode_prompt(text, found.tokenizer, options)) for text in _prompts(options))
+    else:
+        raise UsageError(f"--no-weights: {found.source} has no tokenizer at hand; give the --length of the prompt")
+    trace_without_weights(options, found.config, length)
+    return 0
+
+
 def _prompts(options: argparse.Namespace) -> Iterator[str]:
     """Every prompt that was given, as Unicode."""
     given = [*([options.prompt] if options.prompt is not None else []), *options.prompts]
@@ -85,11 +101,10 @@ def _decoded(data: bytes, source: str, errors: str) -> str:
         raise UsageError(f"{source}: byte {error.start} isn't UTF-8; --errors replace puts � in its place") from error
 
 
-def encode_prompt(text: str, checkpoint: Checkpoint, options: argparse.Namespace) -> list[int]:
+def encode_prompt(text: str, tokenizer: Tokenizer, options: argparse.Namespace) -> list[int]:
     """The prompt's tokens: a user's message where the model chats, else the text itself."""
     from llama3_scratch.dialog import encode_dialog
 
-    tokenizer = require_tokenizer(checkpoint)
     if options.raw or options.raw_special or tokenizer.chat_format is None:
         if options.system is not None:
             raise UsageError("--system goes with a chat, not with a base model or --raw")
@@ -118,12 +133,14 @@ def require_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 def main(options: argparse.Namespace) -> int:
     check_sampling(options)
     traced = asks_for_trace(options)
+    if options.no_weights:
+        return _without_weights(options)
     texts = list(_prompts(options))
     started = time.perf_counter()
     checkpoint, dtype = open_model(options)
     timings = Timings(load_s=time.perf_counter() - started)
     tokenizer = require_tokenizer(checkpoint)
-    prompts = [encode_prompt(text, checkpoint, options) for text in texts]
+    prompts = [encode_prompt(text, tokenizer, options) for text in texts]
     warn_if_clamped(max(map(len, prompts)), checkpoint, options)
     answers = [Answer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in prompts]

@@ -30,7 +30,7 @@ ROOMS = {
         "checkpoint.load",
     ],
     "From logits to answers": ["sample", "stream", "timings"],
-    "The glass box": ["trace.cost", "trace.tracer", "trace.table", "trace.files", "trace.views"],
+    "The glass box": ["trace.cost", "trace.tracer", "trace.table", "trace.files", "trace.views", "trace.shapes"],
     "Verbs: `python -m llama3_scratch.<verb>`": [
         "cli",
         "verify",

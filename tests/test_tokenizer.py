@@ -10,7 +10,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -436,9 +435,8 @@ def test_f113_unusual_characters_come_back(text):
 def test_f116_a_second_bos_is_warned_of(caplog):
     encode_prompt = pytest.importorskip("llama3_scratch.generate").encode_prompt
     options = argparse.Namespace(raw=False, raw_special=True, system=None)
-    checkpoint = SimpleNamespace(tokenizer=llama3(), path=Path("x"))
     with caplog.at_level(logging.WARNING, "llama3_scratch"):
-        assert encode_prompt("<|begin_of_text|>hello", checkpoint, options) == [128000, 128000, 15339]
+        assert encode_prompt("<|begin_of_text|>hello", llama3(), options) == [128000, 128000, 15339]
     assert "BOS" in caplog.text
 
 

@@ -226,6 +226,8 @@ BAD = {
     "pair": (["--rope-pair", "4"], 2, "the pairs are 0 to 3"),
     "words": (["--trace-layers", "one"], 2, "expected whole numbers with commas"),
     "json": (["--trace", "--json"], 2, "with --json take --trace-out"),
+    "length": (["--length", "3"], 2, "--length and --batch go with --no-weights"),
+    "no-weights": (["--no-weights", "--lens"], 2, "--no-weights has shapes and costs only"),
     "tokens": (["--trace-tokens", "3"], 2, "--trace-tokens goes with --trace"),
 }
 
@@ -239,6 +241,26 @@ def test_options_that_cannot_be(run, argv, code, message):
 def test_f136_is_told_before_the_model_is_read(capsys, monkeypatch):
     monkeypatch.setattr(generate, "open_model", lambda options: pytest.fail("the model was read"))
     assert generate.main(["hi", "--trace-out", "/no/such/folder/x.jsonl"]) == 3
+
+
+def test_any_official_size_is_traced_without_its_weights(capsys):
+    code = generate.main(["--model", "llama3.2-1b", "--no-weights", "--length", "17", "--batch", "2", "--trace"])
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "q_BTHK  [B=2 T=17 H=32 K=64]  bfloat16" in out and "layers.15  x_BTD" in out
+    assert "parameters    1,235,814,400, the head tied to the embedding" in out
+    assert "KV cache      8.59 GB in bf16, 131,072 tokens × 2" in out
+    config = l3.OFFICIAL["llama3.2-1b"]
+    matrices = config.n_parameters - (2 * config.n_layers + 1) * config.dim  # the tied head multiplies, the norms don't
+    flops = 2 * 2 * 17 * (matrices + 2 * config.n_layers * config.n_heads * config.head_dim * 17)
+    assert f"this pass     {flops:,} FLOPs" in out
+
+
+def test_a_model_that_is_here_has_its_prompt_counted(chats, capsys):
+    assert generate.main(["hi", "--model", chats, "--no-weights"]) == 0
+    assert "── 1 × 21 tokens ──" in capsys.readouterr().out
+    assert generate.main(["hi", "--model", "llama3-8b", "--no-weights"]) == 2
+    assert "give the --length" in capsys.readouterr().err
 
 
 def test_it_is_there_from_python():

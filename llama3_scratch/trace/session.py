@@ -89,6 +89,23 @@ class Session:
         return views.needs(step, lens=options.lens, attention=options.attention, rope_pair=options.rope_pair)
 
 
+def trace_without_weights(options: argparse.Namespace, config: Config, length: int) -> None:
+    """Print the steps, where --trace asks for them, and the sums of one pass of `length` tokens."""
+    from llama3_scratch.trace import files, shapes
+    from llama3_scratch.trace.table import Table
+
+    check_choices(options, config)
+    params, batch = shapes.meta_params(config), options.batch or 1
+    layers = (0,) if options.trace_layers is None else options.trace_layers
+    table = Table(params, layers, options.trace_steps or (), costs=options.trace_cost)
+    show = {"on_step": table.show} if options.trace else {}
+    steps = shapes.trace_shapes(params, config, length=length, batch=batch, **show)
+    if options.trace_out is not None:
+        files.write(options.trace_out, steps)
+    context = options.max_seq_len or config.max_seq_len
+    _print(f"{batch} × {length} tokens", shapes.summary(config, steps, context, batch))
+
+
 def add_trace_options(parser: cli.Parser) -> None:
     group = parser.add_argument_group("trace: every tensor of the model as its own lines of code make it")
     group.add_argument("--trace", action="store_true", help="print every step: layer 0 in full, a line for each other")
@@ -113,6 +130,12 @@ def add_trace_options(parser: cli.Parser) -> None:
     group.add_argument("--attention", type=_pair, metavar="LAYER,HEAD", help="a head's scores and weights")
     group.add_argument("--rope-pair", type=cli.number(int, least=0), metavar="J", help="a pair's turn at each position")
 
+    group.add_argument(
+        "--no-weights", action="store_true", help="shapes and costs alone, of any official size or described model"
+    )
+    group.add_argument("--length", type=cli.number(int, least=1), metavar="N", help="tokens, with --no-weights")
+    group.add_argument("--batch", type=cli.number(int, least=1), metavar="N", help="prompts at once, with --no-weights")
+
 
 def asks_for_trace(options: argparse.Namespace) -> bool:
     """Whether any option asks for a trace; those that choose what --trace prints imply it."""
@@ -123,6 +146,12 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
     views = options.lens or options.attention is not None or options.rope_pair is not None
     if views and options.json:
         raise UsageError("--lens, --attention and --rope-pair print for people; leave --json out")
+    if not options.no_weights and (options.length or options.batch):
+        raise UsageError("--length and --batch go with --no-weights")
+    if options.no_weights and (views or options.trace_values or options.json or options.trace_tokens != 1):
+        raise UsageError(
+            "--no-weights has shapes and costs only: no values, no views, no further tokens, no JSON object"
+        )
     if options.trace_out is not None:
         check_writable(options.trace_out)
     if options.trace_tokens != 1 and not (options.trace or options.trace_out is not None):

@@ -17,7 +17,8 @@ from llama3_scratch.trace.tracer import Statistics, Step
 class Table:
     """Prints each step as it happens: the chosen layers in full, of every other layer what it hands on.
 
-    `layers` are those in full; `names` are the tensors to show, all where it's empty; `values` prints the tensors too.
+    `layers` are those in full; `names` are the tensors to show, all where it's empty; `values` prints the tensors too,
+    `costs` what each line took.
     """
 
     params: Params
