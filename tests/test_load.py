@@ -229,3 +229,9 @@ def test_only_the_folders_name_says_that_metas_model_chats_until_it_is_written_a
 
     write_meta(tmp_path / "copy", checkpoint.params, config, checkpoint.tokenizer)
     assert load(tmp_path / "copy").tokenizer.chat_format == checkpoint.tokenizer.chat_format
+
+
+def test_allow_extra_is_for_folders(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match="--allow-extra is for Meta's and Hugging Face's folders"):
+        load(tmp_path / "model.gguf", allow_extra=True)

@@ -70,6 +70,8 @@ def load(
     kind = layout(path)
     if rope_scale_factor is not None and kind != "meta":
         raise UsageError(f"--rope-scale-factor is for Meta's folders, whose params.json lacks it; {path} says its own")
+    if allow_extra and kind not in ("meta", "hf"):
+        raise UsageError(f"--allow-extra is for Meta's and Hugging Face's folders, {path} is a file of its own kind")
     tokenizer: Tokenizer | None = None
     if kind == "meta":
         tokenizer = find_tokenizer(path)  # first, because shards are merged into memory
