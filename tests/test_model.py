@@ -80,7 +80,7 @@ def test_f64_stays_f64(layer, cache, form):
     assert not [found for found in mode.found if "scaled_dot_product" not in found]
 
 
-SUFFIX = re.compile(r"_([BTSDHGRKJFV1]+)")
+SUFFIX = re.compile(r"_([BTSDHGNRKJFV1]+)")
 
 
 def check_names(frame, config: Config, sizes: dict[str, set[int]]) -> None:
@@ -88,8 +88,6 @@ def check_names(frame, config: Config, sizes: dict[str, set[int]]) -> None:
     known = {"1": 1, "D": config.dim, "H": config.n_heads, "G": config.n_kv_heads, "K": config.head_dim}
     known |= {"R": config.n_heads // config.n_kv_heads, "J": config.head_dim // 2}
     known |= {"F": config.hidden_dim, "V": config.vocab_size}
-    if frame.f_code is model.rotate.__code__:
-        known.pop("H")  # keys are turned by the same function
     for name, value in frame.f_locals.items():
         if not isinstance(value, torch.Tensor):
             continue
@@ -112,7 +110,7 @@ def test_tensors_have_the_axes_that_their_names_say(layer, ragged):
     cache = RaggedCache(64, B) if ragged else Cache(64)
     forward(tokens_BT[:, :seen], params, tiny.CONFIG, cache=cache)
     # Without ragged rows positions, masks and rotations agree for all rows, and B is 1.
-    sizes = {"B": {1, B}, "T": {T}, "S": {seen + T}, "H": {tiny.CONFIG.n_heads, tiny.CONFIG.n_kv_heads}}
+    sizes = {"B": {1, B}, "T": {T}, "S": {seen + T}, "N": {tiny.CONFIG.n_heads, tiny.CONFIG.n_kv_heads}}
     functions = []
 
     def profile(frame, event, _):
