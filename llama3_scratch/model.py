@@ -51,7 +51,7 @@ def rope_frequencies(config: Config, dtype: torch.dtype, device: torch.device | 
 
 
 def scale_frequencies(freqs_J: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama 3.1's longer context: slow pairs turn `factor` times slower, fast ones as before, those between blended.
+    """Llama 3.1's longer context: slow pairs turn `factor` times slower, fast ones as before, between a blend. freqs_J.
 
     Meta's `apply_scaling`, term by term, so that the table is equal to the last bit.
     """

@@ -45,7 +45,7 @@ def test_every_tensor_of_a_layer_is_seen_where_its_line_binds_it():
     assert steps["layers.0.attention.attend.scores_BGRTS"].shape == (2, 2, 3, 7, 7)
     assert "layers.4.attention.attend.weights_BGRTS" in steps
     assert steps["layers.1.ffn_norm.rms_norm.return"].weights == ("layers.1.ffn_norm.weight",)
-    assert steps["forward.x_BTD"].weights == ("tok_embeddings.weight",)
+    assert steps["tok_embeddings.embed.rows_BTD"].weights == ("tok_embeddings.weight",)
     assert steps["unembed.logits_BTV"].weights == ("output.weight",)
     assert steps["layers.2.block.x_BTD"].kind == "argument" and steps["layers.2.block.return"].kind == "return"
 
@@ -56,6 +56,24 @@ def test_every_tensor_that_the_source_names_is_seen():
     fused = {"q_BHTK", "k_BGSK", "mask_B1TS", "out_BHTK"}
     assert len(bound) > 25
     assert bound - fused <= {step.name for step in traced()}
+
+
+def test_returned_tensors_have_the_axes_that_their_functions_docstring_names():
+    steps = by_key(traced())
+    assert steps["layers.0.attention.attend.return"].axes == "B=2 T=7 G=2 R=3 K=8"
+    assert all(step.letters for step in steps.values() if step.kind == "return")
+
+
+def test_embedding_layers_and_head_called_one_by_one_are_one_pass():
+    params, config = tiny.params(), tiny.CONFIG
+    with watch() as steps:
+        for _ in range(2):
+            x_BTD = model.embed(TOKENS, params, "tok_embeddings")
+            model.unembed(model.decode(x_BTD, params, config, block=block), params)
+        model.decode(x_BTD, params, config, block=block)
+    assert [step.call for step in steps if step.key == "tok_embeddings.embed.rows_BTD"] == [0, 1]
+    assert [step.call for step in steps if step.key == "unembed.logits_BTV"] == [0, 1]
+    assert {step.call for step in steps} == {0, 1, 2}
 
 
 def test_keys_are_unique_within_a_pass_and_name_every_step():
@@ -117,6 +135,8 @@ def test_costs_agree_with_torchs_counter_and_the_closed_formula():
     gate = by_key(steps)["layers.0.feed_forward.swiglu.gate_BTF"]
     assert gate.cost.flops == 2 * B * T * c.dim * c.hidden_dim
     assert gate.cost.bytes >= 4 * (c.dim * c.hidden_dim + B * T * (c.dim + c.hidden_dim))
+    assert by_key(steps)["tok_embeddings.embed.rows_BTD"].cost.bytes == B * T * (8 + 2 * 4 * c.dim), "its rows alone"
+    assert gate.cost.seconds > 0
 
 
 def test_passes_are_counted_and_a_cache_grows():

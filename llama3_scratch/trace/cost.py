@@ -1,27 +1,33 @@
-"""What operations cost: multiplications and additions, and bytes read and written, counted as they are dispatched."""
+"""What operations cost: FLOPs, bytes and seconds, counted as they are dispatched."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+_GATHERS = (torch.ops.aten.embedding, torch.ops.aten.index)
+
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of the matrix products (a multiplication and an addition are two), and bytes of all inputs and outputs."""
+    """FLOPs of the matrix products (a multiplication and an addition are two), bytes of all inputs and outputs, and
+    the time within the operations, without the interpreter's between them."""
 
     flops: int = 0
     bytes: int = 0
+    seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+        return Cost(self.flops + other.flops, self.bytes + other.bytes, self.seconds + other.seconds)
 
 
 class Meter(TorchDispatchMode):
@@ -29,7 +35,7 @@ class Meter(TorchDispatchMode):
 
     FLOPs are those of `torch.utils.flop_counter`: matrix products, by their formulas. Bytes are those of every tensor
     that an operation reads or writes, as if none stayed in a cache; an operation that only looks at a tensor in another
-    way moves none.
+    way moves none, and one that picks rows reads only those.
     """
 
     def __init__(self) -> None:
@@ -59,14 +65,14 @@ class Meter(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+        begun = time.perf_counter()
         out = func(*args, **kwargs)
-        flops = (
-            flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
-            if (func._overloadpacket in flop_registry)
-            else 0
-        )
-        moved = 0 if func.is_view else sum(_bytes(leaf) for leaf in tree_leaves((args, kwargs, out)))
-        self._sum += Cost(flops, moved)
+        seconds = time.perf_counter() - begun
+        formula = flop_registry.get(func._overloadpacket)
+        flops = formula(*args, **kwargs, out_val=out) if formula else 0
+        read = (args[1:], out) if func._overloadpacket in _GATHERS else (args, kwargs)
+        moved = 0 if func.is_view else sum(_bytes(leaf) for leaf in tree_leaves((read, out)))
+        self._sum += Cost(flops, moved, seconds)
         return out
 
 

@@ -46,10 +46,12 @@ def as_dict(step: Step) -> dict[str, Any]:
         "line": step.line,
         "source": step.source,
         "name": step.name,
+        "axes": step.letters,
         "shape": list(step.shape),
         "dtype": str(step.dtype).removeprefix("torch."),
         "statistics": step.statistics and asdict(step.statistics),
         "weights": list(step.weights),
         "flops": step.cost.flops,
         "bytes": step.cost.bytes,
+        "seconds": step.cost.seconds,
     }

@@ -5,9 +5,9 @@
     for step in steps:
         print(step.key, step.axes, step.statistics)
 
-The model holds no code for this: `sys.settrace`, limited to model.py, reports after each executed line the tensors that
-it bound. So it costs nothing when off, and it can't tell another story than the code. Trace with the readable `block`:
-the fused attention has no scores to show.
+The model holds no code for this: `sys.settrace`, limited to model.py and `embed`, reports after each executed line the
+tensors that it bound. So it costs nothing when off, and it can't tell another story than the code. Trace with the
+readable `block`: the fused attention has no scores to show.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -34,6 +35,7 @@ from llama3_scratch.trace.cost import Cost, Meter
 
 AXES = "BTSDHGNRKJFV"
 _SUFFIX = re.compile(rf"_([{AXES}1]+)$")
+_NAMED = re.compile(rf"\w+_([{AXES}1]+)\b")
 _LAYER = re.compile(r"layers\.(\d+)\b")
 
 
@@ -65,6 +67,7 @@ class Step:
     source: str
     name: str
     nth: int  # 1 for the first tensor of that name there, 2 once it's bound anew
+    letters: str  # its axes by its name, or by the function's docstring where it's returned without one
     shape: tuple[int, ...]
     dtype: torch.dtype
     statistics: Statistics | None = None
@@ -86,11 +89,10 @@ class Step:
     @property
     def axes(self) -> str:
         """The shape with its axes' names: `B=1 T=17 H=32 K=128`."""
-        letters = suffix(self.name)
-        if len(letters) != len(self.shape):
+        if len(self.letters) != len(self.shape):
             return " ".join(map(str, self.shape))
         return " ".join(
-            f"{axis}={size}" if axis != "1" else "1" for axis, size in zip(letters, self.shape, strict=True)
+            f"{axis}={size}" if axis != "1" else "1" for axis, size in zip(self.letters, self.shape, strict=True)
         )
 
 
@@ -133,6 +135,7 @@ class _Frame:
 
     def __init__(self, frame: FrameType, path: str) -> None:
         self.path = path
+        self.code = frame.f_code
         self.function = frame.f_code.co_name
         self.line = frame.f_lineno
         self.own = f"{path}.weight" if f"{path}.weight" in frame.f_locals.get("params", ()) else None
@@ -153,6 +156,7 @@ class _Watcher:
         self._statistics, self._keep, self._on_step = statistics, keep, on_step
         self._frames: list[_Frame] = []
         self._call = -1
+        self._begun = False  # by an embedding that waits for its layers
         self._sizes: dict[str, int] = {}
         self._counts: dict[tuple[str, str, str], int] = {}
 
@@ -167,9 +171,13 @@ class _Watcher:
             return None
         if not self._frames:
             self._sizes = {}
-            if code is not _code("unembed"):  # the head belongs to the pass that went before it
+            if self.meter is not None:
+                self.meter.take()  # what ran between the passes is no line of the model
+            # The head belongs to the pass that went before it, the layers to the embedding's where that was called.
+            if code.co_name != "unembed" and not (code.co_name == "decode" and self._begun):
                 self._call += 1
                 self._counts = {}
+            self._begun = code.co_name == "embed"
         values = frame.f_locals
         if isinstance(values.get("config"), Config):
             self._learn(values["config"])
@@ -191,7 +199,7 @@ class _Watcher:
             if isinstance(arg, Tensor) and not any(arg is value for value in inner.bound.values()):
                 own = f"{inner.path}.weight"
                 if (
-                    "params[" in _statements()[frame.f_code].get(inner.line, (0, ""))[1]
+                    "params[" in _statements()[inner.code].get(inner.line, (0, ""))[1]
                     and own in frame.f_locals["params"]
                 ):
                     inner.weights.append(own)
@@ -209,9 +217,10 @@ class _Watcher:
         inner.bound[name] = value
         counted = inner.path, inner.function, name
         nth = self._counts[counted] = self._counts.get(counted, 0) + 1
-        line, source = _statements()[_code(inner.function)].get(inner.line, (inner.line, ""))
+        line, source = _statements()[inner.code].get(inner.line, (inner.line, ""))
+        letters = _returned(inner.code) if kind == "return" else suffix(name)
         step = Step(
-            self._call, kind, inner.path, inner.function, line, source, name, nth, tuple(value.shape),
+            self._call, kind, inner.path, inner.function, line, source, name, nth, letters, tuple(value.shape),
             value.dtype,
         )  # fmt: skip
         if kind != "argument":
@@ -220,7 +229,7 @@ class _Watcher:
             step.weights, inner.weights = tuple(dict.fromkeys(inner.weights)), []
             if self.meter is not None:
                 step.cost = self.meter.take()
-        self._check(step)
+        self._check(step, inner.code)
         with _unmetered(self.meter):
             if self._statistics and value.device.type != "meta":
                 step.statistics = summarise(value)
@@ -234,10 +243,10 @@ class _Watcher:
         self._sizes |= {"D": config.dim, "H": H, "G": G, "R": H // G, "K": K, "J": K // 2}
         self._sizes |= {"F": config.hidden_dim, "V": config.vocab_size}
 
-    def _check(self, step: Step) -> None:
+    def _check(self, step: Step, code: CodeType) -> None:
         """Hold the shape against the name; an axis seen for the first time in a call is learnt. B may be 1: broadcast,
         and N is either of H and G."""
-        letters = suffix(step.name)
+        letters = step.letters
         if not letters:
             return
         fits = len(letters) == len(step.shape)
@@ -248,7 +257,8 @@ class _Watcher:
             fits &= size == wanted or (axis == "B" and size == 1)
         if not fits:
             sizes = " ".join(f"{axis}={self._sizes.get(axis, 1)}" for axis in letters)
-            raise ShapeError(f"model.py:{step.line}: {step.key} has shape {list(step.shape)}, its name says {sizes}")
+            where = f"{Path(code.co_filename).name}:{step.line}"
+            raise ShapeError(f"{where}: {step.key} has shape {list(step.shape)}, its name says {sizes}")
 
 
 def summarise(value: Tensor) -> Statistics:
@@ -273,43 +283,48 @@ def _unmetered(meter: Meter | None) -> contextlib.AbstractContextManager[None]:
 
 @functools.cache
 def _statements() -> dict[CodeType, dict[int, tuple[int, str]]]:
-    """Of every function of the model: line number → (its statement's first line, the statement's text)."""
-    source = inspect.getsource(model)
-    lines = source.splitlines()
-    functions = {code.co_firstlineno: code for code in map(_code, _functions())}
+    """Of every function that is followed: line number → (its statement's first line, the statement's text)."""
     found: dict[CodeType, dict[int, tuple[int, str]]] = {}
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.FunctionDef) or node.lineno not in functions:
-            continue
-        of = found[functions[node.lineno]] = {node.lineno: (node.lineno, lines[node.lineno - 1].strip())}
-        for statement in ast.walk(node):
-            if isinstance(statement, ast.stmt) and not isinstance(statement, ast.FunctionDef):
-                compound = isinstance(statement, ast.For | ast.If | ast.With)
-                end = statement.lineno if compound else statement.end_lineno or statement.lineno
-                text = textwrap.dedent("\n".join(lines[statement.lineno - 1 : end]))
-                joined = re.sub(r"\s*\n\s*", " ", text).strip()
-                joined = re.sub(r"\( | ?,? \)", lambda found: found[0].strip(" ,"), joined)
-                of |= {line: (statement.lineno, joined) for line in range(statement.lineno, end + 1)}
+    for module in (model, linear):
+        source = inspect.getsource(module)
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            if not isinstance(node, ast.FunctionDef) or node.name not in _functions()[module.__name__]:
+                continue
+            of = found[getattr(module, node.name).__code__] = {
+                node.lineno: (node.lineno, lines[node.lineno - 1].strip())
+            }
+            for statement in ast.walk(node):
+                if isinstance(statement, ast.stmt) and not isinstance(statement, ast.FunctionDef):
+                    compound = isinstance(statement, ast.For | ast.If | ast.With)
+                    end = statement.lineno if compound else statement.end_lineno or statement.lineno
+                    text = textwrap.dedent("\n".join(lines[statement.lineno - 1 : end]))
+                    joined = re.sub(r"\s*\n\s*", " ", text).strip()
+                    joined = re.sub(r"\( | ?,? \)", lambda found: found[0].strip(" ,"), joined)
+                    of |= {line: (statement.lineno, joined) for line in range(statement.lineno, end + 1)}
     return found
 
 
 @functools.cache
-def _functions() -> tuple[str, ...]:
-    return tuple(
-        name for name, value in vars(model).items() if inspect.isfunction(value) and value.__module__ == model.__name__
-    )
+def _functions() -> dict[str, tuple[str, ...]]:
+    """The functions that are followed, by module: all of model.py, and the embedding, whose seam lies in linear.py."""
+    own = [name for name, of in vars(model).items() if inspect.isfunction(of) and of.__module__ == model.__name__]
+    return {model.__name__: tuple(own), linear.__name__: ("embed",)}
 
 
-def _code(function: str) -> CodeType:
-    return getattr(model, function).__code__
+@functools.cache
+def _returned(code: CodeType) -> str:
+    """The axes of what a function returns, as the first line of its docstring says: the last tensor that it names."""
+    first = str(code.co_consts[0] or "").partition("\n\n")[0]
+    return (_NAMED.findall(first) or [""])[-1]
 
 
 @functools.cache
 def _weight_readers() -> frozenset[CodeType]:
-    return frozenset((linear.linear.__code__, linear.embed.__code__))
+    return frozenset((linear.linear.__code__, linear.stored.__code__))
 
 
 def _keys(frame: FrameType) -> list[str]:
-    """The stored tensors behind the `name` that `linear` or `embed` was called with."""
+    """The stored tensors behind the `name` that `linear` or `stored` was called with."""
     params, name = frame.f_locals["params"], frame.f_locals["name"]
     return [f"{name}.{part}" for part in ("weight", *linear.SIBLINGS) if f"{name}.{part}" in params]
