@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama3_scratch import cli
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
-from llama3_scratch.files import read_json, write_whole
+from llama3_scratch.files import read_json, unwritable, write_whole
 from llama3_scratch.generate import require_tokenizer, timed_stream, warn_if_clamped
 from llama3_scratch.options import add_model_options, add_sampling_options, check_sampling, open_model
 from llama3_scratch.text import Answer, visible
@@ -203,7 +203,7 @@ class Conversation:
                 path, json.dumps({"messages": [*self._system, *self.messages]}, ensure_ascii=False, indent=1) + "\n"
             )
         except OSError as error:
-            raise FileError(f"{path}: can't be written: {error.strerror}") from error
+            raise unwritable(path, error) from error
 
     def load(self, path: Path) -> None:
         """Go on with a conversation that `save` wrote."""

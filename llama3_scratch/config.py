@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 
@@ -63,20 +64,14 @@ class Config:
     @property
     def n_parameters(self) -> int:
         """How many weights the model has, a tied head counted once."""
-        return sum(
-            _size(shape) for name, shape in expected(self).items() if not (self.tied and name == "output.weight")
-        )
+        shapes = expected(self)
+        if self.tied:
+            del shapes["output.weight"]
+        return sum(map(math.prod, shapes.values()))
 
     def kv_bytes(self, tokens: int, batch: int = 1, element_bytes: int = 2) -> int:
         """Bytes of a full-precision KV cache that holds `tokens` tokens for each of `batch` prompts."""
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim * tokens * batch * element_bytes
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 def hidden_dim(dim: int, multiple_of: int = 256, ffn_dim_multiplier: float | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
+from llama3_scratch.files import foreign
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("llama3_scratch")
 
 LAYOUTS = {"meta": "Meta's layout", "hf": "Hugging Face's layout", "gguf": "GGUF"}
-
-# A folder is replaced only if it holds nothing but what the writers write or Meta and Hugging Face put beside it.
-_OURS = (".json", ".safetensors", ".pth", ".model", ".chk", ".jinja")
 
 
 def _parser() -> cli.Parser:
@@ -69,7 +67,7 @@ def main(options: argparse.Namespace) -> int:
     elif options.chat_format:
         checkpoint.tokenizer.chat_format = options.chat_format
     form = _write(checkpoint, target, options)
-    written = [path for path in target.iterdir()] if target.is_dir() else [target]
+    written = list(target.iterdir()) if target.is_dir() else [target]
     print(f"{options.target}: {LAYOUTS[options.to]}, {form}, {sum(path.stat().st_size for path in written):,} bytes")
     return 0
 
@@ -81,13 +79,10 @@ def _check_target(target: Path, *, folder: bool, force: bool) -> None:
     if folder != target.is_dir():
         wanted, found = ("folder", "file") if folder else ("file", "folder")
         raise UsageError(f"{target}: expected a {wanted} to write, found a {found}; choose another TARGET")
-    inside = list(target.iterdir()) if folder else [target]
-    if inside and not force:
+    if not force and (not folder or any(target.iterdir())):
         raise UsageError(f"{target}: already there; --force replaces it")
-    if foreign := sorted(path.name for path in inside if folder and (path.is_dir() or path.suffix not in _OURS)):
-        raise UsageError(
-            f"{target}: holds {foreign[0]}, which no checkpoint has, and isn't replaced; choose another TARGET"
-        )
+    if folder and (name := foreign(target)):
+        raise UsageError(f"{target}: holds {name}, which no checkpoint has, and isn't replaced; choose another TARGET")
 
 
 def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) -> str:

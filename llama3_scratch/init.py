@@ -27,6 +27,6 @@ def init(
         if len(shape) == 1:
             tensor = 1 + norm_std * tensor
         elif name != "tok_embeddings.weight":
-            tensor *= std or 1 / math.sqrt(shape[1])
+            tensor *= 1 / math.sqrt(shape[1]) if std is None else std
         params[name] = tensor.to(dtype)
     return params

@@ -84,7 +84,7 @@ def test_write_whole(tmp_path):
 
 def test_a_fresh_folder_takes_the_place_of_an_older_model(tmp_path):
     target = tmp_path / "deep" / "model"
-    for version in ("one", "two"):
+    for version in ("one.pth", "two.pth"):
         with fresh_folder(target) as temporary:
             (temporary / "params.json").write_text(version)
             (temporary / version).touch()
@@ -101,15 +101,18 @@ def test_a_link_keeps_pointing_where_it_did(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "params.json").exists()
 
 
-def test_other_files_are_never_replaced(tmp_path):
-    (tmp_path / "diary").write_text("dear")
-    for target in (tmp_path, tmp_path / "diary"):
-        with (
-            pytest.raises(UsageError, match=r"holds files that are no model's|expected a folder"),
-            fresh_folder(target),
-        ):
-            pytest.fail("the body ran")
-    assert [path.name for path in tmp_path.iterdir()] == ["diary"]
+@pytest.mark.parametrize(
+    "name, beside",
+    [("diary", []), ("diary.json", []), ("diary", ["params.json", "tokenizer.model"]), ("src", ["config.json"])],
+)
+def test_other_files_are_never_replaced(tmp_path, name, beside):
+    for each in (name, *beside):
+        (tmp_path / each).write_text("dear")
+    with pytest.raises(UsageError, match=f"holds {name}, which no checkpoint has"), fresh_folder(tmp_path):
+        pytest.fail("the body ran")
+    with pytest.raises(UsageError, match="expected a folder to write, found a file"), fresh_folder(tmp_path / name):
+        pytest.fail("the body ran")
+    assert {path.name for path in tmp_path.iterdir()} == {name, *beside}
 
 
 @pytest.mark.parametrize(

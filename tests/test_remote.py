@@ -84,7 +84,7 @@ def test_f146_an_interrupted_copy_leaves_the_good_file(bucket, monkeypatch):
     with pytest.raises(MismatchError, match=r"params\.json: expected 18 bytes, got 6"):
         resolve("gs://bucket/llama")
     assert local(folder)["params.json"] == b"{}"
-    assert not list(folder.glob(".*partial"))
+    assert not list(folder.glob(".*.tmp-*"))
 
 
 def test_incomplete_remote_folder(bucket):

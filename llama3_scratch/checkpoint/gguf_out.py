@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from llama3_scratch.checkpoint.gguf import ROPE_FREQS, gguf_name, scaling_divisors
 from llama3_scratch.checkpoint.gguf_vocab import vocabulary
 from llama3_scratch.config import Config, expected
-from llama3_scratch.errors import ResourceError, UsageError
+from llama3_scratch.errors import UsageError
+from llama3_scratch.files import fresh_file, unwritable
 from llama3_scratch.linear import Params
 from llama3_scratch.tokenizer import Tokenizer
 
@@ -37,41 +38,33 @@ def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer 
         raise UsageError(f"{others[0]}: quantised weights and adapters have no place in a GGUF file of a Llama")
 
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    writer = gguf.GGUFWriter(temporary, "llama")
-    writer.add_name(path.stem)
-    writer.add_file_type(FILE_TYPES[kind])
-    _add_sizes(writer, config)
-    if tokenizer is None:
-        writer.add_tokenizer_model("none")
-    else:
-        _add_vocabulary(writer, vocabulary(tokenizer, config.vocab_size))
-    divisors = _divisors(config)
-    if divisors is not None:
-        writer.add_tensor_info(ROPE_FREQS, divisors.shape, divisors.dtype, divisors.nbytes)
     kinds = {name: _kind(params[name], name, kind) for name in names}
-    for name in names:
-        number = gguf.GGMLQuantizationType[kinds[name]]
-        block, block_bytes = gguf.GGML_QUANT_SIZES[number]
-        shape = tuple(params[name].shape)
-        n_bytes = params[name].numel() // block * block_bytes
-        writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), n_bytes, raw_dtype=number)
+    divisors = _divisors(config)
+    words = {"tokenizer.ggml.model": "none"} if tokenizer is None else vocabulary(tokenizer, config.vocab_size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        if divisors is not None:
-            writer.write_tensor_data(divisors)
-        for name in names:
-            writer.write_tensor_data(_encoded(params[name], name, kinds[name]))
-        writer.close()
-        temporary.replace(path)
+        with fresh_file(path) as temporary, contextlib.closing(gguf.GGUFWriter(temporary, "llama")) as writer:
+            writer.add_name(path.stem)
+            writer.add_file_type(FILE_TYPES[kind])
+            _add_sizes(writer, config)
+            _add_vocabulary(writer, words)
+            if divisors is not None:
+                writer.add_tensor_info(ROPE_FREQS, divisors.shape, divisors.dtype, divisors.nbytes)
+            for name in names:
+                number = gguf.GGMLQuantizationType[kinds[name]]
+                block, block_bytes = gguf.GGML_QUANT_SIZES[number]
+                shape = tuple(params[name].shape)
+                n_bytes = params[name].numel() // block * block_bytes
+                writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), n_bytes, raw_dtype=number)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            if divisors is not None:
+                writer.write_tensor_data(divisors)
+            for name in names:
+                writer.write_tensor_data(_encoded(params[name], name, kinds[name]))
     except OSError as error:
-        raise ResourceError(f"{path}: can't be written: {error.strerror or error}; nothing was changed") from error
-    finally:
-        writer.close()
-        temporary.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
 
 
 def _add_sizes(writer: Any, config: Config) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llama3_scratch.checkpoint.progress import progress
-from llama3_scratch.errors import FileError, MismatchError, ResourceError, UsageError
-from llama3_scratch.files import write_whole
+from llama3_scratch.errors import FileError, MismatchError, UsageError
+from llama3_scratch.files import fresh_file, require_space, write_whole
 
 _WANTED = re.compile(r"consolidated\..*\.pth|params\.json|tokenizer\.model|tokenizer_extra\.json|checklist\.chk")
 _CHUNK = 1 << 20
@@ -60,8 +60,7 @@ def _synchronise(entries: dict[str, Any], folder: Path) -> None:
     versions = {name: [entry.stat.size, entry.stat.mtime, entry.stat.version] for name, entry in entries.items()}
     stale = [name for name in entries if known.get(name) != versions[name] or not (folder / name).is_file()]
     needed = sum(entries[name].stat.size for name in stale)
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise ResourceError(f"{folder}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; free some")
+    require_space(folder, needed)
     with progress("fetching", needed) as advance:
         for name in stale:
             _copy(entries[name], folder / name, advance)
@@ -69,17 +68,16 @@ def _synchronise(entries: dict[str, Any], folder: Path) -> None:
             write_whole(record, json.dumps(known))
 
 
-def _copy(entry: Any, path: Path, advance: Any) -> None:
+def _copy(entry: Any, path: Path, advance: Callable[[int], None]) -> None:
     import blobfile
 
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with blobfile.BlobFile(entry.path, "rb", streaming=True) as source, temporary.open("wb") as target:
-            while chunk := source.read(_CHUNK):
-                target.write(chunk)
-                advance(len(chunk))
-        if (got := temporary.stat().st_size) != entry.stat.size:
+    with (
+        fresh_file(path) as temporary,
+        blobfile.BlobFile(entry.path, "rb", streaming=True) as source,
+        temporary.open("wb") as target,
+    ):
+        while chunk := source.read(_CHUNK):
+            target.write(chunk)
+            advance(len(chunk))
+        if (got := target.tell()) != entry.stat.size:
             raise MismatchError(f"{entry.path}: expected {entry.stat.size} bytes, got {got}; try again")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
