@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +43,13 @@ SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", 
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("chat", "Talk with an instruct model.", epilog=HELP, formatter_class=_Raw)
+    parser = cli.Parser(
+        "chat", "Talk with an instruct model.", epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     add_model_options(parser)
     add_sampling_options(parser, temperature=0.6, top_p=0.9)
     return parser
-
-
-class _Raw(argparse.RawDescriptionHelpFormatter):
-    """Help whose epilog keeps its lines."""
 
 
 @cli.verb(_parser)
@@ -96,9 +94,11 @@ def _read() -> str:
 
 
 def _say(text: str, conversation: Conversation) -> None:
+    """Print the answer as it comes. Ctrl-C ends it, wherever it strikes."""
     terminal = sys.stdout.isatty()
-    for piece in conversation.reply(text):
-        print(visible(piece) if terminal else piece, end="", flush=True)
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(conversation.reply(text)) as pieces:
+        for piece in pieces:
+            print(visible(piece) if terminal else piece, end="", flush=True)
     print()
 
 
@@ -170,8 +170,8 @@ class Conversation:
         check_sampling(parsed)
         setattr(self.options, name, getattr(parsed, name))
 
-    def reply(self, text: str) -> Iterator[str]:
-        """Say `text`; yield the answer piece by piece. Ctrl-C ends the answer; what was said until then is kept."""
+    def reply(self, text: str) -> Generator[str, None, None]:
+        """Say `text`; yield the answer piece by piece. Ctrl-C or `close` ends it; what was said until then is kept."""
         from llama3_scratch.dialog import encode_dialog
 
         messages = [*self.messages, {"role": "user", "content": text}]
@@ -180,21 +180,19 @@ class Conversation:
         same = next((i for i, (a, b) in enumerate(zip(prompt, self._cached, strict=False)) if a != b), None)
         known = min(len(prompt) - 1, len(self._cached)) if same is None else same
         self._cache.rewind(min(known, self._cache.length))
+        self._cached = self._cached[: self._cache.length]  # whatever cuts the answer short, no more than the truth
         answer = Answer(self.tokenizer, self.tokenizer.stop_tokens, self.options.stop)
         self.timings = Timings(self.timings.load_s)
         shown = 0
         steps = timed_stream(
             [prompt], [answer], self.checkpoint, self.dtype, self.options, self.timings, cache=self._cache
         )
-        try:
+        with contextlib.suppress(KeyboardInterrupt, GeneratorExit):
             for _ in steps:
-                yield answer.text[shown:]
-                shown = len(answer.text)
-        except KeyboardInterrupt:
-            answer.finish("interrupted")
-            yield answer.text[shown:]
+                piece, shown = answer.text[shown:], len(answer.text)
+                yield piece
         self._cached = [*prompt, *answer.tokens][: self._cache.length]
-        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        self.messages = [*messages, {"role": "assistant", "content": answer.text[:shown]}]
 
     def save(self, path: Path) -> None:
         """Write the conversation as JSON: {"messages": [{"role", "content"}, …]}."""

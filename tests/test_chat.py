@@ -82,8 +82,43 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(conversation, monkeypatch):
     text = "".join(conversation.reply("hello"))
     monkeypatch.undo()
     assert conversation.messages[-1] == {"role": "assistant", "content": text}
-    assert "".join(conversation.reply("go on")) is not None
+    "".join(conversation.reply("go on"))
     assert len(conversation.messages) == 4
+
+
+def test_ctrl_c_while_the_answer_is_printed_stops_the_answer_and_not_the_chat(talk, monkeypatch):
+    printed = []
+
+    def interrupted(text):
+        printed.append(text)
+        if len(printed) == 2:
+            raise KeyboardInterrupt
+        return text
+
+    monkeypatch.setattr(chat, "visible", interrupted)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert talk("hello", "and again", "/exit")[0] == 0
+    assert len(printed) > 2, "the second message was answered"
+
+
+def test_an_answer_that_failed_leaves_no_wrong_cache(conversation, monkeypatch):
+    """The failed prompt's tokens are in the cache where the older turn's were: they may not be taken for those."""
+    from llama3_scratch import stream
+    from llama3_scratch.errors import ResourceError
+
+    first = "".join(conversation.reply("hello"))
+    real = stream.stream
+
+    def failing(*args, **kwargs):
+        yield next(iter(real(*args, **kwargs)))
+        raise ResourceError("no memory")
+
+    monkeypatch.setattr(stream, "stream", failing)
+    conversation.messages.clear()
+    with pytest.raises(ResourceError):
+        "".join(conversation.reply("hexagons"))
+    monkeypatch.undo()
+    assert "".join(conversation.reply("hello")) == first
 
 
 def test_f138_ctrl_c_at_the_prompt_goes_on(talk):
