@@ -41,7 +41,7 @@ def rms_norm(x_BTD: Tensor, params: Params, name: str, config: Config) -> Tensor
 def rope_frequencies(config: Config, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """How far each pair turns a token, in radians: freqs_J, falling from 1 to about 1/theta (arXiv:2104.09864)."""
     K = config.head_dim
-    exponents_J = torch.arange(0, K, 2, device=device)[: K // 2].to(dtype) / K
+    exponents_J = torch.arange(0, K, 2, device=device).to(dtype) / K
     freqs_J = 1.0 / (config.rope_theta**exponents_J)
     if config.rope_scaling is not None:
         freqs_J = scale_frequencies(freqs_J, config.rope_scaling)

@@ -50,18 +50,19 @@ def stream(
     """Yield each prompt's next tokens, step by step, until all have stopped.
 
     `stop(row, token)` hears of every token and says whether it ends that row. `dtype` is that of the activations and
-    of the cache. `cache` may hold the beginning of a single prompt already:
-    the loop goes on from there and leaves in it all but the last token. Raises UsageError for a prompt that is empty or
-    longer than the context.
+    of the cache. `cache` may hold the beginning of a single prompt already: the loop goes on from there and leaves in
+    it all but the last token. Raises UsageError for a prompt that is empty or longer than the context.
     """
+    if not prompts:
+        return
     limit = min(max_seq_len or config.max_seq_len, config.max_seq_len)
     for prompt in prompts:
         if not prompt:
             raise UsageError("the prompt has no tokens; a base model wants at least its begin-of-text token")
         if len(prompt) >= limit:
             raise UsageError(f"prompt {len(prompt)} tokens, limit {limit - 1}, so that one more fits the context")
-        if max(prompt) >= config.vocab_size:
-            raise UsageError(f"token {max(prompt)} in the prompt, the model's vocabulary has {config.vocab_size}")
+        if bad := [token for token in prompt if not 0 <= token < config.vocab_size]:
+            raise UsageError(f"token {bad[0]} in the prompt, the model's vocabulary has {config.vocab_size}")
     if cache is None:
         cache = Cache(limit) if len(prompts) == 1 else RaggedCache(limit, len(prompts))
     free = available()
@@ -125,23 +126,23 @@ def _first_bad_layer(
     error: NonFiniteError, tokens: Sequence[int], params: Params, config: Config, dtype: torch.dtype | None
 ) -> NonFiniteError:
     """The error with the layer in which the first NaN or infinity appears, found by running the tokens once more."""
-    bad: list[str] = []
+    first: list[str] = []
 
     def watched(x_BTD: Tensor, params: Params, name: str, config: Config, **state: object) -> Tensor:
         out_BTD = fused_block(x_BTD, params, name, config, **state)
-        if not bad and not torch.isfinite(out_BTD).all():
-            weights = [key for key, tensor in params.items() if key.startswith(f"{name}.") and _is_bad(tensor)]
-            bad.append(f"{name}, whose weight {weights[0]} holds NaN or infinity" if weights else name)
+        if not first and not torch.isfinite(out_BTD).all():
+            first.append(name)
         return out_BTD
 
     tokens_BT = torch.tensor([list(tokens)], device=params["tok_embeddings.weight"].device)
     decode(embed(tokens_BT, params, "tok_embeddings", dtype=dtype), params, config, block=watched)
-    if not bad:
-        bad = [f"{key}, which holds NaN or infinity" for key, tensor in params.items() if _is_bad(tensor)]
-    where = f", first in {bad[0]}" if bad else ""
-    remedy = "; float16 overflows there, take --dtype float32" if dtype == torch.float16 else "; verify the weights"
-    return NonFiniteError(f"{error}{where}{remedy}")
-
-
-def _is_bad(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    where = first[0] if first else "the head"
+    floats = {key: tensor for key, tensor in params.items() if tensor.is_floating_point()}
+    near = [key for key in floats if key.startswith(f"{where}.")]
+    bad = next((key for key in [*near, *floats] if not torch.isfinite(floats[key]).all()), None)
+    remedy = "verify the weights"
+    if bad:
+        remedy = f"{bad} holds NaN or infinity, download it again"
+    elif dtype == torch.float16:
+        remedy = "float16 overflows there, take --dtype float32"
+    return NonFiniteError(f"{error}, first in {where}; {remedy}")

@@ -114,7 +114,7 @@ def test_f219_a_cache_that_holds_the_beginning_is_continued():
 def test_f021_a_bad_weight_is_named_at_the_first_logit_that_shows_it():
     params = tiny.params()
     params["layers.3.feed_forward.w2.weight"][1, 2] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"first in layers\.3, whose weight layers\.3\.feed_forward\.w2\.weight"):
+    with pytest.raises(NonFiniteError, match=r"first in layers\.3; layers\.3\.feed_forward\.w2\.weight holds NaN"):
         run([[1, 2]], params=params)
 
 
