@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
 from llama3_scratch.files import foreign
+from llama3_scratch.options import add_reading_options, read
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -39,13 +40,7 @@ def _parser() -> cli.Parser:
         choices=("F32", "F16", "BF16", "Q8_0", "Q4_0"),
         help="of the matrices, for gguf; without it the stored dtype",
     )
-    parser.add_argument(
-        "--rope-scale-factor", type=cli.number(float, above=0), metavar="X", help="override Llama 3.1's"
-    )
-    parser.add_argument("--allow-extra", action="store_true", help="ignore tensors that aren't part of a Llama")
-    parser.add_argument(
-        "--chat-format", choices=("llama3", "chatml"), help="how messages are framed, where the files don't say"
-    )
+    add_reading_options(parser)
     return parser
 
 
@@ -57,15 +52,11 @@ def main(options: argparse.Namespace) -> int:
     target = options.target.resolve()
     _check_target(target, folder=options.to != "gguf", force=options.force)
 
-    from llama3_scratch.checkpoint.load import load
-
-    checkpoint = load(options.source, rope_scale_factor=options.rope_scale_factor, allow_extra=options.allow_extra)
+    checkpoint = read(options.source, options)
     if target == checkpoint.path.resolve() or target in checkpoint.path.resolve().parents:
         raise UsageError(f"{options.target}: writing there would replace SOURCE; choose another TARGET")
     if checkpoint.tokenizer is None:
         log.warning("%s has no tokenizer, so none is written", checkpoint.path)
-    elif options.chat_format:
-        checkpoint.tokenizer.chat_format = options.chat_format
     form = _write(checkpoint, target, options)
     written = list(target.iterdir()) if target.is_dir() else [target]
     print(f"{options.target}: {LAYOUTS[options.to]}, {form}, {sum(path.stat().st_size for path in written):,} bytes")
@@ -87,21 +78,26 @@ def _check_target(target: Path, *, folder: bool, force: bool) -> None:
 
 def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) -> str:
     """Write `target`; returns the form of the weights, for the report."""
+    import torch
+
+    from llama3_scratch.checkpoint.check import dtype_name, each
+
     config, params, tokenizer = checkpoint.config, checkpoint.params, checkpoint.tokenizer
     if options.to == "gguf":
         from llama3_scratch.checkpoint.gguf_out import write_gguf
 
-        kind = options.type or _TYPES.get(_dtype_name(params), "F32")
+        kind = options.type or _TYPES.get(dtype_name(params["tok_embeddings.weight"].dtype), "F32")
         if kind in ("Q8_0", "Q4_0"):
             log.warning("--type %s rounds the weights: %s bits each and a scale for 32", kind, kind[1])
         else:
-            dtype = next(dtype for dtype, its_kind in _TYPES.items() if its_kind == kind)
-            _check_rounding([name for name in params if params[name].ndim > 1], params, dtype, f"--type {kind}")
+            narrow = next(dtype for dtype, its_kind in _TYPES.items() if its_kind == kind)
+            _check_rounding([name for name in params if params[name].ndim > 1], params, narrow, f"--type {kind}")
         write_gguf(target, params, config, tokenizer, kind=kind)
         return kind
     if options.dtype:
         _check_rounding(list(params), params, options.dtype, f"--dtype {options.dtype}")
-        params = _cast(params, options.dtype)
+        dtype = getattr(torch, options.dtype)
+        params = each(params, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
     if options.to == "meta":
         from llama3_scratch.checkpoint.meta import write_meta
 
@@ -110,14 +106,10 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
         from llama3_scratch.checkpoint.hf_out import write_hf
 
         write_hf(target, params, config, tokenizer)
-    return _dtype_name(params)
+    return dtype_name(params["tok_embeddings.weight"].dtype)
 
 
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
-
-def _dtype_name(params: Params) -> str:
-    return str(params["tok_embeddings.weight"].dtype).removeprefix("torch.")
 
 
 def _check_rounding(names: list[str], params: Params, name_of_dtype: str, option: str) -> None:
@@ -140,20 +132,6 @@ def _check_rounding(names: list[str], params: Params, name_of_dtype: str, option
         rounded += int((narrow.to(tensor.dtype) != tensor).sum())
     if rounded:
         log.warning("%s rounds %s of %s weights", option, f"{rounded:,}", f"{total:,}")
-
-
-def _cast(params: Params, name_of_dtype: str) -> Params:
-    """The float weights in another dtype; a tied head stays the same tensor as its embedding."""
-    import torch
-
-    dtype = getattr(torch, name_of_dtype)
-    cast: Params = {}
-    for name, tensor in params.items():
-        if name == "output.weight" and tensor is params["tok_embeddings.weight"]:
-            cast[name] = cast["tok_embeddings.weight"]
-        else:
-            cast[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    return cast
 
 
 if __name__ == "__main__":

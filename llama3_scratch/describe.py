@@ -73,6 +73,7 @@ def _official(name: str, config: Config) -> Description:
 
 
 def _meta(folder: Path) -> Description:
+    from llama3_scratch.checkpoint.check import dtype_name
     from llama3_scratch.checkpoint.load import find_tokenizer
     from llama3_scratch.checkpoint.meta import open_pth, shard_paths
     from llama3_scratch.checkpoint.params_json import read_params_json
@@ -82,7 +83,7 @@ def _meta(folder: Path) -> Description:
     stored: Counter[str] = Counter()
     for shard in shards:
         for tensor in {tensor.data_ptr(): tensor for tensor in shard.values()}.values():
-            stored[_short(tensor.dtype)] += tensor.nbytes
+            stored[dtype_name(tensor.dtype)] += tensor.nbytes
     tok, output = shards[0].get("tok_embeddings.weight"), shards[0].get("output.weight")
     tied = output is None or (tok is not None and tok.data_ptr() == output.data_ptr())
     one = len(shards) == 1
@@ -181,10 +182,6 @@ def _rope(config: Config, says: str = "") -> str:
     if not says:
         says = why if factor == known else "params.json's rope_scaling_factor"
     return f"theta {config.rope_theta:g}, scaled by {factor:g}: {says}"
-
-
-def _short(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _as_json(found: Description, memory: Plan, context: int, batch: int) -> dict[str, Any]:

@@ -54,13 +54,11 @@ _HF_WANTED = (
 )
 
 
-def ensure_default() -> Path:
-    """The folder of smollm2-135m in Meta's layout, fetched and converted where it isn't there yet."""
-    return download(DEFAULT)
-
-
 def download(name: str) -> Path:
-    """The folder of a known name's weights, fetched where it isn't there yet; a folder appears whole or not at all."""
+    """The folder of a known name's weights, fetched where it isn't there yet; a folder appears whole or not at all.
+
+    The default model is written in Meta's layout, any other stays as its repo has it.
+    """
     name = canonical(name)
     folder = weights_dir() / name
     if folder.is_dir():

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,12 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FileError(f"{path}: expected {what}: a JSON object, got {type(value).__name__}")
     return value
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """The first names and how many more there are, with the verb: `a is`, `a, b are`, `a, b and 3 more are`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 _REQUIRED = object()

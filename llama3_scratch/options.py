@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama3_scratch import cli
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("llama3_scratch")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+def add_reading_options(group: argparse._ActionsContainer) -> None:
+    """What `read` takes: for files that leave something unsaid or say more than a Llama has."""
+    group.add_argument("--rope-scale-factor", type=cli.number(float, above=0), metavar="X", help="override Llama 3.1's")
+    group.add_argument("--allow-extra", action="store_true", help="ignore tensors that aren't part of a Llama")
+    group.add_argument(
+        "--chat-format", choices=("llama3", "chatml"), help="how messages are framed, where the files don't say"
+    )
 
 
 def add_model_options(parser: cli.Parser) -> None:
@@ -39,11 +49,7 @@ def add_model_options(parser: cli.Parser) -> None:
     group.add_argument(
         "--max-seq-len", type=cli.number(int, least=2), metavar="N", help="context to use, at most the model's own"
     )
-    group.add_argument("--rope-scale-factor", type=cli.number(float, above=0), metavar="X", help="override Llama 3.1's")
-    group.add_argument("--allow-extra", action="store_true", help="ignore tensors that aren't part of a Llama")
-    group.add_argument(
-        "--chat-format", choices=("llama3", "chatml"), help="how messages are framed, where the files don't say"
-    )
+    add_reading_options(group)
     group.add_argument(
         "--date",
         metavar="DATE",
@@ -127,21 +133,29 @@ def check_device(name: str) -> torch.device:
     return device
 
 
+def read(path_or_name: str | Path, options: argparse.Namespace, *, device: torch.device | str = "cpu") -> Checkpoint:
+    """`load` by the options of `add_reading_options`."""
+    from llama3_scratch.checkpoint.load import load
+
+    checkpoint = load(
+        path_or_name, device=device, rope_scale_factor=options.rope_scale_factor, allow_extra=options.allow_extra
+    )
+    if options.chat_format and checkpoint.tokenizer is not None:
+        checkpoint.tokenizer.set_chat_format(options.chat_format)
+    return checkpoint
+
+
 def open_model(options: argparse.Namespace) -> tuple[Checkpoint, torch.dtype]:
     """The model that the options mean, fetched first if it's the default one, and its activations' dtype."""
     from llama3_scratch.checkpoint.names import DEFAULT, resolve
-    from llama3_scratch.download import ensure_default
+    from llama3_scratch.download import download
 
     # Before torch, which takes seconds to import: a misspelt name is told at once.
-    path = ensure_default() if options.model in (None, DEFAULT) else resolve(options.model)
+    path = download(DEFAULT) if options.model in (None, DEFAULT) else resolve(options.model)
     import torch
 
-    from llama3_scratch.checkpoint.load import load
-
     device = check_device(options.device)
-    checkpoint = load(path, device=device, rope_scale_factor=options.rope_scale_factor, allow_extra=options.allow_extra)
-    if options.chat_format and checkpoint.tokenizer:
-        checkpoint.tokenizer.chat_format = options.chat_format
+    checkpoint = read(path, options, device=device)
     if options.max_seq_len and options.max_seq_len > checkpoint.config.max_seq_len:
         raise UsageError(
             f"--max-seq-len {options.max_seq_len}: this model was trained for {checkpoint.config.max_seq_len} tokens"

@@ -22,6 +22,8 @@ from llama3_scratch.files import read_json, require_file, write_whole
 
 FILE, EXTRA_FILE = "tokenizer.model", "tokenizer_extra.json"
 CHAT_FORMATS = ("llama3", "chatml")
+# What ends a chat's turn or its text, of those that a vocabulary has: a chat that doesn't stop there never stops.
+_TURN_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>")
 # Meta's two limits (`Tokenizer.encode`): beyond them the splitting regex runs out of stack.
 MAX_CHARS, MAX_RUN = 400_000, 25_000
 PATTERN = (
@@ -83,15 +85,13 @@ class Tokenizer:
                 raise UsageError(f"BOS, EOS or stop token {number} is no token of this vocabulary of {len(known)}")
         if add_bos and bos_id is None:
             raise UsageError("add_bos is set, but there is no bos_id")
-        if chat_format not in (None, *CHAT_FORMATS):
-            raise UsageError(f"chat_format must be one of {', '.join(CHAT_FORMATS)} or none, got {chat_format!r}")
         self.ranks = ranks
         self.pattern = pattern
         self.special_tokens = special_tokens
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.stop_tokens = list(stop_tokens)
-        self.chat_format = chat_format
+        self.set_chat_format(chat_format)
         self.add_bos = add_bos
         self.system_prompt = system_prompt
         self.n_words = max(known, default=-1) + 1
@@ -102,6 +102,15 @@ class Tokenizer:
             )
         except ValueError as error:
             raise UsageError(f"the split pattern {pattern!r} isn't a regular expression: {error}") from error
+
+    def set_chat_format(self, chat_format: str | None) -> None:
+        """Frame chats so; with a chat format, whatever ends a turn becomes a stop token."""
+        if chat_format not in (None, *CHAT_FORMATS):
+            raise UsageError(f"chat_format must be one of {', '.join(CHAT_FORMATS)} or none, got {chat_format!r}")
+        self.chat_format = chat_format
+        if chat_format is not None:
+            ends = [self.special_tokens[name] for name in _TURN_ENDS if name in self.special_tokens]
+            self.stop_tokens += [id for id in ends if id not in self.stop_tokens]
 
     def encode(
         self, text: str, *, bos: bool, eos: bool, allowed_special: Literal["all"] | Collection[str] = frozenset()

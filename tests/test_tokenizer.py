@@ -175,9 +175,29 @@ def test_meta_layout_needs_no_sidecar(tmp_path, meta_lines):
     write_tokenizer(tokenizer, out)
     assert [file.name for file in out.iterdir()] == ["tokenizer.model"]
     assert (out / "tokenizer.model").read_bytes() == (tmp_path / "tokenizer.model").read_bytes()
-    tokenizer.chat_format = None  # a base model's: no longer what Meta's file alone means
+    tokenizer.set_chat_format(None)  # a base model's: no longer what Meta's file alone means
     write_tokenizer(tokenizer, out)
     assert read_tokenizer(out).chat_format is None
+
+
+def test_a_chat_format_stops_at_whatever_ends_a_turn():
+    """However it was chosen: a file without a template, given --chat-format, would never stop else."""
+    special = {"<|im_start|>": 256, "<|im_end|>": 257, "</s>": 258}
+    tokenizer = Tokenizer(
+        {bytes([byte]): byte for byte in range(256)},
+        pattern=PATTERN,
+        special_tokens=special,
+        bos_id=None,
+        eos_id=258,
+        stop_tokens=[258],
+        chat_format=None,
+        add_bos=False,
+    )
+    assert tokenizer.stop_tokens == [258]
+    tokenizer.set_chat_format("chatml")
+    assert (tokenizer.chat_format, tokenizer.stop_tokens) == ("chatml", [258, 257])
+    with pytest.raises(UsageError, match="must be one of llama3, chatml or none, got 'alpaca'"):
+        tokenizer.set_chat_format("alpaca")
 
 
 def test_a_sidecar_is_read_back_as_it_was_written(tmp_path):

@@ -202,9 +202,6 @@ def read_tokenizer_json(folder: str | Path) -> Tokenizer:
     chat_format, system_prompt = chat_settings(
         template if isinstance(template, str) else None, special_tokens, stop_tokens
     )
-    if chat_format is not None:  # a chat that doesn't stop at the end of its turn never stops
-        turn_ends = [special_tokens.get(name) for name in ("<|eom_id|>", "<|eot_id|>", "<|im_end|>")]
-        stop_tokens = stop_tokens + [id for id in turn_ends if id is not None and id not in stop_tokens]
     bos_id = next(iter(numbered("bos_token_id")), None) if bos_id is None else bos_id
     begins = _begins_with(data.get("post_processor"), path)
     return byte_level_tokenizer(

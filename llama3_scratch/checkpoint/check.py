@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
+from llama3_scratch.files import listed
 from llama3_scratch.linear import SIBLINGS, Params
 
 log = logging.getLogger("llama3_scratch")
@@ -52,10 +53,10 @@ def check(params: Params, config: Config, source: Path | str) -> None:
     """Raise FileError unless names, shapes and dtypes are what `config` means; reads no weights."""
     shapes = expected(config)
     if missing := [name for name in shapes if name not in params]:
-        raise FileError(f"{source}: {_listed(missing)} missing; expected {len(shapes)} tensors, got {len(params)}")
+        raise FileError(f"{source}: {listed(missing)} missing; expected {len(shapes)} tensors, got {len(params)}")
     known = known_names(config)
     if extra := [name for name in params if name not in known]:
-        raise FileError(f"{source}: {_listed(extra)} not part of a Llama of this config; --allow-extra ignores that")
+        raise FileError(f"{source}: {listed(extra)} not part of a Llama of this config; --allow-extra ignores that")
     for name, shape in shapes.items():
         _check_tensor(params, name, shape, source)
 
@@ -105,8 +106,8 @@ def _check_shape(tensor: Tensor, name: str, shape: tuple[int, ...], why: str, so
 def _check_dtype(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...], source: Path | str) -> None:
     if tensor.dtype not in dtypes:
         beside = " beside its scales" if dtypes == (torch.int8,) else ""
-        wanted = " or ".join(_short(dtype) for dtype in dtypes)
-        raise FileError(f"{source}: {name}: dtype {_short(tensor.dtype)}{beside}, expected {wanted}")
+        wanted = " or ".join(dtype_name(dtype) for dtype in dtypes)
+        raise FileError(f"{source}: {name}: dtype {dtype_name(tensor.dtype)}{beside}, expected {wanted}")
 
 
 def scan(params: Params, source: Path | str) -> None:
@@ -132,11 +133,22 @@ def n_bytes(params: Params) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in params.values()}.values())
 
 
-def _short(dtype: torch.dtype) -> str:
+def each(params: Params, change: Callable[[Tensor], Tensor]) -> Params:
+    """Every tensor changed, a shared one once: a tied head stays the same tensor as its embedding."""
+    unique = {id(tensor): tensor for tensor in params.values()}
+    changed = {key: change(tensor) for key, tensor in unique.items()}
+    return {name: changed[id(tensor)] for name, tensor in params.items()}
+
+
+def same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether both are absent or equal. The first row decides nearly always, so few gigabytes are read for this."""
+    if one is None or other is None:
+        return one is other
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return one.data_ptr() == other.data_ptr() or (torch.equal(one[:1], other[:1]) and torch.equal(one, other))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16`, without torch's prefix."""
     return str(dtype).removeprefix("torch.")
-
-
-def _listed(names: Iterable[str], most: int = 10) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more + (" is" if len(names) == 1 else " are")

@@ -24,7 +24,7 @@ from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize
 from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import real, require_file, text, whole
+from llama3_scratch.files import listed, real, require_file, text, whole
 from llama3_scratch.linear import Params
 from llama3_scratch.memory import Plan, available, require
 from llama3_scratch.tokenizer import Tokenizer
@@ -311,11 +311,9 @@ def _check_tensors(header: Header, config: Config) -> None:
     if config.tied:
         del wanted["output.weight"]
     if missing := [name for name in wanted if name not in tensors]:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise FileError(f"{path}: missing tensors: {', '.join(missing[:10])}{more}")
+        raise FileError(f"{path}: {listed(missing)} missing; expected {len(wanted)} tensors, got {len(tensors)}")
     if extra := [name for name in tensors if name not in wanted and name != ROPE_FREQS]:
-        more = f" and {len(extra) - 10} more" if len(extra) > 10 else ""
-        raise FileError(f"{path}: tensors that a Llama doesn't have: {', '.join(extra[:10])}{more}")
+        raise FileError(f"{path}: {listed(extra)} not part of a Llama of this config")
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
             raise FileError(

@@ -23,8 +23,6 @@ from llama3_scratch.tokenizer import PATTERN, Tokenizer
 log = logging.getLogger("llama3_scratch")
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.h, enum llama_token_type
-# What ends an answer beside EOS; files rarely name them.
-ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>")
 
 
 def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer | None:
@@ -52,8 +50,6 @@ def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer 
     stops = {eos_id, _id(values, "eot", path, rows), _id(values, "eom", path, rows)}
     template = text(values, "tokenizer.chat_template", path)
     chat_format, system_prompt = chat_settings(template, special, [] if eos_id is None else [eos_id])
-    if chat_format:
-        stops |= {special.get(name) for name in ENDS}
     # As in llama.cpp: Llama 3's kind begins with BOS unless the file says otherwise, GPT-2's doesn't.
     llama3 = PATTERNS[pre] == PATTERN
     add_bos = values.get("tokenizer.ggml.add_bos_token", llama3)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import read_json, real, require_file, whole
+from llama3_scratch.files import listed, read_json, real, require_file, whole
 
 if TYPE_CHECKING:  # the headers are read without torch
     from torch import Tensor
@@ -93,6 +93,8 @@ def turned_heads(name: str, config: Config) -> int | None:
 
 def read_hf(folder: Path, *, allow_extra: bool = False) -> tuple[Config, Params]:
     """The config and the weights, mapped and in their stored dtypes; only q and k are copied, to reorder their rows."""
+    from llama3_scratch.checkpoint.check import same
+
     config, entries = _headers(folder, allow_extra)
     found: Params = {}
     for path in dict.fromkeys(entry.path for entry in entries.values()):
@@ -102,11 +104,7 @@ def read_hf(folder: Path, *, allow_extra: bool = False) -> tuple[Config, Params]
         if heads := turned_heads(name, config):
             params[name] = neighbours(tensor, heads)
     embedding = params["tok_embeddings.weight"]
-    head = params.setdefault("output.weight", embedding)
-    # The first row decides for nearly every model; only a head that agrees there is read to its end.
-    tied = head is embedding or (
-        head.dtype == embedding.dtype and head[0].equal(embedding[0]) and head.equal(embedding)
-    )
+    tied = same(params.setdefault("output.weight", embedding), embedding)
     if tied:
         params["output.weight"] = embedding
     elif config.tied:
@@ -154,10 +152,10 @@ def _headers(folder: Path, allow_extra: bool) -> tuple[Config, dict[str, _Entry]
     data = read_json(config_path, "Hugging Face's config.json")
     config = _config(data, config_path)
     stored: dict[str, _Entry] = {}
-    for path, listed in _weight_files(folder):
+    for path, promised in _weight_files(folder):
         header = _header(path)
-        if absent := [key for key in listed or () if key not in header]:
-            raise FileError(f"{folder / _INDEX}: {_some(absent)} said to be in {path.name}, which lacks it")
+        if absent := [key for key in promised or () if key not in header]:
+            raise FileError(f"{folder / _INDEX}: {listed(absent)} said to be in {path.name}, which lacks it")
         for key, entry in header.items():
             if key in stored:
                 raise FileError(f"{path}: {key} is also in {stored[key].path.name}; expected each tensor once")
@@ -178,12 +176,12 @@ def _matched(stored: dict[str, _Entry], config: Config, folder: Path, allow_extr
     names = {name: hf_name(name) for name in shapes}
     if missing := [key for key in names.values() if key not in stored]:
         hint = "; tie_word_embeddings isn't true" if missing == ["lm_head.weight"] else ""
-        raise FileError(f"{folder}: {_some(missing)} missing; expected {len(names)} tensors, got {len(stored)}{hint}")
+        raise FileError(f"{folder}: {listed(missing)} missing; expected {len(names)} tensors, got {len(stored)}{hint}")
     known = set(names.values())
     extra = [key for key in stored if key not in known and not key.endswith("rotary_emb.inv_freq")]
     if extra and not allow_extra:
         raise FileError(
-            f"{stored[extra[0]].path}: {_some(extra)} not part of a Llama of this config; --allow-extra ignores that"
+            f"{stored[extra[0]].path}: {listed(extra)} not part of a Llama of this config; --allow-extra ignores that"
         )
     for name, shape in shapes.items():
         entry = stored[names[name]]
@@ -198,11 +196,6 @@ def _matched(stored: dict[str, _Entry], config: Config, folder: Path, allow_extr
     return {name: stored[key] for name, key in names.items()}
 
 
-def _some(keys: list[str], most: int = 10) -> str:
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more + (" is" if len(keys) == 1 else " are")
-
-
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -215,7 +208,7 @@ def _weight_files(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
     if not (folder / _INDEX).exists():
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
         raise FileError(f"{folder}: expected {_SINGLE} or {_INDEX}, found {', '.join(others[:3]) or 'neither'}")
-    listed: dict[str, list[str]] = {}
+    keys_of: dict[str, list[str]] = {}
     weight_map = read_json(folder / _INDEX, "the index of the weight files").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError(f"{folder / _INDEX}: weight_map must be an object that gives each tensor's file")
@@ -223,8 +216,8 @@ def _weight_files(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
         # A name with a folder in it could lead anywhere on the disk.
         if not isinstance(name, str) or not name or name in (".", "..") or any(c in name for c in "/\\:\0"):
             raise FileError(f"{folder / _INDEX}: {key}: {name!r} refused, expected the name of a file beside the index")
-        listed.setdefault(name, []).append(key)
-    for name, keys in listed.items():
+        keys_of.setdefault(name, []).append(key)
+    for name, keys in keys_of.items():
         if not (folder / name).exists():
             raise FileError(f"{folder / _INDEX}: {keys[0]} should be in {name}, which is missing; download it again")
         yield folder / name, keys
@@ -362,9 +355,12 @@ def _scaling(values: dict[str, Any], field: str, path: Path) -> RopeScaling | No
         return None
     if kind != "llama3":
         raise FileError(f"{path}: {field}: RoPE of type {kind!r} isn't supported, expected 'llama3' or 'default'")
+    low, high = real(values, "low_freq_factor", path), real(values, "high_freq_factor", path)
+    if not low < high:
+        raise FileError(f"{path}: {field}: low_freq_factor must be below high_freq_factor, got {low:g} and {high:g}")
     return RopeScaling(
         factor=real(values, "factor", path),
-        low_freq_factor=real(values, "low_freq_factor", path),
-        high_freq_factor=real(values, "high_freq_factor", path),
+        low_freq_factor=low,
+        high_freq_factor=high,
         original_context=whole(values, "original_max_position_embeddings", path),
     )

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llama3_scratch.checkpoint.byte_level import write_tokenizer_json
-from llama3_scratch.checkpoint.check import FLOATS
+from llama3_scratch.checkpoint.check import FLOATS, dtype_name
 from llama3_scratch.checkpoint.hf import halves, hf_name, turned_heads
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
@@ -104,7 +104,7 @@ def _token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 def config_json(params: Params, config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """config.json with RoPE in both spellings: transformers 5 reads rope_parameters, 4 the other two."""
-    dtype = str(params["tok_embeddings.weight"].dtype).removeprefix("torch.")
+    dtype = dtype_name(params["tok_embeddings.weight"].dtype)
     scaling = config.rope_scaling and {
         "rope_type": "llama3",
         "factor": config.rope_scaling.factor,

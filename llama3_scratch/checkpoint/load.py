@@ -10,7 +10,7 @@ import torch
 
 from llama3_scratch.checkpoint import gguf, hf, llama2c, meta
 from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
-from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, n_bytes, scan
+from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, each, n_bytes, scan
 from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
@@ -92,10 +92,7 @@ def load(
     if n_bytes(params) < SCAN_LIMIT:
         scan(params, path)
     if torch.device(device).type != "cpu":
-        moved = {name: tensor.to(device) for name, tensor in params.items()}
-        if config.tied:
-            moved["output.weight"] = moved["tok_embeddings.weight"]
-        params = moved
+        params = each(params, lambda tensor: tensor.to(device))
     return Checkpoint(config, params, tokenizer, path)
 
 
@@ -109,5 +106,5 @@ def find_tokenizer(folder: Path) -> Tokenizer:
         )
     tokenizer = read_tokenizer(found)
     if not found.with_name(EXTRA_FILE).exists() and not meta.says_instruct(folder):
-        tokenizer.chat_format = None
+        tokenizer.set_chat_format(None)
     return tokenizer

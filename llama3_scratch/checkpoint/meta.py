@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama3_scratch.checkpoint.check import check, known_names
+from llama3_scratch.checkpoint.check import check, known_names, same
 from llama3_scratch.checkpoint.params_json import params_json, read_params_json
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
@@ -235,19 +235,10 @@ def _tie(params: Params) -> bool:
         params |= {name.replace("tok_embeddings", "output"): t for name, t in params.items() if name.startswith("tok_")}
         return True
     siblings = [(params.get(f"tok_embeddings.{part}"), params.get(f"output.{part}")) for part in SIBLINGS]
-    if not all(_same(ours, theirs) for ours, theirs in [(tok, output), *siblings]):
+    if not all(same(ours, theirs) for ours, theirs in [(tok, output), *siblings]):
         return False
     params["output.weight"] = tok
     return True
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether both are absent or equal. The first row decides nearly always, so few gigabytes are read for this."""
-    if one is None or other is None:
-        return one is other
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return one.data_ptr() == other.data_ptr() or (torch.equal(one[:1], other[:1]) and torch.equal(one, other))
 
 
 def write_meta(folder: Path, params: Params, config: Config, tokenizer: Tokenizer | None, *, shards: int = 1) -> None:

@@ -148,13 +148,13 @@ def _refuse_other_models(data: dict[str, Any], path: Path) -> None:
     quantisation = data.get("quantization_args")
     if not quantisation:
         return
-    scheme = quantisation.get("scheme", _SCHEME) if isinstance(quantisation, dict) else quantisation
-    if scheme != _SCHEME:
+    args = quantisation if isinstance(quantisation, dict) else {"scheme": quantisation}
+    if (scheme := args.get("scheme", _SCHEME)) != _SCHEME:
         raise FileError(
             f"{path}: quantization_args: only the scheme {_SCHEME} is read, got {scheme!r}; take the bf16 release"
         )
     # Of Meta's two int4 releases one has lora_args; the other is SpinQuant, though not every file says so.
-    if quantisation.get("spinquant", not data.get("lora_args")):
+    if args.get("spinquant", not data.get("lora_args")):
         raise FileError(
             f"{path}: quantization_args without lora_args, or with spinquant, is SpinQuant, whose weights need a "
             "Hadamard rotation at run time that isn't done here; take the QLoRA or the bf16 release"
@@ -200,9 +200,8 @@ def params_json(config: Config, params: Params) -> dict[str, Any]:
 
 def _group_size(params: Params) -> int:
     """Columns that share a scale in the projections; embedding and head have one a row."""
-    scales = {name: tensor for name, tensor in params.items() if name.startswith("layers.") and name.endswith("scales")}
-    sizes = {params[name[:-6] + "weight"].shape[1] // tensor.shape[1] for name, tensor in scales.items()}
-    return min(sizes, default=32)
+    names = [name.removesuffix("scales") for name in params if name.startswith("layers.") and name.endswith(".scales")]
+    return min((params[f"{name}weight"].shape[1] // params[f"{name}scales"].shape[1] for name in names), default=32)
 
 
 # Meta's own (multiple_of, ffn_dim_multiplier) by width; others can make the same hidden size.
