@@ -206,8 +206,8 @@ def test_a_template_in_a_file_of_its_own(tmp_path, name):
 
 def test_ids_of_the_configuration_where_no_name_is_given(tmp_path):
     tokenizer = read_tokenizer_json(folder(tmp_path, config={"bos_token_id": 258, "eos_token_id": 261}))
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_tokens) == (258, 261, [261])
-    assert tokenizer.chat_format == "llama3"  # it stops where a turn ends
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_tokens) == (258, 261, [261, 259])
+    assert tokenizer.chat_format == "llama3"  # it stops where a turn ends, so at the end of a text too
 
 
 CHATML = {"<|im_start|>": 1, "<|im_end|>": 2}
