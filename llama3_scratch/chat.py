@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch import cli
-from llama3_scratch.errors import FileError, Llama3Error, UsageError
+from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json, unwritable, write_whole
 from llama3_scratch.generate import require_tokenizer, timed_stream, warn_if_clamped
 from llama3_scratch.options import add_model_options, add_sampling_options, check_sampling, open_model
@@ -70,6 +70,8 @@ def main(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print()
             continue
+        except UnicodeDecodeError as error:
+            raise UsageError(f"stdin: byte {error.start} of what was typed isn't UTF-8") from error
         if not text.strip():
             continue
         try:
@@ -78,8 +80,10 @@ def main(options: argparse.Namespace) -> int:
                     return 0
             else:
                 _say(text, conversation)
-        except Llama3Error as error:
-            print(f"error: {error}", file=sys.stderr)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # whatever fails, the conversation is kept
+            cli.report(error, debug=options.debug)
 
 
 def _read() -> str:

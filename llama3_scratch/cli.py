@@ -117,15 +117,20 @@ def verb(make_parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Name
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return 141
             except Exception as error:
-                known = _as_ours(error)
-                if "--debug" in arguments or known is None:
-                    traceback.print_exc()
-                print(f"error: {known or error}", file=sys.stderr)
-                return known.exit_code if known else 1
+                return report(error, debug="--debug" in arguments)
 
         return main
 
     return decorate
+
+
+def report(error: Exception, *, debug: bool) -> int:
+    """Print the error as one sentence, with a traceback where it's none of ours; its exit code."""
+    known = _as_ours(error)
+    if debug or known is None:
+        traceback.print_exception(error)
+    print(f"error: {known or error}", file=sys.stderr)
+    return known.exit_code if known else 1
 
 
 def _as_ours(error: Exception) -> Llama3Error | None:

@@ -191,3 +191,16 @@ def test_a_base_model_is_refused(tmp_path, capsys):
     folder = tiny.folder(tmp_path / "base", None)
     assert chat.main(["--model", str(folder)]) == 2
     assert "a base model, which completes text but doesn't chat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["/save .", "/save ~no-such-user/x", "/load ~no-such-user/x", "/load a\0b"])
+def test_a_command_that_fails_does_not_end_the_chat(talk, line):
+    code, out, err = talk("hello", line, "/stats")
+    assert code == 0
+    assert "error: " in err and "tokens in the cache" in out
+
+
+def test_f111_bytes_that_are_no_text_on_stdin(talk):
+    code, _, err = talk(UnicodeDecodeError("utf-8", b"h\xff", 1, 2, "invalid start byte"))
+    assert code == 2
+    assert err.endswith("error: stdin: byte 1 of what was typed isn't UTF-8\n") and "Traceback" not in err
