@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from llama3_scratch.errors import Llama3Error
+from llama3_scratch.errors import Llama3Error, UsageError
 
 Filter = Callable[[Tensor, Sequence[int]], Tensor]
 Sampler = Callable[[Tensor, Sequence[int]], int]
@@ -110,7 +110,7 @@ def sampler(
 
 
 class NonFiniteError(Llama3Error):
-    """The logits hold a NaN, or nothing but -inf: there is no next token."""
+    """The model's own logits hold a NaN or an infinity: there is no next token."""
 
 
 def _filtered(logits_V: Tensor, seen: Sequence[int], filters: Sequence[Filter]) -> Tensor:
@@ -118,4 +118,6 @@ def _filtered(logits_V: Tensor, seen: Sequence[int], filters: Sequence[Filter]) 
         raise NonFiniteError("the logits hold NaN or infinite values")
     for filter in filters:
         logits_V = filter(logits_V, seen)
+    if not torch.isfinite(logits_V.max()):
+        raise UsageError("the filters leave no token or an infinite logit; take options nearer to 1, or other filters")
     return logits_V

@@ -63,6 +63,11 @@ def stream(
             raise UsageError(f"prompt {len(prompt)} tokens, limit {limit - 1}, so that one more fits the context")
         if bad := [token for token in prompt if not 0 <= token < config.vocab_size]:
             raise UsageError(f"token {bad[0]} in the prompt, the model's vocabulary has {config.vocab_size}")
+    if cache is not None and (len(prompts) > 1 or cache.length >= len(prompts[0])):
+        raise UsageError(
+            f"a cache takes one prompt of more tokens than it holds, which are {cache.length}, "
+            f"got {len(prompts)}, the first of {len(prompts[0])}"
+        )
     if cache is None:
         cache = Cache(limit) if len(prompts) == 1 else RaggedCache(limit, len(prompts))
     free = available()

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
+from llama3_scratch.errors import UsageError
 from llama3_scratch.sample import (
     NonFiniteError,
     at_temperature,
+    draw,
     greedy,
     keep_min_p,
     keep_top_k,
@@ -99,3 +101,19 @@ def test_a_logit_that_is_no_number_raises_instead_of_choosing(value):
     for sample in (greedy(), sampler(temperature=1.0, seed=0)):
         with pytest.raises(NonFiniteError, match="NaN or infinite"):
             sample(values, [])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 1e-45}, {"repeat_penalty": 1e-45}, {"temperature": 1.0, "repeat_penalty": 1e-45}],
+    ids=str,
+)
+def test_f122_options_that_leave_no_finite_logit_are_refused(options):
+    with pytest.raises(UsageError, match="nearer to 1"):
+        sampler(seed=0, **options)(torch.tensor([3.0, 1.0, -2.0, 0.0]), [0, 1])
+
+
+def test_f127_filters_that_leave_no_token_are_refused():
+    for make in (greedy, lambda filters: draw(filters, 0)):
+        with pytest.raises(UsageError, match="leave no token"):
+            make([lambda logits_V, seen: torch.full_like(logits_V, -math.inf)])(logits(2), [])

@@ -136,3 +136,11 @@ def test_f140_a_cache_grows_with_its_tokens_not_with_the_context():
     cache = Cache(config.max_seq_len)
     run([PROMPTS[0]], config=config, cache=cache)
     assert cache.n_bytes == config.kv_bytes(256, element_bytes=4)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[:2], [PROMPTS[0][:1]]], ids=["F223-several", "no-longer"])
+def test_a_cache_of_ones_own_takes_one_longer_prompt(prompts):
+    cache = Cache(100)
+    run([PROMPTS[0]], cache=cache)
+    with pytest.raises(UsageError, match="one prompt of more tokens than it holds"):
+        run(prompts, cache=cache)
