@@ -74,6 +74,12 @@ def test_an_existing_path_is_taken_as_it_is(weights, tmp_path):
     assert resolve("../" + tmp_path.name + "/model.gguf").is_file()
 
 
+@pytest.mark.parametrize("name", ["~no-such-user/x", "a" * 5000], ids=["user", "length"])
+def test_f139_what_no_path_can_be(weights, name):
+    with pytest.raises(FileError, match=f"{name[:20]}.*: can't be a path"):
+        resolve(name)
+
+
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "a:b", "c:\\x", "", "a\0b"], ids=lambda _: "F139")
 def test_f139_names_that_lead_elsewhere(weights, name):
     with pytest.raises(UsageError):

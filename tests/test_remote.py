@@ -77,6 +77,19 @@ def test_a_shard_that_is_gone_there_goes_here(bucket):
     assert "consolidated.01.pth" not in local(folder)
 
 
+def test_a_remote_folder_within_another_keeps_its_copy(bucket):
+    inner = resolve("gs://bucket/llama/original")
+    resolve("gs://bucket/llama")
+    assert (inner / "params.json").exists()
+
+
+def test_f143_a_cache_that_cannot_be_written(bucket, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path / "file"))
+    with pytest.raises(FileError, match=r"file/\.remote/gs/bucket/llama: can't be written"):
+        resolve("gs://bucket/llama")
+
+
 def test_f146_an_interrupted_copy_leaves_the_good_file(bucket, monkeypatch):
     folder = resolve("gs://bucket/llama")
     bucket.files["params.json"] = b"longer than before"

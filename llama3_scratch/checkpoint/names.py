@@ -48,9 +48,12 @@ def resolve(path_or_name: str | Path) -> Path:
         return fetch(text, weights_dir() / ".remote")
     if not text or "\0" in text:
         raise UsageError(f"expected a path or a name of weights, got {text!r}")
-    path = Path(path_or_name).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(path_or_name).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # too long a name, an unknown ~user
+        raise FileError(f"{text[:99]}: can't be a path: {getattr(error, 'strerror', error)}") from error
     if ".." in path.parts or ":" in text:
         raise UsageError(f"{text!r}: no such file or folder, and a name of weights holds neither '..' nor ':'")
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llama3_scratch.checkpoint.progress import progress
 from llama3_scratch.errors import FileError, MismatchError, UsageError
-from llama3_scratch.files import fresh_file, require_space, write_whole
+from llama3_scratch.files import fresh_file, require_space, unwritable, write_whole
 
 _WANTED = re.compile(r"consolidated\..*\.pth|params\.json|tokenizer\.model|tokenizer_extra\.json|checklist\.chk")
 _CHUNK = 1 << 20
@@ -26,25 +26,32 @@ def fetch(url: str, cache: Path) -> Path:
         raise UsageError(f"{url!r}: expected gs://bucket/folder or az://account/container/folder")
     folder = cache.joinpath(scheme, *parts)
     try:
-        entries = {
-            entry.name: entry for entry in blobfile.scandir(url) if entry.is_file and _WANTED.fullmatch(entry.name)
-        }
-        _require_whole(url, entries)
+        entries = _entries(url)
         folder.mkdir(parents=True, exist_ok=True)
         _synchronise(entries, folder)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileError(f"{url}: no such remote folder; check the path and your access to it") from error
     except blobfile.Error as error:
         raise FileError(f"{url}: can't be read: {str(error).splitlines()[0]}; check the path and your login") from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
     return folder
 
 
-def _require_whole(url: str, names: dict[str, Any]) -> None:
-    missing = [name for name in ("params.json", "tokenizer.model") if name not in names]
-    if not any(name.endswith(".pth") for name in names):
+def _entries(url: str) -> dict[str, Any]:
+    """The remote folder's files of Meta's, by name."""
+    import blobfile
+
+    try:
+        found = {
+            entry.name: entry for entry in blobfile.scandir(url) if entry.is_file and _WANTED.fullmatch(entry.name)
+        }
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileError(f"{url}: no such remote folder; check the path and your access to it") from error
+    missing = [name for name in ("params.json", "tokenizer.model") if name not in found]
+    if not any(name.endswith(".pth") for name in found):
         missing.insert(0, "consolidated.*.pth")
     if missing:
         raise FileError(f"{url}: {', '.join(missing)} not found; give the folder that holds Meta's files")
+    return found
 
 
 def _synchronise(entries: dict[str, Any], folder: Path) -> None:
@@ -55,7 +62,7 @@ def _synchronise(entries: dict[str, Any], folder: Path) -> None:
     except (FileNotFoundError, ValueError):
         known = {}
     for path in folder.iterdir():
-        if path != record and path.name not in entries:
+        if path != record and path.name not in entries and path.is_file():  # a folder is another model's copy
             path.unlink()
     versions = {name: [entry.stat.size, entry.stat.mtime, entry.stat.version] for name, entry in entries.items()}
     stale = [name for name in entries if known.get(name) != versions[name] or not (folder / name).is_file()]
