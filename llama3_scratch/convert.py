@@ -91,11 +91,12 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
             log.warning("--type %s rounds the weights: %s bits each and a scale for 32", kind, kind[1])
         else:
             narrow = next(dtype for dtype, its_kind in _TYPES.items() if its_kind == kind)
-            _check_rounding([name for name in params if params[name].ndim > 1], params, narrow, f"--type {kind}")
+            matrices = {name: tensor for name, tensor in params.items() if tensor.ndim > 1}
+            _check_rounding(matrices, narrow, f"--type {kind}")
         write_gguf(target, params, config, tokenizer, kind=kind)
         return kind
     if options.dtype:
-        _check_rounding(list(params), params, options.dtype, f"--dtype {options.dtype}")
+        _check_rounding(params, options.dtype, f"--dtype {options.dtype}")
         dtype = getattr(torch, options.dtype)
         params = each(params, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
     if options.to == "meta":
@@ -112,14 +113,13 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
-def _check_rounding(names: list[str], params: Params, name_of_dtype: str, option: str) -> None:
+def _check_rounding(params: Params, name_of_dtype: str, option: str) -> None:
     """Say how many of these weights another dtype rounds; UsageError where it would make one infinite."""
     import torch
 
     dtype = getattr(torch, name_of_dtype)
     rounded = total = 0
-    for name in names:
-        tensor = params[name]
+    for name, tensor in {id(tensor): (name, tensor) for name, tensor in params.items()}.values():  # a tied head once
         total += tensor.numel()
         if not tensor.is_floating_point() or torch.promote_types(tensor.dtype, dtype) == dtype:
             continue

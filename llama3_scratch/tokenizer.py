@@ -68,6 +68,8 @@ class Tokenizer:
         add_bos: bool,
         system_prompt: str | None = None,
     ) -> None:
+        if "" in special_tokens:
+            raise UsageError(f"special token {special_tokens['']} is the empty text, expected at least a character")
         names = {id: repr(name) for name, id in special_tokens.items()}
         if len(names) < len(special_tokens):
             twice = [name for name, id in special_tokens.items() if names[id] != repr(name)]

@@ -204,6 +204,12 @@ def test_a_template_in_a_file_of_its_own(tmp_path, name):
     assert read_tokenizer_json(tmp_path).chat_format == "llama3"
 
 
+def test_a_template_of_bytes_that_are_no_text(tmp_path):
+    folder(tmp_path, config={"eos_token_id": 259})
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff<|start_header_id|>")
+    assert read_tokenizer_json(tmp_path).chat_format == "llama3"
+
+
 def test_ids_of_the_configuration_where_no_name_is_given(tmp_path):
     tokenizer = read_tokenizer_json(folder(tmp_path, config={"bos_token_id": 258, "eos_token_id": 261}))
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_tokens) == (258, 261, [261, 259])

@@ -143,6 +143,12 @@ def test_float16_that_would_overflow_is_refused(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tied_head_is_counted_once(tmp_path, capsys):
+    ours = load(source(tmp_path / "source", replace(CONFIG, tied=True)))
+    assert convert.main([str(tmp_path / "source"), str(tmp_path / "out"), "--to", "hf", "--dtype", "bfloat16"]) == 0
+    assert f" of {ours.config.n_parameters:,} weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0"])
 def test_lossy_gguf_is_said(tmp_path, capsys, kind):
     pytest.importorskip("gguf")

@@ -604,6 +604,14 @@ def test_f069_bad_rope_freqs_are_refused(divisors, part, tmp_path):
     assert "rope_freqs.weight" in str(error.value) and part in str(error.value)
 
 
+def test_linear_scaling_as_older_files_say_it(tmp_path):
+    """llama.cpp takes a factor without a type for linear, and reads its older key."""
+    path = tmp_path / "x.gguf"
+    for key in ("llama.rope.scaling.factor", "llama.rope.scale_linear"):
+        path.write_bytes(file(metadata() | {"factor": f32(key, 4.0)}))
+        assert read_gguf(path)[0].rope_divisors == (4.0,) * (CONFIG.head_dim // 2)
+
+
 def test_linear_scaling_divides_every_frequency(tmp_path):
     path = tmp_path / "model.gguf"
     scaling = {"type": string("llama.rope.scaling.type", "linear"), "factor": f32("llama.rope.scaling.factor", 4.0)}

@@ -200,6 +200,21 @@ def test_a_chat_format_stops_at_whatever_ends_a_turn():
         tokenizer.set_chat_format("alpaca")
 
 
+def test_an_empty_special_token_is_refused():
+    """Searching a text for it would never end."""
+    with pytest.raises(UsageError, match="special token 256 is the empty text"):
+        Tokenizer(
+            {bytes([byte]): byte for byte in range(256)},
+            pattern=PATTERN,
+            special_tokens={"": 256},
+            bos_id=None,
+            eos_id=None,
+            stop_tokens=[],
+            chat_format=None,
+            add_bos=False,
+        )
+
+
 def test_a_sidecar_is_read_back_as_it_was_written(tmp_path):
     ranks = {token: 17 + i for i, token in enumerate(TOKENS) if token != b"\x04"}
     ranks[b"abc"] = 21  # where the missing byte's rank would be

@@ -197,8 +197,8 @@ def read_tokenizer_json(folder: str | Path) -> Tokenizer:
     if isinstance(template, list):  # several by name
         named_default = (each for each in template if isinstance(each, dict) and each.get("name") == "default")
         template = next(named_default, {}).get("template")
-    if (folder / "chat_template.jinja").exists():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
     chat_format, system_prompt = chat_settings(
         template if isinstance(template, str) else None, special_tokens, stop_tokens
     )

@@ -350,15 +350,14 @@ def _scaling(divisors: np.ndarray, theta: float, head_dim: int) -> RopeScaling |
 def _with_rope(header: Header, config: Config) -> Config:
     """`config` with the RoPE scaling of rope_freqs.weight or else of the metadata, never both."""
     path, stored = header.path, header.tensors.get(ROPE_FREQS)
-    kind = text(header.values, "llama.rope.scaling.type", path, "none")
+    kind = text(header.values, "llama.rope.scaling.type", path, "linear")  # as llama.cpp takes it
+    if kind not in ("none", "linear"):
+        raise FileError(f"{path}: llama.rope.scaling.type is {kind!r}, expected 'none' or 'linear'")
+    older = real(header.values, "llama.rope.scale_linear", path, 1.0)
+    factor = real(header.values, "llama.rope.scaling.factor", path, older) if kind == "linear" else 1.0
     if stored is None:
-        if kind == "none":
-            return config
-        if kind != "linear":
-            raise FileError(f"{path}: llama.rope.scaling.type is {kind!r}, expected 'none' or 'linear'")
-        factor = real(header.values, "llama.rope.scaling.factor", path)
-        return replace(config, rope_divisors=(factor,) * (config.head_dim // 2))
-    if kind != "none":
+        return config if factor == 1 else replace(config, rope_divisors=(factor,) * (config.head_dim // 2))
+    if factor != 1:
         log.warning("%s: has both %s and llama.rope.scaling.type %r; the tensor counts", path, ROPE_FREQS, kind)
     if stored.kind != "F32" or stored.shape != (config.head_dim // 2,):
         raise FileError(
