@@ -145,7 +145,7 @@ def main(options: argparse.Namespace) -> int:
     answers = [Answer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in prompts]
     printer = _Printer(answers, enabled=not options.json)
-    session = Session(options, checkpoint) if traced else None
+    session = Session(options, checkpoint, dtype) if traced else None
     code = 0
     try:
         for step in timed_stream(prompts, answers, checkpoint, dtype, options, timings, session=session):
@@ -177,6 +177,8 @@ def main(options: argparse.Namespace) -> int:
                 top = "  ".join(f"{other['text']!r} {other['logprob']:.3f}" for other in token["top"])
                 log.info("%r %.3f  | %s", token["text"], token["logprob"], top)
     log.info("%s · seed %d", timings, options.seed)
+    if session is not None and not code:
+        session.compare()
     return code
 
 

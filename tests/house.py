@@ -30,7 +30,17 @@ ROOMS = {
         "checkpoint.load",
     ],
     "From logits to answers": ["sample", "stream", "timings"],
-    "The glass box": ["trace.cost", "trace.tracer", "trace.table", "trace.files", "trace.views", "trace.shapes"],
+    "The glass box": [
+        "difference",
+        "hf_layers",
+        "trace.cost",
+        "trace.tracer",
+        "trace.compare",
+        "trace.table",
+        "trace.files",
+        "trace.views",
+        "trace.shapes",
+    ],
     "Verbs: `python -m llama3_scratch.<verb>`": [
         "cli",
         "verify",

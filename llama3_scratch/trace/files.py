@@ -14,17 +14,12 @@ from llama3_scratch.trace.tracer import Step
 
 
 def write(path: Path, steps: Sequence[Step]) -> None:
-    """Write the steps as the ending says; a safetensors file holds those whose tensors were kept, named by their keys.
-
-    Steps of a later pass than the first have `pass1.`, `pass2.` … before their key.
-    """
+    """Write the steps as the ending says; a safetensors file holds the tensors that were kept, named by step labels."""
     if path.suffix == ".jsonl":
         write_whole(path, "".join(json.dumps(as_dict(step), ensure_ascii=False) + "\n" for step in steps))
         return
     tensors = {
-        f"pass{step.call}.{step.key}" if step.call else step.key: step.value.contiguous()
-        for step in steps
-        if step.value is not None and step.kind != "argument"
+        step.label: step.value.contiguous() for step in steps if step.value is not None and step.kind != "argument"
     }
     temporary = path.with_name(f".{path.name}.tmp")
     try:

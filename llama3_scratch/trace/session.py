@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch import cli
-from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.errors import FileError, MismatchError, UsageError
+from llama3_scratch.hf_layers import require_transformers
 
 if TYPE_CHECKING:
+    import torch
+
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.config import Config
+    from llama3_scratch.trace.compare import Reference
     from llama3_scratch.trace.tracer import Step
+
+# The mean |difference| in standard deviations that still counts as rounding: ten times the largest that was seen on a
+# trained model between passes in these dtypes and the next wider one.
+ROUNDING = {"float64": 1e-9, "float32": 3e-5, "bfloat16": 0.3, "float16": 0.03}
 
 log = logging.getLogger("llama3_scratch")
 
@@ -23,12 +31,13 @@ log = logging.getLogger("llama3_scratch")
 class Session:
     """A watch over the first passes of a run, from `start` until `passed` has heard of enough of them."""
 
-    def __init__(self, options: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    def __init__(self, options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         from llama3_scratch.trace.table import Table
 
         config = checkpoint.config
         check_choices(options, config)
-        self._options, self._checkpoint = options, checkpoint
+        self._options, self._checkpoint, self._dtype = options, checkpoint, dtype
+        self._reference = _reference(options, checkpoint, dtype) if options.trace_compare else None
         self._left = options.trace_tokens
         layers = (0,) if options.trace_layers is None else options.trace_layers
         self._table = Table(
@@ -73,20 +82,72 @@ class Session:
         if options.rope_pair is not None:
             _print(f"RoPE, pair {options.rope_pair}", views.rope_pair(self._steps, options.rope_pair))
 
+    def compare(self) -> None:
+        """Print the run beside the one that --trace-compare names. Raises MismatchError where they part."""
+        from llama3_scratch.trace import compare
+
+        if self._reference is None:
+            return
+        other, options = self._reference, self._options
+        log.info("comparing with %s", other.name)
+        tolerance = options.trace_tolerance or max(ROUNDING[_name(dtype)] for dtype in (self._dtype, other.dtype))
+        rows = compare.compare(self._steps, other, tolerance)
+        _print(f"this run and {other.name}", list(compare.lines(rows, self._table.full)))
+        first = compare.first_divergence(rows)
+        if first is None:
+            print(f"none of {len(rows)} steps differs by more than {tolerance:g} standard deviations in the mean")
+            return
+        parted = sum(row.diverges for row in rows)
+        how = first.note or f"by {first.difference.mean:.3g} standard deviations in the mean (tolerance {tolerance:g})"
+        line = f"; line {first.step.line} of {first.step.function}: {first.step.source}" if first.step else ""
+        raise MismatchError(
+            f"{first.difference.name} is the first step that differs from {other.name}: {how}; "
+            f"{parted} of {len(rows)} steps do{line}"
+        )
+
     def _show(self, step: Step) -> None:
         if self._options.trace and not self._options.json:
             self._table.show(step)
 
     def _keep(self, step: Step) -> bool:
-        from llama3_scratch.trace import views
+        from llama3_scratch.trace import compare, views
 
         options = self._options
-        if options.trace_out is not None and options.trace_out.suffix == ".safetensors":
-            chosen = options.trace_layers is not None or options.trace_steps
-            return self._table.full(step) if chosen else True
+        chosen = options.trace_layers is not None or options.trace_steps
+        wanted = self._table.full(step) if chosen else True
+        if self._reference is not None and compare.needs(step) and (wanted or step.kind == "argument"):
+            return True
+        if options.trace_out is not None and options.trace_out.suffix == ".safetensors" and wanted:
+            return True
         if options.trace_values and self._table.full(step):
             return True
         return views.needs(step, lens=options.lens, attention=options.attention, rope_pair=options.rope_pair)
+
+
+def _reference(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype) -> Reference:
+    """The run that --trace-compare names: a model is loaded, and what can't be is told, before anything is computed."""
+    import torch
+
+    from llama3_scratch.checkpoint.load import load
+    from llama3_scratch.checkpoint.names import resolve
+    from llama3_scratch.trace import compare
+
+    name, params, config = options.trace_compare, checkpoint.params, checkpoint.config
+    if name == "hf":
+        if dtype not in (torch.float32, torch.float64) or torch.device(options.device).type != "cpu":
+            raise UsageError("--trace-compare hf: expected --device cpu and --dtype float32 or float64")
+        return compare.transformers(params, config, dtype)
+    if name == "full":
+        return compare.one_pass("one pass without a cache", params, config, dtype)
+    if name in ROUNDING:
+        return compare.one_pass(name, params, config, getattr(torch, name))
+    if Path(name).suffix == ".safetensors":
+        return compare.recorded(Path(name))
+    other = load(resolve(name), device=torch.device(options.device), allow_extra=options.allow_extra)
+    if other.config.vocab_size != config.vocab_size:
+        sizes = f"{other.config.vocab_size} tokens, this model's {config.vocab_size}"
+        raise UsageError(f"--trace-compare {name}: its vocabulary has {sizes}; the same text is no run of both")
+    return compare.one_pass(name, other.params, other.config, dtype)
 
 
 def trace_without_weights(options: argparse.Namespace, config: Config, length: int) -> None:
@@ -126,6 +187,20 @@ def add_trace_options(parser: cli.Parser) -> None:
         metavar="FILE",
         help="write the steps to FILE.jsonl or their tensors to FILE.safetensors",
     )
+    group.add_argument(
+        "--trace-compare",
+        metavar="WITH",
+        help="this run beside another, step by step, and where they part: hf (transformers), full (one pass without a "
+        f"cache), {', '.join(ROUNDING)}, another model's PATH|NAME, or what --trace-out wrote to FILE.safetensors",
+    )
+    group.add_argument(
+        "--trace-tolerance",
+        type=cli.number(float, above=0),
+        metavar="X",
+        help="with --trace-compare: the mean |difference| in standard deviations that still counts as rounding ("
+        + ", ".join(f"{value:g} in {dtype}" for dtype, value in ROUNDING.items())
+        + "; of two dtypes, the coarser one's)",
+    )
     group.add_argument("--lens", action="store_true", help="the likeliest tokens after each layer, at every position")
     group.add_argument("--attention", type=_pair, metavar="LAYER,HEAD", help="a head's scores and weights")
     group.add_argument("--rope-pair", type=cli.number(int, least=0), metavar="J", help="a pair's turn at each position")
@@ -152,11 +227,20 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
         raise UsageError(
             "--no-weights has shapes and costs only: no values, no views, no further tokens, no JSON object"
         )
+    if options.trace_tolerance and not options.trace_compare:
+        raise UsageError("--trace-tolerance goes with --trace-compare")
+    if options.trace_compare:
+        if options.json or options.no_weights:
+            raise UsageError("--trace-compare prints numbers for people; leave --json and --no-weights out")
+        if len(options.prompts) + (options.prompt is not None) + (options.prompt_file is not None) > 1:
+            raise UsageError("--trace-compare takes one prompt")
+        if options.trace_compare == "hf":
+            require_transformers("--trace-compare hf")
     if options.trace_out is not None:
         check_writable(options.trace_out)
-    if options.trace_tokens != 1 and not (options.trace or options.trace_out is not None):
-        raise UsageError("--trace-tokens goes with --trace or --trace-out")
-    return bool(options.trace or views or options.trace_out is not None)
+    if options.trace_tokens != 1 and not (options.trace or options.trace_out or options.trace_compare):
+        raise UsageError("--trace-tokens goes with --trace, --trace-out or --trace-compare")
+    return bool(options.trace or views or options.trace_out or options.trace_compare)
 
 
 def check_writable(path: Path) -> None:
@@ -182,6 +266,10 @@ def check_choices(options: argparse.Namespace, config: Config) -> None:
         raise UsageError(f"--attention: head {options.attention[1]}, the heads are 0 to {config.n_heads - 1}")
     if options.rope_pair is not None and options.rope_pair >= config.head_dim // 2:
         raise UsageError(f"--rope-pair {options.rope_pair}: the pairs are 0 to {config.head_dim // 2 - 1}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _print(title: str, lines: list[str]) -> None:

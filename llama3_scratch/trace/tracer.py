@@ -87,6 +87,11 @@ class Step:
         return ".".join(part for part in [*parts, str(self.nth) if self.nth > 1 else ""] if part)
 
     @property
+    def label(self) -> str:
+        """A name of its own within the run: the key, after `pass1.` and so on in the passes that follow the first."""
+        return f"pass{self.call}.{self.key}" if self.call else self.key
+
+    @property
     def axes(self) -> str:
         """The shape with its axes' names: `B=1 T=17 H=32 K=128`."""
         if len(self.letters) != len(self.shape):
@@ -263,7 +268,7 @@ class _Watcher:
 
 def summarise(value: Tensor) -> Statistics:
     """Minimum, maximum, mean and standard deviation of the finite values, and how many aren't."""
-    flat = torch.view_as_real(value) if value.is_complex() else value
+    flat = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
     flat = flat.detach().to(torch.promote_types(flat.dtype, torch.float32)).flatten()
     finite = torch.isfinite(flat)
     n_nan = int(flat.isnan().sum())
