@@ -30,6 +30,7 @@ class Answer:
         """Add a token; whether it was the last."""
         self.tokens.append(token)
         if token in self._stop_tokens:
+            self._release(self._bytes.decode(b"", final=True))
             self._stopped = True
         else:
             self._release(self._bytes.decode(piece(token, self._tokenizer)))

@@ -48,6 +48,13 @@ def test_a_stop_token_is_kept_as_a_token_and_leaves_no_text():
     assert (answer.text, answer.tokens) == ("hi", [104, 105, 257])
 
 
+def test_f117_half_a_character_before_a_stop_token_is_flushed_too():
+    answer = Answer(tiny.tokenizer(), [257])
+    assert [answer.take(token) for token in (104, 0xE2, 257)] == [False, False, True]
+    answer.finish("stop")
+    assert answer.text == "h�"
+
+
 @given(st.text(), st.lists(st.text(min_size=1, max_size=4), max_size=3))
 def test_streaming_equals_cutting_the_whole_text(text, stop):
     ends = []  # the first position at which some stop string is complete decides
