@@ -71,7 +71,8 @@ def _without_weights(options: argparse.Namespace) -> int:
     if options.length:
         length = options.length
     elif found.tokenizer is not None:
-        (length,) = (len(encode_prompt(text, found.tokenizer, options)) for text in _prompts(options))
+        lengths = [len(encode_prompt(text, found.tokenizer, options)) for text in _prompts(options)]
+        length, options.batch = max(lengths), options.batch or len(lengths)
     else:
         raise UsageError(f"--no-weights: {found.source} has no tokenizer at hand; give the --length of the prompt")
     trace_without_weights(options, found.config, length)
@@ -89,9 +90,11 @@ def _prompts(options: argparse.Namespace) -> Iterator[str]:
         else:
             yield _decoded(text.encode("utf-8", "surrogateescape"), "the prompt", options.errors)
     if options.prompt_file is not None:
-        if not options.prompt_file.exists() or options.prompt_file.is_dir():
-            raise UsageError(f"--prompt-file {options.prompt_file}: no such file")
-        yield _decoded(options.prompt_file.read_bytes(), f"--prompt-file {options.prompt_file}", options.errors)
+        try:
+            data = options.prompt_file.read_bytes()
+        except OSError as error:
+            raise UsageError(f"--prompt-file {options.prompt_file}: {error.strerror}") from error
+        yield _decoded(data, f"--prompt-file {options.prompt_file}", options.errors)
 
 
 def _decoded(data: bytes, source: str, errors: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -206,10 +207,21 @@ def test_f132_short_dtypes_that_the_cpu_lacks_are_warned_of(run, chats, monkeypa
     assert code == 0 and "warning: this CPU doesn't multiply in bfloat16" in err
 
 
+def test_no_weights_takes_as_many_prompts_as_a_run_does(run, chats):
+    code, out, _ = run("hi", "--prompt", "hi there", "--model", chats, "--no-weights")
+    assert code == 0 and "── 2 × 27 tokens ──" in out
+
+
 def test_no_prompt_at_all(run):
     code, _, err = run()
     assert code == 2 and "no prompt" in err
-    assert run("--prompt-file", "/does/not/exist")[0] == 2
+    for name, why in (
+        ("/does/not/exist", "No such file"),
+        (Path(__file__).parent, "Is a directory"),
+        ("a" * 999, "long"),
+    ):
+        code, _, err = run("--prompt-file", name)
+        assert code == 2 and why in err and "Traceback" not in err
 
 
 def test_f001_a_model_that_is_not_there(run):
