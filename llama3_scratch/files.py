@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def real(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -
         if default is _REQUIRED:
             raise FileError(f"{path}: {key} is missing, expected a number")
         return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
         raise FileError(f"{path}: {key} must be a positive number, got {value!r:.99}")
     return float(value)
 

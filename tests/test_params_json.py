@@ -105,6 +105,7 @@ def test_f073_byte_order_mark_is_accepted(tmp_path):
         pytest.param({"multiple_of": 0}, ["multiple_of must be a whole number", "got 0"], id="F079-multiple"),
         pytest.param({"norm_eps": 0}, ["norm_eps must be a positive number, got 0"], id="F079-eps"),
         pytest.param({"rope_theta": -1.0}, ["rope_theta must be a positive number, got -1.0"], id="F079-theta"),
+        pytest.param({"norm_eps": 10**400}, ["norm_eps must be a positive number", "got 1000000"], id="F076-huge"),
         pytest.param({"dim": 10**400}, ["dim must be a whole number", "got 1000000"], id="F079-huge"),
         pytest.param({"n_layers": 10**9}, ["n_layers is 1000000000, but the weights have only 21"], id="F079-layers"),
         pytest.param({"ffn_dim_multiplier": 1e308}, ["ffn_dim_multiplier 1e+308 makes no hidden"], id="F079-ffn"),
