@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from llama3_scratch.errors import Llama3Error, ResourceError, UsageError
+from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
 
 log = logging.getLogger("llama3_scratch")
 
@@ -141,4 +141,6 @@ def _as_ours(error: Exception) -> Llama3Error | None:
         return ResourceError("out of memory; lower --max-seq-len, take fewer prompts at once, or a smaller model")
     if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
         return ResourceError(f"the disk is full: {error.filename or error}")
+    if isinstance(error, OSError) and error.filename is not None:
+        return FileError(f"{error.filename}: {error.strerror}")
     return None

@@ -127,7 +127,7 @@ def check_device(name: str) -> torch.device:
         there.append("mps")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError):  # torch built without CUDA asserts
         raise UsageError(f"--device {name}: not on this machine, which has {', '.join(there)}") from None
     return device

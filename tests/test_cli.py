@@ -39,6 +39,7 @@ def raises(error):
         (ResourceError("a"), 5),
         (MemoryError(), 5),
         (OSError(28, "No space left on device", "/some/file"), 5),
+        (PermissionError(13, "Permission denied", "/some/file"), 3),
         (KeyboardInterrupt(), 130),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),

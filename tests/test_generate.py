@@ -171,6 +171,7 @@ BAD_OPTIONS = {
     "F129-text": (["--seed", "one"], "--seed: expected a whole number"),
     "F130-dtype": (["--dtype", "int3"], "choose from"),
     "F130-device": (["--device", "tpu9"], "--device tpu9: not on this machine, which has cpu"),
+    "F130-device-without-numbers": (["--device", "meta"], "--device meta: not on this machine, which has cpu"),
     "F134": (["--temprature", "1"], "unknown argument --temprature; did you mean --temperature?"),
     "max-seq-len": (["--max-seq-len", "999999"], "this model was trained for 4096 tokens"),
 }
