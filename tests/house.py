@@ -33,9 +33,11 @@ ROOMS = {
     "The glass box": [
         "difference",
         "hf_layers",
+        "machine",
         "trace.cost",
         "trace.tracer",
         "trace.compare",
+        "trace.roofline",
         "trace.table",
         "trace.files",
         "trace.views",

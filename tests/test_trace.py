@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import llama3_scratch as l3
 from llama3_scratch import generate, model
 from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
+from llama3_scratch.checkpoint.gguf_out import write_gguf
+from llama3_scratch.checkpoint.hf_out import write_hf
+from llama3_scratch.checkpoint.load import Checkpoint, load, weight_files
+from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import linear
+from llama3_scratch.machine import Machine, measure
 from llama3_scratch.model import block, forward, fused_block
+from llama3_scratch.trace import roofline
+from llama3_scratch.trace.cost import Cost
 from llama3_scratch.trace.tracer import ShapeError, summarise, watch
 from tests import forms, tiny
 
@@ -196,8 +204,8 @@ def test_trace_prints_layer_0_in_full_and_a_line_for_each_other(run):
     code, out, err = run("--trace")
     assert code == 0
     assert "scores_BGRTS  [B=1 G=2 R=3 T=21 S=21]  float32" in out
-    assert "← layers.0.attention.wq.weight [48, 48] float32" in out
-    assert len(re.findall(r"^layers\.\d  x_BTD  min", out, re.MULTILINE)) == tiny.CONFIG.n_layers - 1
+    assert "← layers.0.attention.wq.weight [48, 48] float32 from consolidated.00.pth" in out
+    assert re.findall(r"^layers\.(\d)  x_BTD  min.*\n(?=layers|\n)", out, re.MULTILINE) == list("1234"), "a line each"
     assert "── pass 0 · layers.1" not in out and "pass 1" not in out
     assert "logits_BTV  [B=1 T=1 V=272]" in out
     assert "tracing the readable attention" in err
@@ -209,6 +217,8 @@ def test_layers_steps_tokens_values_and_costs_are_chosen(run):
     assert re.findall(r"── pass (\d) · layers\.(\d)", out) == [("0", "1"), ("0", "4"), ("1", "1"), ("1", "4")]
     assert "scores_BGRTS =" not in out
     assert f"{2 * 21 * 48 * 48:,} FLOPs" in out
+    assert re.search(r"FLOPs, [\d,]+ bytes, [\d.]+ (µs|ms), \d+% of the (memory|arithmetic) limit", out)
+    assert "── cost of pass 0 · this machine reads " in out and "── cost of passes 1 to 1 together ──" in out
     assert "tensor([[[[" in run("--trace-steps", "q_BTHK", "--trace-values")[1]
 
 
@@ -216,11 +226,58 @@ def test_machine_forms(run, tmp_path):
     code, out, _ = run("--trace-out", tmp_path / "run.jsonl")
     steps = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert code == 0 and "──" not in out
-    assert {step["key"]: step["shape"] for step in steps}["layers.0.attention.q_BTHK"] == [1, 21, 6, 8]
+    q_BTHK = next(step for step in steps if step["key"] == "layers.0.attention.q_BTHK")
+    assert (q_BTHK["shape"], q_BTHK["flops"]) == ([1, 21, 6, 8], 2 * 21 * 48 * 48) and q_BTHK["seconds"] > 0
+    file = {"file": "consolidated.00.pth", "shape": [48, 48], "dtype": "float32"}
+    assert q_BTHK["weights"] == [{"key": "layers.0.attention.wq.weight"} | file]
     run("--trace-out", tmp_path / "run.safetensors", "--trace-tokens", 2)
     tensors = load_file(tmp_path / "run.safetensors")
     assert tensors["layers.4.attention.attend.scores_BGRTS"].shape == (1, 2, 3, 21, 21)
     assert tensors["pass1.layers.4.attention.k_BSGK"].shape == (1, 22, 2, 8)
+
+
+def test_sums_of_costs_are_those_of_the_steps_beside_the_machines_limits():
+    with watch(costs=True) as steps:
+        forward(TOKENS, tiny.params(), tiny.CONFIG, block=block)
+    machine = Machine(bandwidth=1e9, flops=1e6)
+    heading, *rows = roofline.lines(steps, machine)
+    assert re.split(r"\s{2,}", heading.strip()) == ["FLOP", "moved", "time", "at least", "limited by", "reached"]
+    cells = {row.split("  ")[1].strip(): re.split(r"\s{2,}", row.strip())[1:] for row in rows if row.strip()}
+    total = sum((step.cost for step in steps), Cost())
+    assert cells["all"][0] == f"{total.flops / 1e6:.2f} M" and cells["all"][4] == "arithmetic"
+    assert cells["all"][5] == f"{total.flops / 1e6 / total.seconds:.0%}"
+    assert cells["outside of layers"][0] == f"{2 * 14 * 67 * 48 / 1e3:.2f} k"
+    assert cells["layers.0–4, each"][0] == f"{(total.flops - 2 * 14 * 67 * 48) / 5 / 1e3:.2f} k"
+    assert cells["rotate"][4] == "memory" and float(cells["swiglu"][0].split()[0]) > 0
+    assert "at least" not in next(roofline.lines(steps, None))
+
+
+def test_the_machine_is_measured():
+    machine = measure(torch.device("cpu"), torch.bfloat16)
+    assert 1e8 < machine.bandwidth < 1e13 and 1e8 < machine.flops < 1e15
+    assert (
+        machine.seconds(int(machine.flops), 0)
+        == pytest.approx(1, rel=1e-6)
+        == machine.seconds(0, int(machine.bandwidth))
+    )
+
+
+def test_each_weights_file_is_known(tmp_path):
+    config = replace(tiny.CONFIG, vocab_size=272, hidden_dim=44)
+    params = tiny.params(config)
+    wq, norm = "layers.0.attention.wq.weight", "norm.weight"
+    write_meta(tmp_path / "two", params, config, tiny.tokenizer(None), shards=2)
+    found = weight_files(Checkpoint(config, params, None, tmp_path / "two"))
+    assert (found[wq], found[norm]) == ("consolidated.00.pth … consolidated.01.pth", "consolidated.00.pth")
+    tied = replace(tiny.CONFIG, tied=True)
+    write_hf(tmp_path / "hf", tiny.params(tied), tied, None)
+    found = weight_files(Checkpoint(tied, tiny.params(tied), None, tmp_path / "hf"))
+    assert found[wq] == found["output.weight"] == "model.safetensors"
+    write_gguf(tmp_path / "m.gguf", params, tiny.CONFIG, None, kind="F32")
+    found = weight_files(Checkpoint(tiny.CONFIG, params, None, tmp_path / "m.gguf"))
+    assert found == dict.fromkeys(params, "m.gguf")
+    file = weight_files(load(tiny.data("stories260k/stories260K.bin")))
+    assert set(file.values()) == {"stories260K.bin"}
 
 
 def test_the_last_layers_lens_is_the_models_own_choice(run):

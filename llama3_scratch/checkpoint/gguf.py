@@ -12,6 +12,7 @@ import math
 import mmap
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -261,6 +262,12 @@ def read_header(path: Path) -> Header:
             raise FileError(f"{part.path}: tensor {name!r} stands in {tensors[name].path.name} too")
         tensors |= part.tensors
     return Header(paths[0], parts[0].values, tensors)
+
+
+def weight_files(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """The part that each stored weight, by Meta's name, was read from."""
+    tensors = read_header(path).tensors
+    return {name: tensors[gguf_name(name)].path.name for name in names if gguf_name(name) in tensors}
 
 
 def header_config(header: Header) -> Config:

@@ -122,6 +122,11 @@ def read_hf_header(folder: Path) -> tuple[Config, dict[str, tuple[tuple[int, ...
     return config, {name: (entry.shape, _DTYPES[entry.dtype][1]) for name, entry in entries.items()}
 
 
+def weight_files(folder: Path) -> dict[str, str]:
+    """The file that each stored weight, by Meta's name, was read from."""
+    return {name: entry.path.name for name, entry in _headers(folder, allow_extra=True)[1].items()}
+
+
 @dataclass(frozen=True)
 class _Entry:
     """One tensor's line in a safetensors header: file, key, the format's dtype name, shape."""

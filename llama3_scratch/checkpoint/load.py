@@ -96,6 +96,25 @@ def load(
     return Checkpoint(config, params, tokenizer, path)
 
 
+def weight_files(checkpoint: Checkpoint) -> dict[str, str]:
+    """The file within `checkpoint.path` that each weight was read from; of several, the first and the last.
+
+    A tied head is the embedding's, unless it is stored as a copy.
+    """
+    path, names = checkpoint.path, checkpoint.params
+    match layout(path):
+        case "meta":
+            found = meta.weight_files(path, names)
+        case "hf":
+            found = hf.weight_files(path)
+        case "gguf":
+            found = gguf.weight_files(path, names)
+        case _:
+            found = dict.fromkeys(names, path.name)
+    tied = {"output.weight": found["tok_embeddings.weight"]} if "tok_embeddings.weight" in found else {}
+    return tied | found
+
+
 def find_tokenizer(folder: Path) -> Tokenizer:
     """The `tokenizer.model` of Meta's folder, of its parent or of `original/`."""
     places = [place / "tokenizer.model" for place in (folder, folder.parent, folder / "original")]

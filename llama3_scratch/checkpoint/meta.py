@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -70,6 +71,13 @@ def shard_paths(folder: Path) -> list[Path]:
         names = ", ".join(f"consolidated.{index:02d}.pth" for index in missing)
         raise FileError(f"{folder}: {names} missing; found {', '.join(numbered[i].name for i in sorted(numbered))}")
     return [numbered[index] for index in sorted(numbered)]
+
+
+def weight_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """The file or files that each weight was read from: a shard has a part of every matrix, and all of a norm."""
+    first, *others = (path.name for path in shard_paths(folder))
+    cut = {name: others and name.removesuffix(".weight").rpartition(".")[2] in _AXIS for name in names}
+    return {name: f"{first} … {others[-1]}" if cut[name] else first for name in names}
 
 
 _SHARD = re.compile(r"consolidated\.(\d{1,9})\.pth", re.ASCII)

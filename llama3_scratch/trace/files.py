@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.files import write_whole
+from llama3_scratch.linear import Params
 from llama3_scratch.trace.tracer import Step
 
 
-def write(path: Path, steps: Sequence[Step]) -> None:
-    """Write the steps as the ending says; a safetensors file holds the tensors that were kept, named by step labels."""
+def write(path: Path, steps: Sequence[Step], params: Params, files: Mapping[str, str]) -> None:
+    """Write the steps as the ending says; a safetensors file holds the tensors that were kept, named by step labels.
+
+    `params` are the run's, `files` say where each weight was read from.
+    """
     if path.suffix == ".jsonl":
-        write_whole(path, "".join(json.dumps(as_dict(step), ensure_ascii=False) + "\n" for step in steps))
+        dicts = (as_dict(step, params, files) for step in steps)
+        write_whole(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in dicts))
         return
     tensors = {
         step.label: step.value.contiguous() for step in steps if step.value is not None and step.kind != "argument"
@@ -29,7 +36,7 @@ def write(path: Path, steps: Sequence[Step]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def as_dict(step: Step) -> dict[str, Any]:
+def as_dict(step: Step, params: Params, files: Mapping[str, str]) -> dict[str, Any]:
     """A step as JSON holds it, without its tensor."""
     return {
         "pass": step.call,
@@ -43,10 +50,17 @@ def as_dict(step: Step) -> dict[str, Any]:
         "name": step.name,
         "axes": step.letters,
         "shape": list(step.shape),
-        "dtype": str(step.dtype).removeprefix("torch."),
+        "dtype": _name(step.dtype),
         "statistics": step.statistics and asdict(step.statistics),
-        "weights": list(step.weights),
+        "weights": [
+            {"key": key, "file": files.get(key), "shape": list(params[key].shape), "dtype": _name(params[key].dtype)}
+            for key in step.weights
+        ],
         "flops": step.cost.flops,
         "bytes": step.cost.bytes,
         "seconds": step.cost.seconds,
     }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

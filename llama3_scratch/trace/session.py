@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.config import Config
+    from llama3_scratch.machine import Machine
     from llama3_scratch.trace.compare import Reference
     from llama3_scratch.trace.tracer import Step
 
@@ -32,17 +34,22 @@ class Session:
     """A watch over the first passes of a run, from `start` until `passed` has heard of enough of them."""
 
     def __init__(self, options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        import torch
+
+        from llama3_scratch.checkpoint.load import weight_files
+        from llama3_scratch.machine import measure
         from llama3_scratch.trace.table import Table
 
         config = checkpoint.config
         check_choices(options, config)
         self._options, self._checkpoint, self._dtype = options, checkpoint, dtype
         self._reference = _reference(options, checkpoint, dtype) if options.trace_compare else None
+        self._machine = measure(torch.device(options.device), dtype) if options.trace_cost else None
         self._left = options.trace_tokens
         layers = (0,) if options.trace_layers is None else options.trace_layers
-        self._table = Table(
-            checkpoint.params, layers, options.trace_steps or (), options.trace_values, costs=options.trace_cost
-        )
+        self._files = weight_files(checkpoint) if options.trace or options.trace_out else {}
+        steps, values = options.trace_steps or (), options.trace_values
+        self._table = Table(checkpoint.params, layers, steps, values, self._machine, self._files)
         self._stack = contextlib.ExitStack()
         self._steps: list[Step] = []
 
@@ -50,9 +57,11 @@ class Session:
         from llama3_scratch.trace.tracer import watch
 
         log.info("tracing the readable attention and block, not the fused ones")
-        self._steps = self._stack.enter_context(
-            watch(keep=self._keep, costs=self._options.trace_cost, on_step=self._show)
-        )
+        self._steps = self._stack.enter_context(watch(keep=self._keep, costs=self._costs, on_step=self._show))
+
+    @property
+    def _costs(self) -> bool:
+        return bool(self._options.trace_cost or self._options.trace_out)
 
     @property
     def done(self) -> bool:
@@ -67,13 +76,18 @@ class Session:
 
     def finish(self, tokens: list[str]) -> None:
         """Stop watching; write the file and print the views. `tokens` are the texts of the first prompt's tokens."""
-        from llama3_scratch.trace import files, views
+        from llama3_scratch.trace import files, roofline, views
 
         self._stack.close()
         options, checkpoint = self._options, self._checkpoint
         if options.trace_out is not None:
-            files.write(options.trace_out, self._steps)
+            files.write(options.trace_out, self._steps, checkpoint.params, self._files)
             log.info("%d steps written to %s", len(self._steps), options.trace_out)
+        if self._machine is not None:
+            first, later = ([s for s in self._steps if bool(s.call) == after] for after in (False, True))
+            _print(f"cost of pass 0 · {_limits(self._machine)}", roofline.lines(first, self._machine))
+            if later:
+                _print(f"cost of passes 1 to {later[-1].call} together", roofline.lines(later, self._machine))
         if options.lens and checkpoint.tokenizer is not None:
             _print("logit lens", views.lens(self._steps, checkpoint.params, checkpoint.config, checkpoint.tokenizer))
         if options.attention is not None:
@@ -92,7 +106,7 @@ class Session:
         log.info("comparing with %s", other.name)
         tolerance = options.trace_tolerance or max(ROUNDING[_name(dtype)] for dtype in (self._dtype, other.dtype))
         rows = compare.compare(self._steps, other, tolerance)
-        _print(f"this run and {other.name}", list(compare.lines(rows, self._table.full)))
+        _print(f"this run and {other.name}", compare.lines(rows, self._table.full))
         first = compare.first_divergence(rows)
         if first is None:
             print(f"none of {len(rows)} steps differs by more than {tolerance:g} standard deviations in the mean")
@@ -152,19 +166,24 @@ def _reference(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch
 
 def trace_without_weights(options: argparse.Namespace, config: Config, length: int) -> None:
     """Print the steps, where --trace asks for them, and the sums of one pass of `length` tokens."""
+    import torch
+
+    from llama3_scratch.machine import measure
     from llama3_scratch.trace import files, shapes
     from llama3_scratch.trace.table import Table
 
     check_choices(options, config)
+    machine = measure(torch.device("cpu"), torch.float32) if options.trace_cost else None
     params, batch = shapes.meta_params(config), options.batch or 1
     layers = (0,) if options.trace_layers is None else options.trace_layers
-    table = Table(params, layers, options.trace_steps or (), costs=options.trace_cost)
+    table = Table(params, layers, options.trace_steps or (), machine=machine)
     show = {"on_step": table.show} if options.trace else {}
     steps = shapes.trace_shapes(params, config, length=length, batch=batch, **show)
     if options.trace_out is not None:
-        files.write(options.trace_out, steps)
+        files.write(options.trace_out, steps, params, {})
     context = options.max_seq_len or config.max_seq_len
-    _print(f"{batch} × {length} tokens", shapes.summary(config, steps, context, batch))
+    limits = f" · {_limits(machine)}" if machine is not None else ""
+    _print(f"{batch} × {length} tokens{limits}", shapes.summary(config, steps, context, batch, machine))
 
 
 def add_trace_options(parser: cli.Parser) -> None:
@@ -180,7 +199,11 @@ def add_trace_options(parser: cli.Parser) -> None:
         help="trace the passes that make the first N tokens (%(default)s: the prompt's)",
     )
     group.add_argument("--trace-values", action="store_true", help="print the tensors' values too")
-    group.add_argument("--trace-cost", action="store_true", help="print each step's FLOPs and bytes too")
+    group.add_argument(
+        "--trace-cost",
+        action="store_true",
+        help="print what each step, function and layer took, beside this machine's limits",
+    )
     group.add_argument(
         "--trace-out",
         type=Path,
@@ -272,7 +295,11 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _print(title: str, lines: list[str]) -> None:
+def _limits(machine: Machine) -> str:
+    return f"this machine reads {machine.bandwidth / 1e9:.1f} GB/s, does {machine.flops / 1e9:.1f} GFLOP/s"
+
+
+def _print(title: str, lines: Iterable[str]) -> None:
     print(f"\n── {title} ──", *lines, sep="\n")
 
 

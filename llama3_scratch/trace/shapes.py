@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
 
 from llama3_scratch.config import Config, expected
 from llama3_scratch.linear import Params
+from llama3_scratch.machine import Machine
 from llama3_scratch.memory import size
 from llama3_scratch.model import block, forward
+from llama3_scratch.trace import roofline
 from llama3_scratch.trace.cost import Cost
 from llama3_scratch.trace.tracer import Step, watch
 
@@ -33,19 +34,13 @@ def trace_shapes(
     return steps
 
 
-def summary(config: Config, steps: Sequence[Step], context: int, batch: int) -> list[str]:
-    """Parameters, memory in bf16 for `batch` prompts of `context` tokens, and the pass's costs, by function."""
+def summary(config: Config, steps: Sequence[Step], context: int, batch: int, machine: Machine | None) -> list[str]:
+    """Parameters, memory in bf16 for `batch` prompts of `context` tokens, and what the pass costs."""
     total = sum((step.cost for step in steps), Cost())
-    by_function: dict[str, Cost] = defaultdict(Cost)
-    for step in steps:
-        by_function[step.function] += step.cost
-    lines = [
+    return [
         f"parameters    {config.n_parameters:,}" + (", the head tied to the embedding" if config.tied else ""),
         f"weights       {size(2 * config.n_parameters)} in bf16",
         f"KV cache      {size(config.kv_bytes(context, batch))} in bf16, {context:,} tokens × {batch}",
         f"this pass     {total.flops:,} FLOPs, {size(total.bytes)} moved",
+        *roofline.lines(steps, machine),
     ]
-    for name, cost in sorted(by_function.items(), key=lambda item: -item[1].flops):
-        if cost.flops:
-            lines.append(f"  {name:12}{cost.flops:,} FLOPs ({cost.flops / total.flops:.1%}), {size(cost.bytes)} moved")
-    return lines

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TextIO
 
 import torch
 
 from llama3_scratch.linear import Params
+from llama3_scratch.machine import Machine
+from llama3_scratch.trace.roofline import beside
 from llama3_scratch.trace.tracer import Statistics, Step
 
 
@@ -18,17 +20,19 @@ class Table:
     """Prints each step as it happens: the chosen layers in full, of every other layer what it hands on.
 
     `layers` are those in full; `names` are the tensors to show, all where it's empty; `values` prints the tensors too,
-    `costs` what each line took.
+    `machine` what each line took, beside what that machine can do; `files` says where each weight was read from.
     """
 
     params: Params
     layers: Collection[int] = (0,)
     names: Collection[str] = ()
     values: bool = False
-    costs: bool = False
+    machine: Machine | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     out: TextIO = field(default_factory=lambda: sys.stdout)
     _heading: tuple[int, str, str] | None = None
     _source: tuple[int, str] | None = None
+    _folded: bool = False  # the layer before had one line
 
     def full(self, step: Step) -> bool:
         """Whether the step is shown as a step of its own."""
@@ -37,10 +41,14 @@ class Table:
         return step.layer is None or step.layer in self.layers
 
     def show(self, step: Step) -> None:
+        handed_on = step.function == "decode" and step.name == "x_BTD" and step.nth > 1
+        if handed_on and self._folded:
+            return
         if self.full(step):
             self._step(step)
+            self._folded = False
         elif step.layer is not None and step.kind == "return" and step.function == "block" and not self.names:
-            self._heading = None
+            self._heading, self._folded = None, True
             print(f"{step.path}  x_BTD  {_numbers(step.statistics)}".rstrip(), file=self.out)
 
     def _step(self, step: Step) -> None:
@@ -57,12 +65,14 @@ class Table:
         parts = [f"   {sign} {name}  [{step.axes}]  {str(step.dtype).removeprefix('torch.')}"]
         if step.kind != "argument":
             parts.append(_numbers(step.statistics))
-            if self.costs and (step.cost.flops or step.cost.bytes):
-                parts.append(f"{step.cost.flops:,} FLOPs, {step.cost.bytes:,} bytes")
+            if self.machine is not None and step.cost.bytes:
+                parts.append(beside(step.cost, self.machine))
         print("  ".join(part for part in parts if part), file=self.out)
         for key in step.weights:
             weight = self.params[key]
-            print(f"        ← {key} {list(weight.shape)} {str(weight.dtype).removeprefix('torch.')}", file=self.out)
+            where = f" from {self.files[key]}" if key in self.files else ""
+            kind = str(weight.dtype).removeprefix("torch.")
+            print(f"        ← {key} {list(weight.shape)} {kind}{where}", file=self.out)
         if self.values and step.value is not None and step.kind != "argument":
             text = torch.Tensor.__repr__(step.value)
             print("\n".join(f"        {line}" for line in text.splitlines()), file=self.out)

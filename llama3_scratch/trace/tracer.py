@@ -20,7 +20,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -233,7 +233,8 @@ class _Watcher:
                 inner.weights.append(inner.own)
             step.weights, inner.weights = tuple(dict.fromkeys(inner.weights)), []
             if self.meter is not None:
-                step.cost = self.meter.take()
+                cost = self.meter.take()
+                step.cost = replace(cost, seconds=0.0) if value.device.type == "meta" else cost
         self._check(step, inner.code)
         with _unmetered(self.meter):
             if self._statistics and value.device.type != "meta":
