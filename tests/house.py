@@ -41,6 +41,7 @@ ROOMS = {
         "trace.table",
         "trace.files",
         "trace.views",
+        "trace.page",
         "trace.shapes",
     ],
     "Verbs: `python -m llama3_scratch.<verb>`": [

@@ -298,7 +298,7 @@ def test_attention_and_rope_views(run):
 BAD = {
     "F135": (["--trace-layers", "99"], 2, "layer 99: this model's 5 layers are 0 to 4"),
     "F136": (["--trace-out", "/no/such/folder/x.jsonl"], 3, "can't be written: its folder is not there"),
-    "ending": (["--trace-out", "x.txt"], 2, "expected a name that ends in .jsonl or .safetensors"),
+    "ending": (["--trace-out", "x.txt"], 2, "expected a name that ends in .jsonl, .safetensors or .html"),
     "head": (["--attention", "0,6"], 2, "head 6, the heads are 0 to 5"),
     "pair": (["--rope-pair", "4"], 2, "the pairs are 0 to 3"),
     "words": (["--trace-layers", "one"], 2, "expected whole numbers with commas"),

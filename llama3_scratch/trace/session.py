@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llama3_scratch.config import Config
     from llama3_scratch.machine import Machine
     from llama3_scratch.trace.compare import Reference
+    from llama3_scratch.trace.page import Page
     from llama3_scratch.trace.tracer import Step
 
 # The mean |difference| in standard deviations that still counts as rounding: ten times the largest that was seen on a
@@ -52,6 +53,7 @@ class Session:
         self._table = Table(checkpoint.params, layers, steps, values, self._machine, self._files)
         self._stack = contextlib.ExitStack()
         self._steps: list[Step] = []
+        self._page = _page(options, checkpoint)
 
     def start(self) -> None:
         from llama3_scratch.trace.tracer import watch
@@ -81,7 +83,10 @@ class Session:
         self._stack.close()
         options, checkpoint = self._options, self._checkpoint
         if options.trace_out is not None:
-            files.write(options.trace_out, self._steps, checkpoint.params, self._files)
+            if self._page is not None:
+                self._page.write(options.trace_out)
+            else:
+                files.write(options.trace_out, self._steps, checkpoint.params, self._files)
             log.info("%d steps written to %s", len(self._steps), options.trace_out)
         if self._machine is not None:
             first, later = ([s for s in self._steps if bool(s.call) == after] for after in (False, True))
@@ -122,8 +127,18 @@ class Session:
     def _show(self, step: Step) -> None:
         if self._options.trace and not self._options.json:
             self._table.show(step)
+        if self._page is not None:
+            self._page.take(step)
+            if not self._keep_whole(step):
+                step.value = None
 
     def _keep(self, step: Step) -> bool:
+        from llama3_scratch.trace import page
+
+        return (self._page is not None and page.needs(step)) or self._keep_whole(step)
+
+    def _keep_whole(self, step: Step) -> bool:
+        """Whether the step's tensor stays until the end of the run."""
         from llama3_scratch.trace import compare, views
 
         options = self._options
@@ -162,6 +177,15 @@ def _reference(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch
         sizes = f"{other.config.vocab_size} tokens, this model's {config.vocab_size}"
         raise UsageError(f"--trace-compare {name}: its vocabulary has {sizes}; the same text is no run of both")
     return compare.one_pass(name, other.params, other.config, dtype)
+
+
+def _page(options: argparse.Namespace, checkpoint: Checkpoint) -> Page | None:
+    """The page that --trace-out asks for, if it does."""
+    from llama3_scratch.trace.page import Page
+
+    if options.trace_out is None or options.trace_out.suffix != ".html":
+        return None
+    return Page(checkpoint.params, checkpoint.config, checkpoint.tokenizer, checkpoint.path.name)
 
 
 def trace_without_weights(options: argparse.Namespace, config: Config, length: int) -> None:
@@ -208,7 +232,8 @@ def add_trace_options(parser: cli.Parser) -> None:
         "--trace-out",
         type=Path,
         metavar="FILE",
-        help="write the steps to FILE.jsonl or their tensors to FILE.safetensors",
+        help="write the steps to FILE.jsonl, their tensors to FILE.safetensors, or a page for the browser to FILE.html: "
+        "the prompt's pass, and with --trace-tokens the later ones to choose from",
     )
     group.add_argument(
         "--trace-compare",
@@ -261,6 +286,11 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
             require_transformers("--trace-compare hf")
     if options.trace_out is not None:
         check_writable(options.trace_out)
+        if options.trace_out.suffix == ".html":
+            if options.no_weights:
+                raise UsageError("a page shows values, which --no-weights has none of; take --trace-out FILE.jsonl")
+            if len(options.prompts) + (options.prompt is not None) + (options.prompt_file is not None) > 1:
+                raise UsageError("a page shows one prompt; give only one with --trace-out FILE.html")
     if options.trace_tokens != 1 and not (options.trace or options.trace_out or options.trace_compare):
         raise UsageError("--trace-tokens goes with --trace, --trace-out or --trace-compare")
     return bool(options.trace or views or options.trace_out or options.trace_compare)
@@ -268,8 +298,8 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
 
 def check_writable(path: Path) -> None:
     """Raise before anything is computed where the trace couldn't be written: UsageError, FileError."""
-    if path.suffix not in (".jsonl", ".safetensors"):
-        raise UsageError(f"--trace-out {path}: expected a name that ends in .jsonl or .safetensors")
+    if path.suffix not in (".jsonl", ".safetensors", ".html"):
+        raise UsageError(f"--trace-out {path}: expected a name that ends in .jsonl, .safetensors or .html")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise FileError(f"{path}: can't be written: {'is a folder' if path.is_dir() else 'its folder is not there'}")
     try:

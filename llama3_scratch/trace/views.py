@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from llama3_scratch.config import Config
 from llama3_scratch.linear import Params
@@ -25,15 +26,21 @@ def lens(steps: Sequence[Step], params: Params, config: Config, tokenizer: Token
     lines = []
     for step in _first_pass(steps):
         if step.function == "block" and step.kind == "return" and step.value is not None:
-            logits_BTV = unembed(rms_norm(step.value, params, "norm", config), params)
-            chosen = " ".join(repr(_text(id, tokenizer)) for id in logits_BTV[0].argmax(-1).tolist())
-            top = logits_BTV[0, -1].softmax(-1).topk(3)
-            likeliest = ", ".join(
+            ids, shares = likeliest(step.value[:1], params, config, 3)
+            chosen = " ".join(repr(_text(id, tokenizer)) for id in ids[0, :, 0].tolist())
+            last = ", ".join(
                 f"{_text(id, tokenizer)!r} {share:.1%}"
-                for share, id in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+                for share, id in zip(shares[0, -1].tolist(), ids[0, -1].tolist(), strict=True)
             )
-            lines.append(f"{step.path:10} {chosen}\n{'':10} last: {likeliest}")
+            lines.append(f"{step.path:10} {chosen}\n{'':10} last: {last}")
     return lines
+
+
+def likeliest(x_BTD: Tensor, params: Params, config: Config, n: int) -> tuple[Tensor, Tensor]:
+    """The n tokens that the head would choose if x_BTD left the last layer, and their probabilities: (B, T, n) each."""
+    logits_BTV = unembed(rms_norm(x_BTD, params, "norm", config), params)
+    top = logits_BTV.softmax(-1).topk(min(n, config.vocab_size))
+    return top.indices, top.values
 
 
 def attention(steps: Sequence[Step], layer: int, head: int, tokens: Sequence[str]) -> list[str]:

@@ -1,0 +1,268 @@
+"""The trace as one HTML file that needs no network: each step is reduced to a picture of itself as it comes.
+
+What the file holds of a tensor is its statistics, a histogram and a heat map of at most 64 × 48 cells. The views hold
+more: every head's attention, the likeliest tokens after each layer, the query and the key of each layer's head 0 before
+and after RoPE, and the residual stream's numbers. They show all tokens of a pass, or the first 8 and the last ones
+where there are more than fit a file that a browser opens with ease.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llama3_scratch.config import Config
+from llama3_scratch.files import write_whole
+from llama3_scratch.linear import Params
+from llama3_scratch.text import piece
+from llama3_scratch.tokenizer import Tokenizer
+from llama3_scratch.trace.tracer import Step
+from llama3_scratch.trace.views import likeliest
+
+ROWS, COLUMNS, BINS = 64, 48, 32  # of a heat map, of a histogram
+MOST_TOKENS, FIRST_TOKENS = 256, 8
+ATTENTION_BYTES = 24e6  # of all heads' scores and weights in one pass, before compression
+TOP = 5
+
+
+class Page:
+    """What the page shows of a run of one prompt: `take` each step that `needs` says, then `write`. Keeps no tensor."""
+
+    def __init__(self, params: Params, config: Config, tokenizer: Tokenizer | None, title: str) -> None:
+        self._params, self._config, self._tokenizer, self._title = params, config, tokenizer, title
+        heads = config.n_layers * config.n_heads
+        self.most_tokens = min(MOST_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(int(ATTENTION_BYTES / (2 * heads)))))
+        self._strings: dict[str, int] = {}
+        self._vocabulary: dict[int, str] = {}
+        self._weights: dict[str, list[Any]] = {}
+        self._tokens: list[int] = []
+        self._passes: list[dict[str, Any]] = []
+        self._heats: dict[str, int] = {}  # as the page gets it → its number
+        self._blobs = bytearray()
+        self._offsets: dict[bytes, int] = {}  # of each array in the blobs, by its hash: equal ones share their bytes
+        self._before_RD = torch.empty(0)  # the residual stream as the layer found it, in the rows that are shown
+
+    def take(self, step: Step) -> None:
+        """Reduce a step; its tensor isn't needed any more after this."""
+        if not self._passes or step.call >= len(self._passes):
+            self._passes.append({"rows": [], "columns": [], "steps": [], "residual": [], "layers": {}, "last": -2})
+        of = self._passes[-1]
+        if step.value is not None:
+            self._views(of, step, step.value)
+        of["last"] = group = self._group(of["last"], step)
+        heat = self._heat(step, step.value) if step.value is not None and step.kind != "argument" else -1
+        s = step.statistics
+        for key in step.weights:
+            weight = self._params[key]
+            self._weights[key] = [list(weight.shape), _name(weight.dtype)]
+        texts = (step.path, step.function, step.source, step.name, step.letters, _name(step.dtype))
+        of["steps"].append([
+            group, ("argument", "local", "return").index(step.kind), *map(self._string, texts), step.line, step.nth,
+            list(step.shape), [*map(_short, (s.min, s.max, s.mean, s.std)), s.nan, s.inf] if s else None,
+            list(step.weights), step.cost.flops, step.cost.bytes, _short(step.cost.seconds), heat,
+        ])  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        """Write the page: the template with style, script and data put in, and a policy that lets only those run."""
+        c = self._config
+        known = {
+            "title": self._title,
+            "config": {"layers": c.n_layers, "heads": c.n_heads, "kv_heads": c.n_kv_heads, "width": c.dim,
+                       "head_dim": c.head_dim, "theta": c.rope_theta},
+            "tokens": [self._text(id) for id in self._tokens],
+            "ids": self._tokens,
+            "strings": list(self._strings),
+            "vocabulary": self._vocabulary,
+            "weights": self._weights,
+            "heats": [json.loads(heat) for heat in self._heats],
+            "passes": [{key: value for key, value in of.items() if key != "last"} for of in self._passes],
+        }  # fmt: skip
+        head = json.dumps(known, separators=(",", ":"), allow_nan=False).encode()
+        packed = gzip.compress(len(head).to_bytes(4, "little") + head + self._blobs, mtime=0)
+        write_whole(path, _filled(base64.b64encode(packed).decode()))
+
+    def _group(self, last: int, step: Step) -> int:
+        """Where on the page a step stands: its layer, -1 before the first, n_layers after the last."""
+        if step.layer is not None:
+            return step.layer
+        if last < 0:
+            return -1
+        handed_on = step.function == "decode" and step.kind == "local" and last < self._config.n_layers
+        return last if handed_on else self._config.n_layers
+
+    def _views(self, of: dict[str, Any], step: Step, value: Tensor) -> None:
+        """Add what the views show of this step, if any."""
+        where = step.function, step.name
+        if where == ("embed", "tokens_BT"):
+            self._tokens += value[0].tolist()
+        elif where == ("decode", "x_BTD") and step.kind == "argument":
+            of["rows"], of["rowsOf"] = self._shown(value.shape[1]), value.shape[1]
+            self._before_RD = value[0, of["rows"]].float()
+            of["residual"].append(self._residual(self._before_RD, {}))
+        elif where == ("decode", "positions_BT"):
+            of["positions"], of["start"] = value[0, of["rows"]].tolist(), int(value[0, 0])
+        elif where == ("decode", "slots_S"):
+            of["columns"], of["span"] = self._shown(value.shape[0]), value.shape[0]
+        elif where == ("rotations", "angles_BTJ"):
+            of["angles"] = self._blob(_numpy(value[0, of["rows"]]))
+        if step.layer is None:
+            return
+        layer = of["layers"].setdefault(step.layer, {})
+        if step.function == "attention" and step.name in ("q_BTHK", "k_BTGK"):
+            when = "before" if step.nth == 1 else "after"
+            layer[f"{step.name[0]}_{when}"] = self._linear(_numpy(value[0, of["rows"], 0]))
+        elif where in (("attend", "scores_BGRTS"), ("attend", "weights_BGRTS")):
+            heads_HTS = value[0].flatten(0, 1)[:, of["rows"]][:, :, of["columns"]].float()
+            layer[step.name[: step.name.index("_")]] = (
+                self._scores(heads_HTS) if step.name[0] == "s" else self._blob(_numpy(heads_HTS.sqrt() * 255, np.uint8))
+            )
+        elif where in (("block", "attended_BTD"), ("block", "fed_BTD")):
+            layer[step.name] = value[0, of["rows"]].float().norm(dim=-1)
+        elif step.function == "block" and step.kind == "return":
+            after_RD = value[0, of["rows"]].float()
+            of["residual"].append(self._residual(after_RD, layer))
+            self._before_RD = after_RD
+            layer["lens"] = self._lens(value[:, of["rows"]])
+
+    def _residual(self, x_RD: Tensor, layer: dict[str, Any]) -> list[int]:
+        """Norm, change, attention's part, feed-forward's part and largest magnitude, for each row."""
+        norm_R = x_RD.norm(dim=-1)
+        change_R = (x_RD - self._before_RD).norm(dim=-1) / self._before_RD.norm(dim=-1).clamp_min(1e-30)
+        parts = [layer.pop(name, torch.zeros_like(norm_R)) for name in ("attended_BTD", "fed_BTD")]
+        return self._blob(_numpy(torch.stack([norm_R, change_R, *parts, x_RD.abs().amax(-1)])))
+
+    def _lens(self, x_1RD: Tensor) -> list[list[int]]:
+        """The likeliest tokens and their probabilities, were this the last layer."""
+        top = [likeliest(part, self._params, self._config, TOP) for part in x_1RD.split(32, dim=1)]
+        ids, shares = (torch.cat(parts, dim=1)[0] for parts in zip(*top, strict=True))
+        for id in ids.unique().tolist():
+            self._vocabulary[id] = self._text(id)
+        return [self._blob(_numpy(ids, np.uint32)), self._blob(_numpy(shares))]
+
+    def _scores(self, scores_HTS: Tensor) -> list[Any]:
+        low_H, high_H = scores_HTS.nan_to_num().flatten(1).aminmax(dim=1)
+        scaled = (scores_HTS.nan_to_num() - low_H[:, None, None]) / (high_H - low_H).clamp_min(1e-30)[:, None, None]
+        return [self._blob(_numpy(scaled * 255, np.uint8)), [*map(_short, low_H)], [*map(_short, high_H)]]
+
+    def _linear(self, values: np.ndarray) -> list[Any]:
+        most = float(np.abs(np.nan_to_num(values)).max(initial=0)) or 1.0
+        return [self._blob(np.rint(np.nan_to_num(values) / most * 127).astype(np.int8)), _short(most)]
+
+    def _heat(self, step: Step, value: Tensor) -> int:
+        """The number of the step's heat map and histogram; tensors that look the same share one."""
+        plane, rows, columns, head = _plane(value, step.letters)
+        cells, row_block, column_block = _largest(plane)
+        finite = np.abs(cells[np.isfinite(cells)])
+        most = float(finite.max(initial=0)) or 1.0
+        with np.errstate(invalid="ignore"):
+            coded = np.where(np.isfinite(cells), np.rint(np.sign(cells) * np.sqrt(np.abs(cells) / most) * 127), -128)
+        about = [*cells.shape, row_block, column_block, rows, columns, head, _short(most)]
+        drawn = json.dumps([self._blob(coded.astype(np.int8)), self._blob(_histogram(value)), *about])
+        return self._heats.setdefault(drawn, len(self._heats))
+
+    def _blob(self, array: np.ndarray) -> list[int]:
+        """[type, offset, number of elements] of the array among the data; a type is its place in TYPES of page.js."""
+        data = array.tobytes()
+        mark = hashlib.sha256(data).digest()
+        if mark not in self._offsets:
+            self._offsets[mark] = len(self._blobs)
+            self._blobs += data
+        kind = ("int8", "uint8", "uint32", "float32").index(array.dtype.name)
+        return [kind, self._offsets[mark], array.size]
+
+    def _shown(self, n: int) -> list[int]:
+        if n <= self.most_tokens:
+            return list(range(n))
+        return [*range(FIRST_TOKENS), *range(n - self.most_tokens + FIRST_TOKENS, n)]
+
+    def _string(self, text: str) -> int:
+        return self._strings.setdefault(text, len(self._strings))
+
+    def _text(self, id: int) -> str:
+        """A token's text; bytes that are no character by themselves are written as numbers."""
+        return piece(id, self._tokenizer).decode(errors="backslashreplace") if self._tokenizer else str(id)
+
+
+def needs(step: Step) -> bool:
+    """Whether the page needs the step's tensor."""
+    return step.kind != "argument" or (step.function, step.name) in (("embed", "tokens_BT"), ("decode", "x_BTD"))
+
+
+def _plane(value: Tensor, letters: str) -> tuple[np.ndarray, list[Any], list[list[Any]], bool]:
+    """The tensor as a matrix of its first prompt, the [axis, size] of its rows and of what its columns run through.
+
+    Rows are tokens where it has them; of attention's scores it is head 0, which the last item tells.
+    """
+    if value.is_complex():
+        value, letters = torch.view_as_real(value.resolve_conj()), letters + "c" * bool(letters)
+    letters = letters if len(letters) == value.ndim else "?" * value.ndim
+    if letters[:1] == "B":
+        value, letters = value[0], letters[1:]
+    head = "T" in letters and "S" in letters and letters.index("T") > 0
+    while head and letters[0] != "T":
+        value, letters = value[0], letters[1:]
+    if value.ndim < 2:
+        value, letters = value.reshape(1, -1), ("1" + letters)[-2:].rjust(2, "1")
+    axes: list[list[Any]] = [[axis, size] for axis, size in zip(letters, value.shape, strict=True)]
+    return _numpy(value.flatten(1)), axes[0], axes[1:], head
+
+
+def _largest(plane: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """At most ROWS × COLUMNS cells, each the value of largest magnitude in its block, and the block's rows and columns.
+
+    Infinities count only where a block has nothing else, a NaN always.
+    """
+    (n_rows, n_columns) = plane.shape
+    tall, wide = max(1, -(-n_rows // ROWS)), max(1, -(-n_columns // COLUMNS))
+    padding = ((0, -n_rows % tall), (0, -n_columns % wide))
+    blocks = np.pad(plane, padding, constant_values=np.inf)
+    blocks = blocks.reshape(blocks.shape[0] // tall, tall, -1, wide).swapaxes(1, 2)
+    blocks = blocks.reshape(*blocks.shape[:2], tall * wide)
+    size = np.where(np.isinf(blocks), -1, np.where(np.isnan(blocks), np.inf, np.abs(blocks)))
+    return np.take_along_axis(blocks, size.argmax(-1)[..., None], -1)[..., 0], tall, wide
+
+
+def _histogram(value: Tensor) -> np.ndarray:
+    """How many of the finite values lie in each of BINS equal steps from least to largest, the most being 255."""
+    flat = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    flat = flat.flatten().to(torch.promote_types(flat.dtype, torch.float32)).cpu()
+    counts = torch.histc(flat[flat.isfinite()], BINS)
+    return _numpy(counts / counts.max().clamp_min(1) * 255, np.uint8)
+
+
+def _numpy(value: Tensor, dtype: Any = np.float32) -> np.ndarray:
+    array = value.detach().cpu().to(torch.float64 if dtype == np.uint32 else torch.float32).numpy()
+    if dtype == np.uint8:
+        array = np.clip(np.rint(np.nan_to_num(array)), 0, 255)
+    return array.astype(dtype)
+
+
+def _short(value: Any) -> float:
+    return float(f"{float(value):.6g}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _filled(data: str) -> str:
+    folder = resources.files("llama3_scratch.trace")
+    html, css, js = (folder.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    policy = f"default-src 'none'; style-src {_hash(css)}; script-src {_hash(js)}; base-uri 'none'; form-action 'none'"
+    for mark, text in {"policy": policy, "style": css, "script": js, "data": data}.items():
+        html = html.replace(f"@{mark}@", text)
+    return html
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
