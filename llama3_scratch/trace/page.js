@@ -32,7 +32,7 @@ function array([type, offset, length]) {
 function visible(text) {
   if (!text) return "∅";
   return text
-    .replace(/[\u0000-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, (char) =>
+    .replace(/[\u0000-\u001f\u007f-\u00a0\u00ad\u2000-\u200b\u200e\u200f\u2028-\u202f\u205f-\u2069\u3000\ufeff]/g, (char) =>
       char === "\n" ? "⏎" : char === "\t" ? "⇥" : char < " " ? String.fromCharCode(0x2400 + char.charCodeAt(0))
         : `⟨${char.charCodeAt(0).toString(16).toUpperCase()}⟩`)
     .replace(/^ +| +$/g, (blanks) => "␣".repeat(blanks.length));
@@ -102,13 +102,14 @@ function readPalettes() {
     });
     return [name, table];
   }));
-  palettes.line = style.getPropertyValue("--line").trim();
+  palettes.bad = style.getPropertyValue("--bad").trim().slice(1).match(/../g).map((hex) => parseInt(hex, 16));
   palettes.ink = style.getPropertyValue("--ink").trim();
   palettes.quiet = style.getPropertyValue("--quiet").trim();
   palettes.paper = style.getPropertyValue("--paper").trim();
 }
 
-const colour = (name, share) => palettes[name][Math.round(Math.min(1, Math.max(0, share)) * 255)];
+const colour = (name, share) =>
+  Number.isNaN(share) ? palettes.bad : palettes[name][Math.round(Math.min(1, Math.max(0, share)) * 255)];
 const css = (rgb) => `rgb(${rgb.join(" ")})`;
 
 function luminance(rgb) {
@@ -265,9 +266,10 @@ function residual(name) {
 function layersView(panel) {
   const { rows, positions } = pass(), values = residual(state.statistic);
   const drawn = state.statistic === "norm" || state.statistic === "largest" ? values : values.slice(1);
-  const logs = drawn.flatMap((row) => [...row]).filter((value) => value > 0).map(Math.log);
-  const low = Math.min(...logs), high = Math.max(...logs);
-  const share = (value) => (value > 0 && high > low ? (Math.log(value) - low) / (high - low) : 0);
+  const logs = drawn.flatMap((row) => [...row]).filter((value) => value > 0 && value < Infinity).map(Math.log).sort((a, b) => a - b);
+  // A first token whose norm is a hundred times the others' would leave those a single colour.
+  const low = logs[Math.floor(0.04 * logs.length)] ?? 0, high = logs[Math.floor(0.92 * logs.length)] ?? 1;
+  const share = (value) => (Number.isNaN(value) ? NaN : value > 0 && high > low ? (Math.log(value) - low) / (high - low) : 0);
   const groups = [-1, ...Array.from({ length: run.config.layers }, (_, i) => i), run.config.layers];
   const body = groups.map((group) => {
     const line = group < run.config.layers ? values[group + 1] : null;
@@ -289,6 +291,8 @@ function layersView(panel) {
   });
   const table = make("table", { class: "grid layers", role: "grid", "aria-label": "Tokens across, layers down" },
     tokenHeads(rows.map((_, i) => positions[i])), make("tbody", {}, ...body));
+  const room = (innerWidth < 1000 ? innerWidth : innerWidth * 0.54) - 140;
+  table.style.setProperty("--cell", `${Math.max(19, Math.min(34, Math.floor(room / rows.length)))}px`);
   const split = make("div", { class: "split" },
     make("div", {}, make("div", { class: "scroll" }, table)), make("section", { id: "steps", tabindex: -1 }));
   panel.append(
@@ -296,7 +300,7 @@ function layersView(panel) {
     make("div", { class: "controls" },
       selector("colour", Object.values(STATISTICS), Object.keys(STATISTICS).indexOf(state.statistic),
         (i) => set({ statistic: Object.keys(STATISTICS)[i] })),
-      scale("sequence", number(Math.exp(low), 3), `${number(Math.exp(high), 3)} (logarithmic)`)),
+      scale("sequence", `≤ ${number(Math.exp(low), 3)}`, `≥ ${number(Math.exp(high), 3)} (logarithmic)`)),
     split);
   const open = (row) => openGroup(groups[row], true);
   const focus = roving(table, open);
@@ -317,7 +321,7 @@ function tokenHeads(positions) {
 
 function openGroup(group, focus) {
   state.group = group;
-  if (group >= 0 && group < run.config.layers) state.layer = group;
+  if (group !== null && group >= 0 && group < run.config.layers) state.layer = group;
   for (const row of document.querySelectorAll(".layers tbody tr")) {
     row.setAttribute("aria-selected", String(+row.dataset.group === group));
   }
@@ -512,6 +516,8 @@ function attentionView(panel) {
   const { layer, head, stage } = state;
   const matrix = headMatrix(layer, head, stage);
   const readout = make("p", { class: "readout", "aria-live": "polite" }, "Hover over a cell, or move with the arrows in the map.");
+  const name = { scores: "scores_BGRTS", weights: "weights_BGRTS" }[stage];
+  const bad = pass().steps.find((step) => step.group === layer && step.name === name)?.numbers?.[4];
   const map = attentionMap(matrix, stage, readout);
   const G = run.config.kv_heads, R = run.config.heads / G;
   const heads = Array.from({ length: run.config.heads }, (_, h) => {
@@ -523,7 +529,7 @@ function attentionView(panel) {
       canvas, `head ${h}`, make("small", {}, `first token ${percent(first)}`), make("small", {}, `key head ${Math.floor(h / R)}`));
   });
   panel.append(
-    lead(`Each row is a token that asks, each column one that it may look at.${cut(columns, pass().span, "tokens")}`),
+    lead(`Each row is a token that asks, each column one that it may look at.${cut(columns, pass().span, "tokens")}${bad ? ` ${bad} of this layer’s values are NaN, drawn as 0.` : ""}`),
     make("div", { class: "controls" },
       selector("layer", Array.from({ length: run.config.layers }, (_, i) => String(i)), layer, (i) => set({ layer: i })),
       selector("head", heads.map((_, i) => String(i)), head, (i) => set({ head: i })),
@@ -541,7 +547,7 @@ function attentionMap(matrix, stage, readout) {
   const { rows, columns, positions } = pass();
   const room = Math.min(720, Math.max(240, innerWidth - 150));
   const cell = Math.max(9, Math.min(26, Math.floor(room / Math.max(columns.length, 8))));
-  const font = Math.min(12, cell), label = 98, width = label + cell * columns.length, height = label + cell * rows.length;
+  const font = Math.min(12, cell), label = innerWidth < 560 ? 72 : 98, width = label + cell * columns.length, height = label + cell * rows.length;
   const canvas = make("canvas", { class: "matrix", tabindex: 0, role: "img", "data-cell": cell, "data-label": label,
     "aria-label": `attention ${stage} of layer ${state.layer}, head ${state.head}; arrows move, the text above tells the value` });
   const ratio = Math.max(1, devicePixelRatio);
@@ -617,7 +623,7 @@ function lensView(panel) {
     if (!layers[layer].lens) return null;
     const ids = array(layers[layer].lens[0]), shares = array(layers[layer].lens[1]), top = ids.length / rows.length;
     return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, `layer ${layer}`), ...rows.map((_, i) => {
-      const rgb = colour("sequence", Math.sqrt(shares[i * top]) * 0.85);
+      const rgb = colour("sequence", shares[i * top]);
       const cell = make("td", { role: "gridcell", "aria-label":
         `layer ${layer}, after ${token(positions[i])}: ${visible(run.vocabulary[ids[i * top]])} ${percent(shares[i * top])}` },
         bdi(visible(run.vocabulary[ids[i * top]])));
@@ -636,7 +642,7 @@ function lensView(panel) {
   const box = make("div", { class: "scroll tall" }, table);
   panel.append(
     lead(`What the head would say next, were each layer the last. The last layer’s row is the model’s own choice.${cut(rows, pass().rowsOf, "tokens")}`),
-    make("div", { class: "controls" }, scale("sequence", "0 %", "100 % (square root)")), box);
+    make("div", { class: "controls" }, scale("sequence", "0 %", "100 %")), box);
   roving(table);
   tips(table, (target) => target.closest("td")?.tip());
 }
@@ -702,12 +708,14 @@ function residualView(panel) {
   const { rows, positions } = pass(), all = residual(state.statistic);
   const first = state.statistic === "norm" || state.statistic === "largest" ? 0 : 1;
   const values = all.slice(first);
-  const positive = values.flatMap((row) => [...row]).filter((value) => value > 0);
+  const positive = values.flatMap((row) => [...row]).filter((value) => value > 0 && value < Infinity);
+  if (!positive.length) positive.push(1);
   const low = Math.floor(Math.log10(Math.min(...positive)) * 4) / 4, high = Math.ceil(Math.log10(Math.max(...positive)) * 4) / 4;
   const W = 980, H = 460, left = 62, right = 14, top = 14, bottom = 42;
   const x = (depth) => left + (depth / Math.max(1, values.length - 1)) * (W - left - right);
   const y = (value) => top + (1 - (Math.log10(Math.max(value, 10 ** low)) - low) / (high - low || 1)) * (H - top - bottom);
-  const path = (of) => values.map((row, depth) => `${depth ? "L" : "M"}${x(depth).toFixed(1)} ${y(of(row)).toFixed(1)}`).join("");
+  const path = (of) => values.map((row, depth) => [x(depth), y(of(row))]).filter((point) => Number.isFinite(point[1]))
+    .map((point, i) => `${i ? "L" : "M"}${point[0].toFixed(1)} ${point[1].toFixed(1)}`).join("");
   const svg = draw("svg", { class: "plot", viewBox: `0 0 ${W} ${H}`, role: "img",
     "aria-label": `${STATISTICS[state.statistic]} by depth, a line for each token and one for their mean` });
   for (let power = Math.ceil(low); power <= Math.floor(high); power++) {

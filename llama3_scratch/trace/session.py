@@ -232,8 +232,8 @@ def add_trace_options(parser: cli.Parser) -> None:
         "--trace-out",
         type=Path,
         metavar="FILE",
-        help="write the steps to FILE.jsonl, their tensors to FILE.safetensors, or a page for the browser to FILE.html: "
-        "the prompt's pass, and with --trace-tokens the later ones to choose from",
+        help="write the steps to FILE.jsonl, their tensors to FILE.safetensors, or a page for the browser to FILE.html "
+        "(the prompt's pass, and with --trace-tokens the later ones to choose from)",
     )
     group.add_argument(
         "--trace-compare",
