@@ -54,11 +54,11 @@ PARAMS = tiny.params(CONFIG)
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
     """The page of a prompt and of one more token, and the steps that it was made of, by their keys."""
-    page = Page(PARAMS, CONFIG, tokenizer(), "a <b>title</b>")
+    page = Page(PARAMS, CONFIG, tokenizer(), "a <b>title</b>", dict.fromkeys(PARAMS, "consolidated.00.pth"))
     cache = Cache(64)
     with (
         torch.inference_mode(),
-        watch(keep=lambda step: True, costs=True, on_step=lambda step: needs(step) and page.take(step)) as steps,
+        watch(keep=lambda step: True, costs=True, on_step=page.take) as steps,
     ):
         forward(torch.tensor([IDS]), PARAMS, CONFIG, cache=cache, block=block)
         forward(torch.tensor([[65]]), PARAMS, CONFIG, cache=cache, block=block)
@@ -154,7 +154,7 @@ def test_a_click_opens_a_layers_steps_in_their_order(visit, traced):
     text = card.inner_text()
     step = traced[1]["layers.3.attention.q_BTHK"]
     assert "q_BTHK [B=1 T=12 H=6 K=8] float32" in text and step.source in text
-    assert "layers.3.attention.wq.weight [48 × 48] float32" in text
+    assert "layers.3.attention.wq.weight [48 × 48] float32 from consolidated.00.pth" in text
     for name in ("min", "max", "mean", "std"):
         shown_value = number(re.search(rf"{name}\s*(\S+)", text)[1])
         assert shown_value == pytest.approx(getattr(step.statistics, name), rel=1e-3)

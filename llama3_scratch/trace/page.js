@@ -419,7 +419,7 @@ function stepCard(step) {
     make("div", { class: "shape" }, make("b", {}, name), " ", letters, ` ${step.dtype}`),
     numbers,
     ...step.weights.map((key) => make("div", { class: "weights" }, "← ", make("b", {}, key),
-      ` [${run.weights[key][0].join(" × ")}] ${run.weights[key][1]}`)),
+      ` [${run.weights[key][0].join(" × ")}] ${run.weights[key][1]}${run.weights[key][2] && ` from ${run.weights[key][2]}`}`)),
     step.source.includes("linear(") ? make("div", { class: "linear" }, formula("linear")) : null,
     cost ? make("div", { class: "numbers quiet" }, cost) : null,
     step.heat >= 0 ? pictures(step) : null);

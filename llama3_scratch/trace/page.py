@@ -13,8 +13,10 @@ import gzip
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,10 +38,20 @@ TOP = 5
 
 
 class Page:
-    """What the page shows of a run of one prompt: `take` each step that `needs` says, then `write`. Keeps no tensor."""
+    """What the page shows of a run of one prompt: `take` every step, then `write`. Keeps no tensor.
 
-    def __init__(self, params: Params, config: Config, tokenizer: Tokenizer | None, title: str) -> None:
-        self._params, self._config, self._tokenizer, self._title = params, config, tokenizer, title
+    `files` says where each weight was read from.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: Config,
+        tokenizer: Tokenizer | None,
+        title: str,
+        files: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._params, self._config, self._tokenizer, self._title, self._files = params, config, tokenizer, title, files
         heads = config.n_layers * config.n_heads
         self.most_tokens = min(MOST_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(int(ATTENTION_BYTES / (2 * heads)))))
         self._strings: dict[str, int] = {}
@@ -64,7 +76,7 @@ class Page:
         s = step.statistics
         for key in step.weights:
             weight = self._params[key]
-            self._weights[key] = [list(weight.shape), _name(weight.dtype)]
+            self._weights[key] = [list(weight.shape), _name(weight.dtype), self._files.get(key, "")]
         texts = (step.path, step.function, step.source, step.name, step.letters, _name(step.dtype))
         of["steps"].append([
             group, ("argument", "local", "return").index(step.kind), *map(self._string, texts), step.line, step.nth,

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ class Session:
         self._table = Table(checkpoint.params, layers, steps, values, self._machine, self._files)
         self._stack = contextlib.ExitStack()
         self._steps: list[Step] = []
-        self._page = _page(options, checkpoint)
+        self._page = _page(options, checkpoint, self._files)
 
     def start(self) -> None:
         from llama3_scratch.trace.tracer import watch
@@ -179,13 +179,13 @@ def _reference(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch
     return compare.one_pass(name, other.params, other.config, dtype)
 
 
-def _page(options: argparse.Namespace, checkpoint: Checkpoint) -> Page | None:
+def _page(options: argparse.Namespace, checkpoint: Checkpoint, files: Mapping[str, str]) -> Page | None:
     """The page that --trace-out asks for, if it does."""
     from llama3_scratch.trace.page import Page
 
     if options.trace_out is None or options.trace_out.suffix != ".html":
         return None
-    return Page(checkpoint.params, checkpoint.config, checkpoint.tokenizer, checkpoint.path.name)
+    return Page(checkpoint.params, checkpoint.config, checkpoint.tokenizer, checkpoint.path.name, files)
 
 
 def trace_without_weights(options: argparse.Namespace, config: Config, length: int) -> None:
