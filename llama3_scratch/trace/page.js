@@ -41,7 +41,7 @@ function visible(text) {
 function number(value, digits = 4) {
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "∞" : "−∞";
   const size = Math.abs(value);
-  const text = size && (size < 1e-3 || size >= 1e6) ? value.toExponential(digits - 2) : String(+value.toPrecision(digits));
+  const text = size && (size < 1e-3 || size >= 1e6) ? value.toExponential(digits - 2) : (+value.toPrecision(digits)).toLocaleString("en", { maximumSignificantDigits: digits });
   return text.replace("-", "−").replace("e+", "e").replace("e-", "e−");
 }
 
@@ -200,7 +200,7 @@ function roving(table, open) {
       PageDown: [row + 8, column],
     };
     if (moves[event.key]) focus(...moves[event.key]);
-    else if (open && (event.key === "Enter" || event.key === " ")) open(row);
+    else if (open && (event.key === "Enter" || event.key === " ")) open(row, column);
     else return;
     event.preventDefault();
   });
@@ -217,7 +217,7 @@ const STATISTICS = {
   largest: "largest |x|",
 };
 const state = { pass: 0, view: "layers", group: null, statistic: "norm", layer: 0, head: 0, stage: "weights", pair: 0,
-  side: "q", measure: "seconds" };
+  side: "q", measure: "seconds", target: "first" };
 const pass = () => run.passes[state.pass];
 
 function set(changes) {
@@ -252,6 +252,8 @@ function choose(view, focus = false) {
   if (focus) find(`#tab-${view}`).focus();
 }
 
+/** Whether tokens that aren't shown stand before the i-th of these. */
+const gap = (positions, i) => i > 0 && positions[i] !== positions[i - 1] + 1;
 const lead = (text) => make("p", { class: "lead" }, text);
 const cut = (shown, all, what) =>
   shown.length < all ? ` Of ${all} ${what} the first 8 and the last ${shown.length - 8} are shown.` : "";
@@ -277,7 +279,7 @@ function layersView(panel) {
     const row = make("tr", { role: "row", "data-group": group, "aria-selected": String(group === state.group) },
       make("th", { scope: "row", role: "rowheader" }, groupName(group)),
       ...rows.map((_, i) => {
-        const cell = make("td", { role: "gridcell" });
+        const cell = make("td", { role: "gridcell", class: gap(positions, i) && "gap" });
         if (blank) {
           cell.setAttribute("aria-label", `${groupName(group)}, ${token(positions[i])}`);
           return cell;
@@ -441,7 +443,7 @@ function pictures(step) {
     const code = heat.cells[row * columns + column];
     return code === -128 ? null : colour("diverging", 0.5 + code / 254);
   });
-  canvas.style.height = `${Math.max(16, Math.min(190, rows * Math.max(3, Math.floor(150 / rows))))}px`;
+  canvas.style.height = `${Math.max(16, rows * Math.min(24, Math.max(3, Math.floor(150 / rows))))}px`;
   canvas.style.backgroundColor = "var(--line)";
   tips(canvas, (target, event) => heatTip(step, heat, canvas, event));
   const bars = draw("svg", { viewBox: "0 0 32 20", preserveAspectRatio: "none", role: "img", "aria-label": "histogram" },
@@ -499,7 +501,7 @@ function headMatrix(layer, head, stage) {
   }
   const [ref, lows, highs] = of.scores, cells = array(ref).subarray(head * n, (head + 1) * n);
   const low = lows[head], high = highs[head];
-  return { masked, low, high, at: (row, column) => low + (cells[row * columns.length + column] / 255) * (high - low) };
+  return { masked, low, high, at: (row, column) => low + (cells[row * columns.length + column] / 63) * (high - low) };
 }
 
 function attentionColour(matrix, stage) {
@@ -540,7 +542,43 @@ function attentionView(panel) {
       make("div", {}, readout, make("div", { class: "scroll tall" }, map)),
       make("div", {}, make("h2", { class: "heads-title" }, `All heads of layer ${layer}`),
         make("p", { class: "lead" }, "“First token” is the mean weight that a head gives it."),
-        make("div", { class: "heads" }, ...heads))));
+        make("div", { class: "heads" }, ...heads), everyHead())));
+}
+
+const TARGETS = { first: "the first token", previous: "the one before", itself: "itself" };
+
+/** Layers down, heads across: the mean weight that each head gives to one kind of token. */
+function everyHead() {
+  const { rows, columns, positions, layers } = pass(), { target } = state;
+  const wanted = rows.map((_, row) => columns.indexOf({ first: 0, previous: positions[row] - 1, itself: positions[row] }[target]));
+  const body = Object.keys(layers).filter((layer) => layers[layer].weights).map((layer) => {
+    const cells = array(layers[layer].weights), n = rows.length * columns.length;
+    return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, layer), ...Array.from({ length: run.config.heads }, (_, head) => {
+      const seen = wanted.map((column, row) => (column < 0 ? null : (cells[head * n + row * columns.length + column] / 255) ** 2)).filter((value) => value !== null);
+      const mean = seen.length ? seen.reduce((sum, value) => sum + value, 0) / seen.length : 0;
+      const chosen = +layer === state.layer && head === state.head;
+      const cell = make("td", { role: "gridcell", "aria-selected": String(chosen), "data-layer": layer, "data-head": head,
+        "aria-label": `layer ${layer}, head ${head}: ${percent(mean)} on ${TARGETS[target]}` });
+      cell.style.backgroundColor = css(colour("sequence", mean));
+      return cell;
+    }));
+  });
+  const table = make("table", { class: "grid every", role: "grid", "aria-label": "Layers down, heads across" }, make("tbody", {}, ...body));
+  const open = (row, column) => {
+    const cell = table.tBodies[0].rows[row].cells[Math.max(1, column)], { layer, head } = cell.dataset;
+    const again = document.activeElement?.closest(".every");
+    set({ layer: +layer, head: +head });
+    if (again) find(`.every td[data-layer="${layer}"][data-head="${head}"]`).focus({ preventScroll: true });
+  };
+  roving(table, open);
+  table.addEventListener("click", (event) => {
+    const cell = event.target.closest("td");
+    if (cell) open(cell.parentNode.sectionRowIndex, cell.cellIndex);
+  });
+  tips(table, (on) => on.closest("td")?.getAttribute("aria-label"));
+  return make("div", { class: "all" }, make("h2", {}, "Every layer and head"),
+    make("div", { class: "controls" }, "mean weight on", choice("mean weight on", TARGETS, target, (key) => set({ target: key })), scale("sequence", "0 %", "100 %")),
+    make("div", { class: "scroll" }, table));
 }
 
 function attentionMap(matrix, stage, readout) {
@@ -585,6 +623,9 @@ function attentionMap(matrix, stage, readout) {
       context.fillText(clip(token(position)), 0, 0);
       context.restore();
     });
+    context.fillStyle = palettes.ink;
+    rows.forEach((_, row) => gap(positions, row) && context.fillRect(label, label + row * cell - 1.5, cell * columns.length, 2));
+    columns.forEach((_, column) => gap(columns, column) && context.fillRect(label + column * cell - 1.5, label, 2, cell * rows.length));
     if (at) {
       context.strokeStyle = palettes.ink;
       context.lineWidth = 1.5;
@@ -624,7 +665,7 @@ function lensView(panel) {
     const ids = array(layers[layer].lens[0]), shares = array(layers[layer].lens[1]), top = ids.length / rows.length;
     return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, `layer ${layer}`), ...rows.map((_, i) => {
       const rgb = colour("sequence", shares[i * top]);
-      const cell = make("td", { role: "gridcell", "aria-label":
+      const cell = make("td", { role: "gridcell", class: gap(positions, i) && "gap", "aria-label":
         `layer ${layer}, after ${token(positions[i])}: ${visible(run.vocabulary[ids[i * top]])} ${percent(shares[i * top])}` },
         bdi(visible(run.vocabulary[ids[i * top]])));
       cell.style.backgroundColor = css(rgb);
@@ -711,7 +752,8 @@ function residualView(panel) {
   const positive = values.flatMap((row) => [...row]).filter((value) => value > 0 && value < Infinity);
   if (!positive.length) positive.push(1);
   const low = Math.floor(Math.log10(Math.min(...positive)) * 4) / 4, high = Math.ceil(Math.log10(Math.max(...positive)) * 4) / 4;
-  const W = 980, H = 460, left = 62, right = 14, top = 14, bottom = 42;
+  const W = Math.max(300, Math.min(1180, find("#main").clientWidth - 28)), H = W < 560 ? 300 : 460;
+  const left = 56, right = 14, top = 14, bottom = 42;
   const x = (depth) => left + (depth / Math.max(1, values.length - 1)) * (W - left - right);
   const y = (value) => top + (1 - (Math.log10(Math.max(value, 10 ** low)) - low) / (high - low || 1)) * (H - top - bottom);
   const path = (of) => values.map((row, depth) => [x(depth), y(of(row))]).filter((point) => Number.isFinite(point[1]))
@@ -726,10 +768,10 @@ function residualView(panel) {
         draw("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, number(value, 3)));
     }
   }
-  const every = Math.max(1, Math.ceil(values.length / 16));
+  const every = Math.max(1, Math.ceil(values.length / (W / 60)));
   values.forEach((_, depth) => {
     const layer = depth + first - 1;
-    if (layer < 0 || layer % every === 0) {
+    if (layer < 0 || (layer % every === 0 && (layer > 0 || every === 1 || first))) {
       svg.append(draw("text", { x: x(depth), y: H - bottom + 20, "text-anchor": layer < 0 ? "start" : "middle" }, layer < 0 ? "in" : String(layer)));
     }
   });

@@ -33,8 +33,9 @@ from llama3_scratch.trace.views import likeliest
 
 ROWS, COLUMNS, BINS = 64, 48, 32  # of a heat map, of a histogram
 MOST_TOKENS, FIRST_TOKENS = 256, 8
-ATTENTION_BYTES = 24e6  # of all heads' scores and weights in one pass, before compression
+ATTENTION_BYTES = 16e6  # of all heads' scores and weights in one pass, before compression
 TOP = 5
+SCORES = 63  # steps between a head's least and largest score: more of them are noise that doesn't compress
 
 
 class Page:
@@ -164,7 +165,7 @@ class Page:
     def _scores(self, scores_HTS: Tensor) -> list[Any]:
         low_H, high_H = scores_HTS.nan_to_num().flatten(1).aminmax(dim=1)
         scaled = (scores_HTS.nan_to_num() - low_H[:, None, None]) / (high_H - low_H).clamp_min(1e-30)[:, None, None]
-        return [self._blob(_numpy(scaled * 255, np.uint8)), [*map(_short, low_H)], [*map(_short, high_H)]]
+        return [self._blob(_numpy(scaled * SCORES, np.uint8)), [*map(_short, low_H)], [*map(_short, high_H)]]
 
     def _linear(self, values: np.ndarray) -> list[Any]:
         most = float(np.abs(np.nan_to_num(values)).max(initial=0)) or 1.0
