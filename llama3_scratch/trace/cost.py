@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 _GATHERS = (torch.ops.aten.embedding, torch.ops.aten.index)
@@ -42,6 +41,7 @@ class Meter(TorchDispatchMode):
         super().__init__()
         self._sum = Cost()
         self._paused = False
+        self._whole: set[Any] = set()  # operations that aren't made of others
 
     def take(self) -> Cost:
         taken, self._sum = self._sum, Cost()
@@ -60,21 +60,29 @@ class Meter(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        if func._overloadpacket not in flop_registry:
+        if func not in self._whole and func._overloadpacket not in flop_registry:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+            self._whole.add(func)
         begun = time.perf_counter()
         out = func(*args, **kwargs)
         seconds = time.perf_counter() - begun
         formula = flop_registry.get(func._overloadpacket)
         flops = formula(*args, **kwargs, out_val=out) if formula else 0
         read = (args[1:], out) if func._overloadpacket in _GATHERS else (args, kwargs)
-        moved = 0 if func.is_view else sum(_bytes(leaf) for leaf in tree_leaves((read, out)))
+        moved = 0 if func.is_view else _bytes((read, out))
         self._sum += Cost(flops, moved, seconds)
         return out
 
 
-def _bytes(leaf: Any) -> int:
-    return leaf.nbytes if isinstance(leaf, Tensor) else 0
+def _bytes(value: Any) -> int:
+    """Of all tensors in nested sequences and dicts."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return 0
+    return sum(map(_bytes, value))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama3_scratch.config import Config, expected
 from llama3_scratch.linear import Params
@@ -29,9 +32,39 @@ def trace_shapes(
 ) -> list[Step]:
     """Every step of `batch` prompts of `length` tokens with `meta_params`: no values, no memory."""
     tokens_BT = torch.zeros(batch, length, dtype=torch.long, device="meta")
-    with watch(statistics=False, costs=True, on_step=on_step) as steps:
+    with _Remembered(), watch(statistics=False, costs=True, on_step=on_step) as steps:
         forward(tokens_BT, params, config, block=block)
     return steps
+
+
+class _Remembered(TorchDispatchMode):
+    """Infers the shape of an operation's result once for the same operands: layers repeat, and torch takes a thousand
+    calls of Python for each inference.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[Any, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func.is_view or func._schema.is_mutable:
+            return func(*args, **kwargs)
+        key = func, _shapes(args), _shapes(tuple(sorted(kwargs.items())))
+        if key not in self._made:
+            made = func(*args, **kwargs)
+            if not isinstance(made, Tensor) or made.device.type != "meta":
+                return made
+            self._made[key] = made
+        like = self._made[key]
+        return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
+
+
+def _shapes(value: Any) -> Any:
+    """What a result's shape depends on, as a key."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return tuple(map(_shapes, value)) if isinstance(value, tuple | list) else value
 
 
 def summary(config: Config, steps: Sequence[Step], context: int, batch: int, machine: Machine | None) -> list[str]:

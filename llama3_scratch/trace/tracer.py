@@ -159,6 +159,7 @@ class _Watcher:
         self.steps: list[Step] = []
         self.meter = meter
         self._statistics, self._keep, self._on_step = statistics, keep, on_step
+        self._seen = _weight_readers() | _statements().keys()
         self._frames: list[_Frame] = []
         self._call = -1
         self._begun = False  # by an embedding that waits for its layers
@@ -168,11 +169,11 @@ class _Watcher:
     def called(self, frame: FrameType, event: str, arg: Any) -> Any:
         """The tracer of calls: the model's functions are followed line by line, all others run as ever."""
         code = frame.f_code
-        if code in _weight_readers():
-            if self._frames:
-                self._frames[-1].weights += _keys(frame)
+        if code not in self._seen:  # first, since torch has calls by the thousand
             return None
         if code not in _statements():
+            if self._frames:
+                self._frames[-1].weights += _keys(frame)
             return None
         if not self._frames:
             self._sizes = {}
