@@ -24,7 +24,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import linear
 from llama3_scratch.machine import Machine, measure
 from llama3_scratch.model import block, forward, fused_block
-from llama3_scratch.trace import roofline
+from llama3_scratch.trace import roofline, views
 from llama3_scratch.trace.cost import Cost
 from llama3_scratch.trace.tracer import ShapeError, summarise, watch
 from tests import forms, tiny
@@ -293,6 +293,19 @@ def test_attention_and_rope_views(run):
     assert out.count("-inf") == 16 * 15 // 2
     turns = run("--rope-pair", 0)[1]
     assert re.search(r"^ +1 +1\.0000 +0\.5403 +0\.8415$", turns, re.MULTILINE), "pair 0 turns by one radian a token"
+
+
+def test_which_head_looks_where_is_the_mean_of_its_weights(run, tmp_path):
+    out = run("--heads", "--trace-out", tmp_path / "run.safetensors")[1]
+    weights_HTS = load_file(tmp_path / "run.safetensors")["layers.3.attention.attend.weights_BGRTS"][0].flatten(0, 1)
+    first_H = torch.stack([head_TS[1:, 0].mean() for head_TS in weights_HTS])
+    itself_H = torch.stack([head_TS.diagonal()[1:].mean() for head_TS in weights_HTS])
+    before_H = torch.stack([head_TS.diagonal(-1).mean() for head_TS in weights_HTS])
+    row = next(line for line in out.splitlines() if line.startswith("layers.3 "))
+    wanted = [(str(int(of_H.argmax())), f"{of_H.max():.1%}") for of_H in (first_H, itself_H, before_H)]
+    assert re.findall(r"head (\d) +([\d.]+%)", row) == wanted
+    assert len(re.findall(r"^layers\.", out, re.MULTILINE)) == tiny.CONFIG.n_layers
+    assert "a single token" in views.heads([views.looks(torch.ones(1, 2, 3, 1, 1))])[0]
 
 
 BAD = {

@@ -53,6 +53,7 @@ class Session:
         self._table = Table(checkpoint.params, layers, steps, values, self._machine, self._files)
         self._stack = contextlib.ExitStack()
         self._steps: list[Step] = []
+        self._looks: list[dict[str, torch.Tensor]] = []
         self._page = _page(options, checkpoint, self._files)
 
     def start(self) -> None:
@@ -98,6 +99,8 @@ class Session:
         if options.attention is not None:
             layer, head = options.attention
             _print("attention", views.attention(self._steps, layer, head, tokens))
+        if self._looks:
+            _print("the heads of each layer that look most at", views.heads(self._looks))
         if options.rope_pair is not None:
             _print(f"RoPE, pair {options.rope_pair}", views.rope_pair(self._steps, options.rope_pair))
 
@@ -125,17 +128,24 @@ class Session:
         )
 
     def _show(self, step: Step) -> None:
+        from llama3_scratch.trace import views
+
         if self._options.trace and not self._options.json:
             self._table.show(step)
         if self._page is not None:
             self._page.take(step)
-            if not self._keep_whole(step):
-                step.value = None
+        if self._looked(step) and step.value is not None:
+            self._looks.append(views.looks(step.value))
+        if not self._keep_whole(step):
+            step.value = None
 
     def _keep(self, step: Step) -> bool:
         from llama3_scratch.trace import page
 
-        return (self._page is not None and page.needs(step)) or self._keep_whole(step)
+        return (self._page is not None and page.needs(step)) or self._looked(step) or self._keep_whole(step)
+
+    def _looked(self, step: Step) -> bool:
+        return self._options.heads and step.call == 0 and step.function == "attend" and step.name == "weights_BGRTS"
 
     def _keep_whole(self, step: Step) -> bool:
         """Whether the step's tensor stays until the end of the run."""
@@ -251,6 +261,9 @@ def add_trace_options(parser: cli.Parser) -> None:
     )
     group.add_argument("--lens", action="store_true", help="the likeliest tokens after each layer, at every position")
     group.add_argument("--attention", type=_pair, metavar="LAYER,HEAD", help="a head's scores and weights")
+    group.add_argument(
+        "--heads", action="store_true", help="the head of each layer that looks most at the first token …"
+    )
     group.add_argument("--rope-pair", type=cli.number(int, least=0), metavar="J", help="a pair's turn at each position")
 
     group.add_argument(
@@ -266,9 +279,9 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
     options.trace = bool(options.trace or chooses)
     if options.trace and options.json and options.trace_out is None:
         raise UsageError("--trace prints for people and --json for machines; with --json take --trace-out FILE.jsonl")
-    views = options.lens or options.attention is not None or options.rope_pair is not None
+    views = options.lens or options.heads or options.attention is not None or options.rope_pair is not None
     if views and options.json:
-        raise UsageError("--lens, --attention and --rope-pair print for people; leave --json out")
+        raise UsageError("--lens, --attention, --heads and --rope-pair print for people; leave --json out")
     if not options.no_weights and (options.length or options.batch):
         raise UsageError("--length and --batch go with --no-weights")
     if options.no_weights and (views or options.trace_values or options.json or options.trace_tokens != 1):

@@ -82,6 +82,31 @@ def needs(step: Step, *, lens: bool, attention: tuple[int, int] | None, rope_pai
     )
 
 
+def looks(weights_BGRTS: Tensor) -> dict[str, Tensor]:
+    """Where the heads of a layer look: the mean weight that a query of the first prompt gives each place, looks_H.
+
+    The first token has nothing else to look at and doesn't count.
+    """
+    weights_HTS = weights_BGRTS[0].flatten(0, 1).float()[:, 1:]
+    T, S = weights_HTS.shape[1:]
+    return {
+        "the first token": weights_HTS[:, :, 0].mean(-1),
+        "itself": weights_HTS.diagonal(S - T, 1, 2).mean(-1),
+        "the one before": weights_HTS.diagonal(S - T - 1, 1, 2).mean(-1),
+    }
+
+
+def heads(layers: Sequence[dict[str, Tensor]]) -> list[str]:
+    """Of each layer the head that looks most at each place, with its share; `layers` are `looks` in order."""
+    if layers[0]["itself"].isnan().any():
+        return ["the prompt is a single token, which sees nothing but itself"]
+    lines = [f"{'':10}" + "".join(f"{place:>24}" for place in layers[0])]
+    for index, layer in enumerate(layers):
+        most = (f"head {look_H.argmax().item()} {look_H.max().item():6.1%}" for look_H in layer.values())
+        lines.append(f"layers.{index:<3}" + "".join(f"{cell:>24}" for cell in most))
+    return lines
+
+
 def _first_pass(steps: Sequence[Step]) -> list[Step]:
     return [step for step in steps if step.call == 0]
 
