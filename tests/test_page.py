@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from playwright.sync_api import sync_playwright
 
 from llama3_scratch import generate, model
 from llama3_scratch.cache import Cache
@@ -69,10 +70,9 @@ def traced(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -280,14 +280,20 @@ def test_rope_shows_the_traced_pair_before_and_after(visit, traced):
     page = visit(traced[0])
     page.keyboard.press("4")
     page.locator("main select").first.select_option("1")
-    page.locator("input[type=range]").fill("2")
     page.click(".choice button[data-key=k]")
+    box = page.locator("input[type=range]").bounding_box()
+    page.mouse.move(box["x"] + 8, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    for share in (0.9, 0.6, 0.34):
+        page.mouse.move(box["x"] + 8 + share * (box["width"] - 16), box["y"] + box["height"] / 2)
+    page.mouse.up()
+    assert page.locator("input[type=range]").input_value() == "1", "it follows the mouse"
     text = page.locator(".circles figure").nth(7).get_attribute("data-tip")
     x, y, angle, X, Y = (number(n) for n in re.findall(r"[−\d.e]*\d", text.split(": ", 1)[1]))
     before, after = (traced[1][f"layers.1.attention.k_BTGK{n}"].value[0, :, 0] for n in ("", ".2"))
     for found, tensor in (((x, y), before), ((X, Y), after)):
-        assert found == pytest.approx(tensor[7, 4:6].tolist(), abs=0.01 * tensor.abs().max().item())
-    assert angle == pytest.approx(traced[1]["rotations.angles_BTJ"].value[0, 7, 2].item(), rel=1e-3)
+        assert found == pytest.approx(tensor[7, 2:4].tolist(), abs=0.01 * tensor.abs().max().item())
+    assert angle == pytest.approx(traced[1]["rotations.angles_BTJ"].value[0, 7, 1].item(), rel=1e-3)
     assert complex(x, y) * complex(torch.polar(torch.tensor(1.0), torch.tensor(angle))) == pytest.approx(
         complex(X, Y), abs=0.02 * before.abs().max().item()
     )

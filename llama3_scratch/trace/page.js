@@ -692,49 +692,60 @@ function lensView(panel) {
 function ropeView(panel) {
   const { rows, positions, angles, layers } = pass(), J = run.config.head_dim / 2, of = layers[state.layer];
   if (!of?.q_after || !angles) return panel.append(lead("No rotation was traced in this pass."));
-  const turns = array(angles), { side, pair } = state;
-  const read = ([ref, most]) => ({ values: array(ref), most });
-  const before = read(of[`${side}_before`]), after = read(of[`${side}_after`]);
-  const at = ({ values, most }, row) => [0, 1].map((k) => (values[row * 2 * J + 2 * pair + k] / 127) * most);
-  const longest = Math.max(...rows.map((_, i) => Math.max(Math.hypot(...at(before, i)), Math.hypot(...at(after, i))))) || 1;
-  const perToken = positions.length > 1 ? (turns[J * (rows.length - 1) + pair] - turns[pair]) / (positions.at(-1) - positions[0])
-    : positions[0] ? turns[pair] / positions[0] : NaN;
-  const slider = make("input", { type: "range", min: 0, max: J - 1, value: pair, "aria-label": "pair",
-    oninput: () => set({ pair: +slider.value }) });
+  const turns = array(angles);
+  const read = (when) => {
+    const [ref, most] = of[`${state.side}_${when}`], values = array(ref);
+    return rows.map((_, row) => [0, 1].map((k) => (values[row * 2 * J + 2 * state.pair + k] / 127) * most));
+  };
+  const readout = make("p", { class: "readout" }), grid = make("div", { class: "circles" }), which = make("span");
+  // In place, so that the slider stays under the finger that drags it.
+  const refresh = () => {
+    const { pair } = state, before = read("before"), after = read("after"), last = rows.length - 1;
+    const longest = Math.max(...[...before, ...after].map((point) => Math.hypot(...point))) || 1;
+    const perToken = last ? (turns[J * last + pair] - turns[pair]) / (positions[last] - positions[0]) : turns[pair] / positions[0];
+    which.textContent = `pair ${pair} of ${J - 1}`;
+    readout.textContent = Number.isFinite(perToken)
+      ? `Pair ${pair} turns by ${number(perToken)} rad a token: once round in ${number((2 * Math.PI) / perToken)} tokens.` : "";
+    grid.replaceChildren(...rows.map((_, i) => circle(positions[i], turns[i * J + pair], before[i], after[i], longest)));
+  };
+  const slider = make("input", { type: "range", min: 0, max: J - 1, value: state.pair, "aria-label": "pair",
+    oninput: () => {
+      state.pair = +slider.value;
+      refresh();
+    } });
+  panel.append(
+    lead(`RoPE takes neighbouring numbers of each head as a point and turns it by its position’s angle. All heads and layers turn alike; shown is head 0 of the chosen layer.${cut(rows, pass().rowsOf, "tokens")}`),
+    make("div", { class: "controls" },
+      selector("layer", Array.from({ length: run.config.layers }, (_, i) => String(i)), state.layer, (i) => set({ layer: i })),
+      make("label", { class: "pair" }, which, slider),
+      choice("query or key", { q: "query", k: "key" }, state.side, (key) => set({ side: key })),
+      make("span", { class: "legend" }, legend("var(--second)", "before", true), legend("var(--accent)", "after"))),
+    readout, grid);
+  refresh();
+  tips(grid, (target) => target.closest("figure")?.dataset.tip);
+}
+
+/** One position's pair: where it pointed before, the angle, where it points after. */
+function circle(position, angle, before, after, longest) {
   const arrow = ([x, y], kind) => {
-    const [X, Y] = [(40 * x) / longest, (-40 * y) / longest], angle = Math.atan2(Y, X);
-    const wing = (by) => `${X - 6 * Math.cos(angle + by)},${Y - 6 * Math.sin(angle + by)}`;
+    const [X, Y] = [(40 * x) / longest, (-40 * y) / longest], at = Math.atan2(Y, X);
+    const wing = (by) => `${X - 6 * Math.cos(at + by)},${Y - 6 * Math.sin(at + by)}`;
     const stroke = kind === "after" ? "var(--accent)" : "var(--second)";
     return draw("g", { class: kind },
       draw("line", { x1: 0, y1: 0, x2: X, y2: Y, stroke, "stroke-width": kind === "after" ? 2.4 : 1.6, "stroke-dasharray": kind === "after" ? null : "3 2.5" }),
       Math.hypot(X, Y) > 5 ? draw("polygon", { points: `${X},${Y} ${wing(0.45)} ${wing(-0.45)}`, fill: stroke }) : null);
   };
-  const circles = rows.map((_, i) => {
-    const angle = turns[i * J + pair], [b, a] = [at(before, i), at(after, i)];
-    const from = Math.atan2(b[1], b[0]), turn = angle % (2 * Math.PI), radius = 14;
-    const [x1, y1] = [radius * Math.cos(from), -radius * Math.sin(from)];
-    const [x2, y2] = [radius * Math.cos(from + turn), -radius * Math.sin(from + turn)];
-    const arc = draw("path", { d: `M${x1} ${y1}A${radius} ${radius} 0 ${turn > Math.PI ? 1 : 0} 0 ${x2} ${y2}`,
-      fill: "none", stroke: "var(--quiet)", "stroke-width": 1.2 });
-    const label = `${token(positions[i])}, position ${positions[i]}: (${b.map((v) => number(v, 3)).join(", ")}) turned by ${number(angle, 4)} rad to (${a.map((v) => number(v, 3)).join(", ")})`;
-    return make("figure", { "data-tip": label, tabindex: -1 },
-      draw("svg", { viewBox: "-46 -46 92 92", role: "img", "aria-label": label },
-        draw("circle", { r: 42, fill: "var(--surface)", stroke: "var(--line)" }),
-        draw("path", { d: "M-42 0H42M0-42V42", stroke: "var(--line)", "stroke-width": 0.7 }), turn ? arc : null, arrow(b, "before"), arrow(a, "after")),
-      make("figcaption", {}, bdi(token(positions[i])), `${positions[i]} · ${number((angle * 180) / Math.PI % 360, 3)}°`));
-  });
-  const grid = make("div", { class: "circles" }, ...circles);
-  panel.append(
-    lead(`RoPE takes neighbouring numbers of each head as a point and turns it by its position’s angle. All heads and layers turn alike; shown is head 0 of the chosen layer.${cut(rows, pass().rowsOf, "tokens")}`),
-    make("div", { class: "controls" },
-      selector("layer", Array.from({ length: run.config.layers }, (_, i) => String(i)), state.layer, (i) => set({ layer: i })),
-      make("label", {}, `pair ${pair} of ${J - 1}`, slider),
-      choice("query or key", { q: "query", k: "key" }, side, (key) => set({ side: key })),
-      make("span", { class: "legend" }, legend("var(--second)", "before", true), legend("var(--accent)", "after"))),
-    make("p", { class: "readout" }, Number.isNaN(perToken) ? "" :
-      `Pair ${pair} turns by ${number(perToken, 4)} rad a token: once round in ${number((2 * Math.PI) / perToken, 4)} tokens.`),
-    grid);
-  tips(grid, (target) => target.closest("figure")?.dataset.tip);
+  const from = Math.atan2(before[1], before[0]), turn = angle % (2 * Math.PI);
+  const end = (at) => `${(14 * Math.cos(at)).toFixed(2)} ${(-14 * Math.sin(at)).toFixed(2)}`;
+  const arc = draw("path", { d: `M${end(from)}A14 14 0 ${turn > Math.PI ? 1 : 0} 0 ${end(from + turn)}`, fill: "none", stroke: "var(--quiet)", "stroke-width": 1.2 });
+  const point = (of) => `(${of.map((value) => number(value, 3)).join(", ")})`;
+  const label = `${token(position)}, position ${position}: ${point(before)} turned by ${number(angle)} rad to ${point(after)}`;
+  return make("figure", { "data-tip": label },
+    draw("svg", { viewBox: "-46 -46 92 92", role: "img", "aria-label": label },
+      draw("circle", { r: 42, fill: "var(--surface)", stroke: "var(--line)" }),
+      draw("path", { d: "M-42 0H42M0-42V42", stroke: "var(--line)", "stroke-width": 0.7 }),
+      turn ? arc : null, arrow(before, "before"), arrow(after, "after")),
+    make("figcaption", {}, bdi(token(position)), `${position} · ${number(((angle * 180) / Math.PI) % 360, 3)}°`));
 }
 
 function legend(shade, text, dashed) {

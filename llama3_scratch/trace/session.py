@@ -243,7 +243,8 @@ def add_trace_options(parser: cli.Parser) -> None:
         type=Path,
         metavar="FILE",
         help="write the steps to FILE.jsonl, their tensors to FILE.safetensors, or a page for the browser to FILE.html "
-        "(the prompt's pass, and with --trace-tokens the later ones to choose from)",
+        "(the prompt's pass, and with --trace-tokens the later ones to choose from; of a long prompt its first tokens "
+        "and its last)",
     )
     group.add_argument(
         "--trace-compare",
