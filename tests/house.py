@@ -55,6 +55,7 @@ ROOMS = {
         "chat",
         "convert",
         "parity",
+        "walkthrough",
     ],
 }
 ORDER = [module for rooms in ROOMS.values() for module in rooms]

@@ -1,0 +1,184 @@
+"""The walkthrough runs, prints what it shows and links what is drawn, and a document that lies is caught."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+
+import nbformat
+import pytest
+
+from llama3_scratch import walkthrough
+from llama3_scratch.errors import FileError, MismatchError
+from llama3_scratch.walkthrough import Block, difference, notebook, read, run, updated
+from tests.house import PACKAGE
+
+ROOT = PACKAGE.parent
+ENGLISH, CHINESE = (ROOT / name for name in walkthrough.NAMES.values())
+
+SMALL = """# A document
+
+Why.
+
+```python
+x = 2
+print(x, 0.333)
+```
+
+```output
+2 0.33301
+```
+
+<!-- [[[cog anything() ]]] -->
+```python
+this is shown, not run
+```
+<!-- [[[end]]] -->
+
+```python needs=no_such_module
+import no_such_module
+```
+
+```sh
+not python
+```
+
+```python
+x += 1
+assert x == 3
+```
+"""
+
+
+def small(folder, old="", new=""):
+    path = folder / "small.md"
+    path.write_text(SMALL.replace(old, new) if old else SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ran(smollm2):
+    cells = read(ENGLISH)
+    return cells, list(run(ENGLISH, cells))
+
+
+def test_the_document_runs_and_prints_what_it_shows(ran):
+    cells, outputs = ran
+    assert sum(isinstance(cell, Block) for cell in cells) > 15
+    left_out = {
+        cell.missing for cell, out in zip(cells, outputs, strict=True) if isinstance(cell, Block) and out is None
+    }
+    assert left_out <= {"llama_models isn't installed", "LLAMA_WEIGHTS isn't set"}
+
+
+def test_both_languages_run_the_same_code_to_the_same_outputs():
+    if not CHINESE.exists():
+        pytest.skip(f"{CHINESE.name} isn't written yet")
+    ours, theirs = ([cell for cell in read(path) if isinstance(cell, Block)] for path in (ENGLISH, CHINESE))
+    shared = [[(block.code, block.needs, block.output) for block in blocks] for blocks in (ours, theirs)]
+    assert shared[0] == shared[1]
+
+
+def test_a_small_document_is_read_and_run(tmp_path, caplog):
+    path = small(tmp_path)
+    cells = read(path)
+    with caplog.at_level("INFO"):
+        outputs = list(run(path, cells))
+    assert [output for output in outputs if output is not None] == ["2 0.333\n", ""]
+    assert f"{path.name}:21: left out, no_such_module isn't installed" in caplog.text
+    assert [type(cell).__name__ for cell in cells] == ["Prose", "Block", "Prose", "Block", "Prose", "Block"]
+    assert "this is shown, not run" in cells[2].text and "cog" not in cells[2].text
+
+
+FAULTS = [
+    ("0.33301", "0.34", r"small.md:6: line 1 of the output is '2 0.333', the document shows '2 0.34'"),
+    ("2 0.33301\n", "2 0.33301\nmore\n", r"small.md:6: the output has 1 lines, the document shows 2"),
+    ("x == 3", "x == 4", r"small.md:30: assert x == 4: AssertionError$"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "says"), FAULTS)
+def test_a_document_that_lies_is_caught_with_its_line(tmp_path, capsys, smollm2, old, new, says):
+    assert walkthrough.main([str(small(tmp_path, old, new))]) == MismatchError.exit_code
+    assert re.search(says, capsys.readouterr().err.strip())
+
+
+def test_code_that_fails_is_named_with_its_line(tmp_path, capsys, smollm2):
+    assert walkthrough.main([str(small(tmp_path, "x += 1", "def f():\n    return y\nf()"))]) == 1
+    assert re.search(r"small.md:30: return y: NameError: name 'y' is not defined$", capsys.readouterr().err.strip())
+    assert walkthrough.main([str(small(tmp_path, "x += 1", "x +="))]) == 1
+    assert "small.md:29: x +=: SyntaxError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a\n\n```python\nx = 1\n", r"small.md:3: this block has no end, expected a line of ```"),
+        ("a\n```output\n1\n```\n", r"small.md:2: this output follows no code"),
+    ],
+)
+def test_a_document_that_cannot_be_read_is_refused_with_its_line(tmp_path, text, says):
+    (tmp_path / "small.md").write_text(text)
+    with pytest.raises(FileError, match=says):
+        read(tmp_path / "small.md")
+
+
+def test_faults_of_the_command_line(tmp_path, capsys, smollm2, monkeypatch):
+    path = small(tmp_path)
+    for argv, code, says in [
+        ([str(tmp_path / "none.md")], 3, "none.md: a document to run not found"),
+        ([str(path), "--notebook", "a.md"], 2, "--notebook a.md: expected a name that ends in .ipynb"),
+        ([str(path), "--model", str(smollm2.parent)], 2, 'the document has no l3.load("smollm2-135m")'),
+        (
+            [str(path), "--update", "--model", str(smollm2)],
+            2,
+            "--update: the document shows the outputs of the default",
+        ),
+    ]:
+        assert walkthrough.main(argv) == code
+        assert says in capsys.readouterr().err
+    monkeypatch.setattr(walkthrough, "__file__", str(tmp_path / "site-packages" / "llama3_scratch" / "walkthrough.py"))
+    assert walkthrough.main([]) == 3
+    assert "walkthrough.md lies beside the package in a checkout and isn't installed with it" in capsys.readouterr().err
+
+
+def test_outputs_differ_by_more_than_the_last_digits():
+    assert not difference("a 1.0001  b\n", "a 1.0 b\n")
+    assert not difference("-1.2e-07\n", "3.4e-08\n"), "both are zero but for rounding"
+    assert difference("a 17\n", "a 18\n") and difference("[1, 4]\n", "[1, 5]\n")
+    assert difference("1.01\n", "1.02\n") and difference("1.0\n", "-1.0\n") and difference("1.0\n", "1\n")
+
+
+def test_outputs_are_written_into_the_document(tmp_path):
+    stale = small(tmp_path, "2 0.33301", "old\nolder")
+    cells = read(stale)
+    text = updated(stale.read_text(), cells, list(run(stale, cells, compare=False)))
+    assert text == SMALL.replace("0.33301", "0.333")
+    (tmp_path / "bare.md").write_text("```python\nprint(1)\n```\nend\n")
+    cells = read(tmp_path / "bare.md")
+    outputs = list(run(tmp_path / "bare.md", cells, compare=False))
+    assert updated("```python\nprint(1)\n```\nend\n", cells, outputs) == (
+        "```python\nprint(1)\n```\n\n```output\n1\n```\nend\n"
+    )
+
+
+def test_the_notebook_is_valid_and_its_code_runs(tmp_path, capsys, smollm2):
+    assert walkthrough.main([str(small(tmp_path)), "--notebook", str(tmp_path / "small.ipynb")]) == 0
+    assert capsys.readouterr().out == "small.md: 2 of 3 blocks ran, their outputs are those shown\n"
+    made = nbformat.read(tmp_path / "small.ipynb", as_version=4)
+    nbformat.validate(made)
+    code = [cell for cell in made.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, None, 3]
+    namespace: dict = {}
+    for cell in code[::2]:
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(cell.source, namespace)
+        assert out.getvalue() == "".join(output.text for output in cell.outputs)
+
+
+def test_the_whole_document_makes_a_valid_notebook(ran):
+    cells, outputs = ran
+    made = nbformat.from_dict(notebook(cells, outputs, ROOT))
+    nbformat.validate(made)
+    assert "[[[" not in "".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
