@@ -236,6 +236,7 @@ def _parser() -> cli.Parser:
         help=f"run it on another model than {DEFAULT}: its assertions hold for any Llama, its outputs aren't compared",
     )
     parser.add_argument("--notebook", metavar="FILE.ipynb", help="write it as a Jupyter notebook, outputs included")
+    parser.add_argument("--pictures", action="store_true", help="draw its pictures again, with the default model")
     parser.add_argument("--update", action="store_true", help="write what the blocks print into the document")
     return parser
 
@@ -260,6 +261,11 @@ def main(options: argparse.Namespace) -> int:
 
         download(DEFAULT)
     other = options.model not in (None, DEFAULT)
+    if options.pictures:
+        from llama3_scratch import pictures
+        from llama3_scratch.checkpoint.load import load
+
+        pictures.draw(pictures.data(load(DEFAULT)), path.parent / pictures.FOLDER)
     outputs = list(run(path, cells, compare=not other and not options.update))
     if options.update:
         write_whole(path, updated(path.read_text(encoding="utf-8"), cells, outputs))

@@ -43,6 +43,7 @@ ROOMS = {
         "trace.views",
         "trace.page",
         "trace.shapes",
+        "pictures",
     ],
     "Verbs: `python -m llama3_scratch.<verb>`": [
         "cli",
