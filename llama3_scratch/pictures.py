@@ -69,7 +69,7 @@ def draw(found: dict[str, Data], folder: Path) -> None:
     }
     folder.mkdir(exist_ok=True)
     with pyplot.rc_context(style):
-        for name, drawn in _DRAWN.items():
+        for name, drawn in DRAWN.items():
             figure = drawn(found[name])
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
             pyplot.close(figure)
@@ -147,9 +147,9 @@ def _draw_rope(found: Data) -> Any:
         circle = [2 * math.pi * i / 60 for i in range(61)]
         panel.plot([math.cos(a) for a in circle], [math.sin(a) for a in circle], color="0.85", linewidth=1)
         panel.scatter(cos, sin, c=range(len(cos)), cmap="viridis", s=16, zorder=2)
-        for position in (0, 1, len(cos) - 1):
-            at = 1.45 if position == 1 else 1.2  # a slow pair's labels would lie on each other
-            panel.annotate(str(position), (at * cos[position], at * sin[position]), ha="center", va="center")
+        last = len(cos) - 1
+        for position in (0, last) if math.hypot(cos[last] - 1, sin[last]) > 0.5 else (last,):
+            panel.annotate(str(position), (1.25 * cos[position], 1.25 * sin[position]), ha="center", va="center")
         panel.set_title(f"pair {pair}")
         panel.set_xlim(-1.6, 1.6)
         panel.set_ylim(-1.6, 1.6)
@@ -159,7 +159,7 @@ def _draw_rope(found: Data) -> Any:
 def _draw_attention(found: Data) -> Any:
     from matplotlib import pyplot
 
-    words = [repr(word)[1:-1] for word in found["words"]]
+    words = [word.replace(" ", "␣") for word in found["words"]]
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 4.4))
     for panel, name in zip(panels, ("scores", "weights"), strict=True):
         limit = max(abs(value) for row in found[name] for value in row)
@@ -232,7 +232,7 @@ def _draw_rope_scaling(found: Data) -> Any:
     return figure
 
 
-_DRAWN: dict[str, Callable[[Data], Any]] = {
+DRAWN: dict[str, Callable[[Data], Any]] = {
     "rope": _draw_rope,
     "attention": _draw_attention,
     "residual": _draw_residual,

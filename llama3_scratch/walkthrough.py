@@ -211,7 +211,10 @@ def notebook(cells: Sequence[Cell], outputs: Sequence[str | None], folder: Path)
         if isinstance(cell, Prose):
             attached = {}
             for _, link in _PICTURE.findall(cell.text):
-                require_file(folder / link, "a picture")
+                if not (folder / link).exists():
+                    raise FileError(
+                        f"{folder / link}: not found, the notebook carries its pictures; --pictures draws them"
+                    )
                 data = base64.b64encode((folder / link).read_bytes()).decode()
                 attached[Path(link).name] = {_MIME[Path(link).suffix]: data}
             text = _PICTURE.sub(lambda found: f"![{found[1]}](attachment:{Path(found[2]).name})", cell.text)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import re
 
 import nbformat
 import pytest
 
-from llama3_scratch import walkthrough
+from llama3_scratch import load, pictures, walkthrough
 from llama3_scratch.errors import FileError, MismatchError
 from llama3_scratch.walkthrough import Block, difference, notebook, read, run, updated
 from tests.house import PACKAGE
@@ -125,10 +127,16 @@ def test_a_document_that_cannot_be_read_is_refused_with_its_line(tmp_path, text,
 
 
 def test_faults_of_the_command_line(tmp_path, capsys, smollm2, monkeypatch):
-    path = small(tmp_path)
+    path, bare = small(tmp_path), tmp_path / "bare.md"
+    bare.write_text("![a picture](.pictures/none.svg)\n")
     for argv, code, says in [
         ([str(tmp_path / "none.md")], 3, "none.md: a document to run not found"),
         ([str(path), "--notebook", "a.md"], 2, "--notebook a.md: expected a name that ends in .ipynb"),
+        (
+            [str(bare), "--notebook", str(tmp_path / "a.ipynb")],
+            3,
+            "none.svg: not found, the notebook carries its pictures",
+        ),
         ([str(path), "--model", str(smollm2.parent)], 2, 'the document has no l3.load("smollm2-135m")'),
         (
             [str(path), "--update", "--model", str(smollm2)],
@@ -181,4 +189,48 @@ def test_the_whole_document_makes_a_valid_notebook(ran):
     cells, outputs = ran
     made = nbformat.from_dict(notebook(cells, outputs, ROOT))
     nbformat.validate(made)
-    assert "[[[" not in "".join(cell.source for cell in made.cells if cell.cell_type == "markdown")
+    prose = [cell for cell in made.cells if cell.cell_type == "markdown"]
+    assert "[[[" not in "".join(cell.source for cell in prose)
+    carried = {name for cell in prose for name in cell.get("attachments", {})}
+    assert carried == {f"{name}.svg" for name in pictures.DRAWN}
+    assert all(f"](attachment:{name})" in "".join(cell.source for cell in prose) for name in carried)
+
+
+def flat(value, path=""):
+    """The leaves of what JSON holds, by their paths."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: leaf for name, item in items for key, leaf in flat(item, f"{path}.{name}").items()}
+    return {path: value}
+
+
+def test_pictures_show_what_the_model_computes(smollm2):
+    stored = flat(json.loads((ROOT / pictures.FOLDER / pictures.DATA_FILE).read_text(encoding="utf-8")))
+    made = flat(pictures.data(load(smollm2)))
+    assert made.keys() == stored.keys() and len(made) > 700
+    for path, value in made.items():
+        assert value == (pytest.approx(stored[path], rel=2e-3, abs=1e-3) if isinstance(value, float) else stored[path])
+
+
+@pytest.mark.parametrize("document", [path for path in (ENGLISH, CHINESE) if path.exists()], ids=lambda path: path.name)
+def test_every_picture_that_is_linked_is_drawn_and_the_other_way_round(document):
+    linked = set(re.findall(r"\]\(\.pictures/([^)]+)\)", document.read_text(encoding="utf-8")))
+    there = {path.name for path in (ROOT / pictures.FOLDER).glob("*.svg")}
+    assert linked == there == {f"{name}.svg" for name in pictures.DRAWN}
+    assert all((ROOT / pictures.FOLDER / name).stat().st_size <= 60_000 for name in there)
+
+
+def test_pictures_are_drawn_again_as_they_were(tmp_path, capsys, smollm2):
+    pytest.importorskip("matplotlib", reason="draws the pictures")
+    assert walkthrough.main([str(small(tmp_path)), "--pictures"]) == 0
+    drawn = {path.name for path in (tmp_path / pictures.FOLDER).iterdir()}
+    assert drawn == {path.name for path in (ROOT / pictures.FOLDER).iterdir()} - {"run.png"}
+    assert "<svg" in (tmp_path / pictures.FOLDER / "rope.svg").read_text()
+
+
+def test_every_claim_holds_for_llama_3_8b(capsys):
+    path = os.environ.get("LLAMA_WEIGHTS")
+    if not path:
+        pytest.skip("LLAMA_WEIGHTS doesn't name a folder with Llama 3 8B's weights, which are Meta's to give")
+    assert walkthrough.main(["--model", path]) == 0
+    assert re.search(r"walkthrough.md: (\d+) of \1 blocks ran", capsys.readouterr().out)
