@@ -174,12 +174,14 @@ def _same(ours: str, theirs: str) -> bool:
 
 
 def _failed(path: Path, block: Block, error: Exception) -> Llama3Error:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else block.line
-    text = block.code.splitlines()[(line or block.line) - block.line].strip()
-    said = f"{type(error).__name__}: {error}".removesuffix(": ")
+    """The error with the block's line that led to it, even where a function of an earlier block raised it."""
+    lines = block.code.splitlines()
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    numbers = [error.lineno] if isinstance(error, SyntaxError) else frames
+    line = next((n for n in reversed(numbers) if n and 0 <= n - block.line < len(lines)), block.line)
+    said = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
     kind = MismatchError if isinstance(error, AssertionError) else Llama3Error
-    return kind(f"{path}:{line}: {text}: {said}")
+    return kind(f"{path}:{line}: {lines[line - block.line].strip()}: {said}")
 
 
 def with_model(cells: Sequence[Cell], model: str) -> list[Cell]:
@@ -236,7 +238,8 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--model",
         metavar="PATH",
-        help=f"run it on another model than {DEFAULT}: its assertions hold for any Llama, its outputs aren't compared",
+        help=f"run it on another model than {DEFAULT}, in Meta's layout: what it asserts must hold there too, its "
+        "outputs aren't compared",
     )
     parser.add_argument("--notebook", metavar="FILE.ipynb", help="write it as a Jupyter notebook, outputs included")
     parser.add_argument("--pictures", action="store_true", help="draw its pictures again, with the default model")

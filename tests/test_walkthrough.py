@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -82,6 +83,23 @@ def test_both_languages_run_the_same_code_to_the_same_outputs():
     assert shared[0] == shared[1]
 
 
+def test_what_may_be_left_out_is_needed_by_nothing_else():
+    bound: dict[bool, set[str]] = {False: set(), True: set()}
+    used = set()
+    for block in (cell for cell in read(ENGLISH) if isinstance(cell, Block)):
+        for node in ast.walk(ast.parse(block.code)):
+            if isinstance(node, ast.alias):
+                bound[bool(block.needs)].add(node.asname or node.name)
+            elif isinstance(node, ast.arg):
+                bound[bool(block.needs)].add(node.arg)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                bound[bool(block.needs)].add(node.id)
+            elif isinstance(node, ast.Name) and not block.needs:
+                used.add(node.id)
+    assert {"meta", "ids_8b"} <= bound[True]
+    assert not used & (bound[True] - bound[False])
+
+
 def test_a_small_document_is_read_and_run(tmp_path, caplog):
     path = small(tmp_path)
     cells = read(path)
@@ -109,6 +127,9 @@ def test_a_document_that_lies_is_caught_with_its_line(tmp_path, capsys, smollm2,
 def test_code_that_fails_is_named_with_its_line(tmp_path, capsys, smollm2):
     assert walkthrough.main([str(small(tmp_path, "x += 1", "def f():\n    return y\nf()"))]) == 1
     assert re.search(r"small.md:30: return y: NameError: name 'y' is not defined$", capsys.readouterr().err.strip())
+    helper = "def check(x):\n    assert x == 7, 'many\\nlines'\n```\n\n```python\nx += 1\ncheck(x)"
+    assert walkthrough.main([str(small(tmp_path, "x += 1", helper))]) == MismatchError.exit_code
+    assert re.search(r"small.md:35: check\(x\): AssertionError: many lines$", capsys.readouterr().err.strip())
     assert walkthrough.main([str(small(tmp_path, "x += 1", "x +="))]) == 1
     assert "small.md:29: x +=: SyntaxError" in capsys.readouterr().err
 
