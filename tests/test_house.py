@@ -32,7 +32,7 @@ def test_the_core_is_about_450_lines_and_knows_nothing_of_files():
         assert house.imports(module) <= {"errors", "config", "linear", "cache"}
 
 
-@pytest.mark.parametrize("document", ["README.md", "README.zh.md", "walkthrough.md"])
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md", "walkthrough.md", "walkthrough.zh.md"])
 def test_generated_parts_of_documents_are_current(document):
     command = [sys.executable, "-m", "cogapp", "--check", "-P", "-I", ".", document]
     done = subprocess.run(command, cwd=house.PACKAGE.parent, capture_output=True, text=True)
