@@ -7,6 +7,8 @@ within it, `advance` after it, and `rewind` to take tokens back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -37,13 +39,56 @@ class NoCache:
 NO_CACHE = NoCache()
 
 
-class Cache(NoCache):
-    """A full-precision cache whose rows all have the same length; it grows by blocks up to `limit` slots."""
+class Kept:
+    """The keys or the values of one layer as floats, in slots that grow by blocks: `values` (B, slots, G, K)."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, like_BTGK: Tensor) -> None:
+        B, _, G, K = like_BTGK.shape
+        self.values = like_BTGK.new_empty(B, 0, G, K)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept, by attribute; the slots are axis 1 of each."""
+        return {"values": self.values}
+
+    def put(self, index: tuple[slice | Tensor, slice | Tensor], x_BTGK: Tensor) -> None:
+        """Write vectors into these (rows, slots)."""
+        self.values[index] = x_BTGK
+
+    def get(self, span: int) -> Tensor:
+        """The vectors of the first `span` slots: x_BSGK."""
+        return self.values[:, :span]
+
+    @property
+    def slots(self) -> int:
+        return self.values.shape[1]
+
+    def grow(self, slots: int) -> None:
+        for name, old in self.tensors().items():
+            # Zeros, not empty: a slot that nobody has written is masked, but 0 · NaN would still be NaN.
+            new = old.new_zeros(old.shape[0], slots, *old.shape[2:])
+            new[:, : old.shape[1]] = old
+            setattr(self, name, new)
+
+    def select(self, rows: list[int]) -> None:
+        """Drop all rows but these."""
+        for name, tensor in self.tensors().items():
+            setattr(self, name, tensor[rows])
+
+
+Keep = Callable[[Tensor], Kept]
+
+
+class Cache(NoCache):
+    """A cache whose rows all have the same length; it grows by blocks up to `limit` slots.
+
+    `keys` and `values` are what they're kept in: floats as they come, or another form with `Kept`'s methods.
+    """
+
+    def __init__(self, limit: int, *, keys: Keep = Kept, values: Keep = Kept) -> None:
         self.limit = limit
         self.length = 0
-        self._layers: dict[str, tuple[Tensor, Tensor]] = {}
+        self._keep = keys, values
+        self._layers: dict[str, tuple[Kept, Kept]] = {}
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
         return torch.arange(self.length, self.length + tokens, device=device)[None]
@@ -56,10 +101,15 @@ class Cache(NoCache):
 
     def extend(self, name: str, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
         span = self.span(k_BTGK.shape[1])
-        keys, values = self._room(name, span, k_BTGK)
-        keys[:, self.length : span] = k_BTGK
-        values[:, self.length : span] = v_BTGK
-        return keys[:, :span], values[:, :span]
+        keys, values = self.room(name, span, k_BTGK)
+        index = self._new_slots(k_BTGK)
+        keys.put(index, k_BTGK)
+        values.put(index, v_BTGK)
+        return keys.get(span), values.get(span)
+
+    def _new_slots(self, like_BTGK: Tensor) -> tuple[slice | Tensor, slice | Tensor]:
+        """(rows, slots) that the new vectors go into."""
+        return slice(None), slice(self.length, self.length + like_BTGK.shape[1])
 
     def advance(self, tokens: int) -> None:
         self.length += tokens
@@ -73,21 +123,20 @@ class Cache(NoCache):
     @property
     def n_bytes(self) -> int:
         """Bytes held now."""
-        return sum(keys.nbytes + values.nbytes for keys, values in self._layers.values())
+        return sum(
+            tensor.nbytes for layer in self._layers.values() for kept in layer for tensor in kept.tensors().values()
+        )
 
-    def _room(self, name: str, span: int, like_BTGK: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's buffers with room for `span` slots."""
-        kept = self._layers.get(name)
-        if kept is None or kept[0].shape[1] < span:
-            B, _, G, K = like_BTGK.shape
-            slots = min(self.limit, -(-span // BLOCK) * BLOCK)
-            # Zeros, not empty: a slot that nobody has written is masked, but 0 · NaN would still be NaN.
-            grown = (like_BTGK.new_zeros(B, slots, G, K), like_BTGK.new_zeros(B, slots, G, K))
-            if kept is not None:
-                for new, old in zip(grown, kept, strict=True):
-                    new[:, : old.shape[1]] = old
-            self._layers[name] = kept = grown
-        return kept
+    def room(self, name: str, span: int, like_BTGK: Tensor) -> tuple[Kept, Kept]:
+        """What the layer keeps its keys and its values in, with room for `span` slots."""
+        layer = self._layers.get(name)
+        if layer is None:
+            keys, values = self._keep
+            layer = self._layers[name] = keys(like_BTGK), values(like_BTGK)
+        if layer[0].slots < span:
+            for kept in layer:
+                kept.grow(min(self.limit, -(-span // BLOCK) * BLOCK))
+        return layer
 
 
 class RaggedCache(Cache):
@@ -97,22 +146,16 @@ class RaggedCache(Cache):
     `rewind_rows` has been told the true lengths; no query sees it, and the row's next tokens overwrite it.
     """
 
-    def __init__(self, limit: int, batch: int) -> None:
-        super().__init__(limit)
+    def __init__(self, limit: int, batch: int, *, keys: Keep = Kept, values: Keep = Kept) -> None:
+        super().__init__(limit, keys=keys, values=values)
         self.lengths = torch.zeros(batch, dtype=torch.long)
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
         return (self.lengths[:, None] + torch.arange(tokens)).to(device)
 
-    def extend(self, name: str, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
-        T = k_BTGK.shape[1]
-        span = self.span(T)
-        keys, values = self._room(name, span, k_BTGK)
-        slots_BT = self.positions(T, k_BTGK.device)
-        rows_B1 = torch.arange(len(slots_BT), device=k_BTGK.device)[:, None]
-        keys[rows_B1, slots_BT] = k_BTGK
-        values[rows_B1, slots_BT] = v_BTGK
-        return keys[:, :span], values[:, :span]
+    def _new_slots(self, like_BTGK: Tensor) -> tuple[slice | Tensor, slice | Tensor]:
+        slots_BT = self.positions(like_BTGK.shape[1], like_BTGK.device)
+        return torch.arange(len(slots_BT), device=like_BTGK.device)[:, None], slots_BT
 
     def advance(self, tokens: int) -> None:
         self.rewind_rows(self.lengths + tokens)
@@ -128,5 +171,7 @@ class RaggedCache(Cache):
 
     def keep(self, rows: list[int]) -> None:
         """Drop all rows but these: prompts that are done cost nothing more."""
-        self._layers = {name: (keys[rows], values[rows]) for name, (keys, values) in self._layers.items()}
+        for layer in self._layers.values():
+            for kept in layer:
+                kept.select(rows)
         self.rewind_rows(self.lengths[rows])

@@ -193,7 +193,7 @@ def _norm(norm: Any, weight: Tensor) -> nn.Module:
 
 def _floats(params: Params, name: str, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
     """Rows of a weight as plain floats, its adapter merged in."""
-    from llama3_scratch.linear import stored
+    from llama3_scratch.stored import stored
 
     floats = stored(params, name).floats(rows, dtype)
     if f"{name}.adaptor.A.weight" in params:

@@ -14,6 +14,13 @@ import pytest
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.download import download
 from llama3_scratch.errors import FileError
+from llama3_scratch.native import kernels
+
+
+@pytest.fixture
+def torch_only(monkeypatch):
+    """No kernels in C, as where there was no compiler."""
+    monkeypatch.setattr(kernels, "usable", lambda x: False)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "llama3_scratch"
 
 # A module imports only what stands above it.
 ROOMS = {
-    "The core: read this first": ["errors", "config", "linear", "cache", "model", "init"],
+    "The core: read this first": ["errors", "config", "stored", "native.kernels", "linear", "cache", "model", "init"],
     "Text": ["files", "tokenizer", "dialog", "text"],
     "Doors in and out": [
         "memory",
@@ -29,6 +29,7 @@ ROOMS = {
         "checkpoint.names",
         "checkpoint.load",
     ],
+    "Params → params, and the layer in C": ["quantize", "native.block"],
     "From logits to answers": ["sample", "stream", "timings"],
     "The glass box": [
         "difference",

@@ -13,7 +13,7 @@ from torch import Tensor
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
 from llama3_scratch.files import listed
-from llama3_scratch.linear import SIBLINGS, Params
+from llama3_scratch.stored import SIBLINGS, Params
 
 log = logging.getLogger("llama3_scratch")
 

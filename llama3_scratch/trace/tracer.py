@@ -31,6 +31,7 @@ from torch import Tensor
 from llama3_scratch import linear, model
 from llama3_scratch.config import Config
 from llama3_scratch.errors import Llama3Error, UsageError
+from llama3_scratch.stored import SIBLINGS
 from llama3_scratch.trace.cost import Cost, Meter
 
 AXES = "BTSDHGNRKJFV"
@@ -334,4 +335,4 @@ def _weight_readers() -> frozenset[CodeType]:
 def _keys(frame: FrameType) -> list[str]:
     """The stored tensors behind the `name` that `linear` or `stored` was called with."""
     params, name = frame.f_locals["params"], frame.f_locals["name"]
-    return [f"{name}.{part}" for part in ("weight", *linear.SIBLINGS) if f"{name}.{part}" in params]
+    return [f"{name}.{part}" for part in ("weight", *SIBLINGS) if f"{name}.{part}" in params]

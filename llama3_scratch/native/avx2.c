@@ -1,0 +1,299 @@
+/* The kernels for x86-64 with AVX2: 8 floats or 32 bytes at once. */
+#include "native.h"
+#ifdef HAS_X86
+#pragma GCC target("avx2,fma,f16c")
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { AHEAD = 3072 }; /* bytes: the processor's own prefetching stays too near for a stream of this speed */
+
+INLINE float sum_of(__m256 x) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+/* Eight values of a row as floats. */
+INLINE __m256 eight(int kind, const char *at) {
+    switch (kind) {
+    case F32: return _mm256_loadu_ps((const float *)at);
+    case BF16: {
+        __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    }
+    case F16: return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at));
+    default: return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+    }
+}
+
+/* One row times n inputs, n and kind known to the compiler: it unrolls all loops over them. */
+INLINE void row_times(int kind, int n, const Weight *w, int64_t row, const Input *in, int first, float *out) {
+    static const int sizes[] = {4, 2, 2, 1};
+    const int CHAINS = 4; /* independent sums for one input, or each addition would wait for the one before */
+    int size = sizes[kind], chains = n == 1 ? CHAINS : 1, width = w->columns / w->groups;
+    const char *values = (const char *)w->values + row * w->columns * size;
+    const float *x[SOME];
+    for (int i = 0; i < n; i++) {
+        x[i] = in->floats + (int64_t)(first + i) * in->columns;
+        out[i] = 0;
+    }
+    for (int g = 0; g < w->groups; g++) {
+        __m256 sums[SOME];
+        for (int i = 0; i < n * chains; i++) sums[i] = _mm256_setzero_ps();
+        int c = g * width, end = c + width;
+        for (; c + 8 * chains <= end; c += 8 * chains) {
+            for (int k = 0; k < chains; k++) {
+                if (k * 8 * size % 64 == 0) _mm_prefetch(values + (int64_t)(c + 8 * k) * size + AHEAD, _MM_HINT_T0);
+                __m256 part = eight(kind, values + (int64_t)(c + 8 * k) * size);
+                for (int i = 0; i < n; i++)
+                    sums[i + k] = _mm256_fmadd_ps(part, _mm256_loadu_ps(x[i] + c + 8 * k), sums[i + k]);
+            }
+        }
+        for (; c + 8 <= end; c += 8) {
+            __m256 part = eight(kind, values + (int64_t)c * size);
+            for (int i = 0; i < n; i++) sums[i] = _mm256_fmadd_ps(part, _mm256_loadu_ps(x[i] + c), sums[i]);
+        }
+        float scale = kind == INT8_ROWS ? ((const float *)w->scales)[row * w->groups + g] : 1;
+        if (n == 1) sums[0] = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+        for (int i = 0; i < n; i++) {
+            float sum = sum_of(sums[i]);
+            for (int rest = c; rest < end; rest++) {
+                const char *at = values + (int64_t)rest * size;
+                float value = kind == F32    ? *(const float *)at
+                              : kind == BF16 ? from_bf16(*(const uint16_t *)at)
+                              : kind == F16  ? from_f16(*(const uint16_t *)at)
+                                             : (float)*(const int8_t *)at;
+                sum += value * x[i][rest];
+            }
+            out[i] += scale * sum;
+        }
+    }
+}
+
+/* A strip of a weight in tiles. Bytes are multiplied in pairs as unsigned × signed, so the sign moves to the input. */
+INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]) {
+    const __m256i ones = _mm256_set1_epi16(1), low_halves = _mm256_set1_epi8(15);
+    int bytes = kind == INT8_TILES ? STRIP * GROUP : STRIP * GROUP / 2;
+    __m256 sums[SOME][2];
+    for (int i = 0; i < n; i++) sums[i][0] = sums[i][1] = _mm256_setzero_ps();
+    for (int g = 0; g < w->groups; g++) {
+        int64_t tile = (int64_t)strip * w->groups + g;
+        const uint8_t *values = (const uint8_t *)w->values + tile * bytes;
+        const uint16_t *scales = (const uint16_t *)w->scales + tile * STRIP;
+        __m256i whole[SOME][2];
+        const int8_t *x[SOME];
+        for (int i = 0; i < n; i++) {
+            whole[i][0] = whole[i][1] = _mm256_setzero_si256();
+            x[i] = in->rounded + (int64_t)(first + i) * in->columns + g * GROUP;
+        }
+        if (kind == INT8_TILES) {
+            for (int quad = 0; quad < 8; quad++) {
+                _mm_prefetch((const char *)values + 64 * quad + AHEAD, _MM_HINT_T0);
+                for (int half = 0; half < 2; half++) {
+                    __m256i part = _mm256_loadu_si256((const __m256i *)(values + 64 * quad + 32 * half));
+                    __m256i size = _mm256_abs_epi8(part);
+                    for (int i = 0; i < n; i++) {
+                        int32_t four;
+                        memcpy(&four, x[i] + 4 * quad, 4);
+                        __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(_mm256_set1_epi32(four), part));
+                        whole[i][half] = _mm256_add_epi32(whole[i][half], _mm256_madd_epi16(pairs, ones));
+                    }
+                }
+            }
+        } else { /* 8 · 2 · 15 · 127 fits into 16 bits: they're widened once for the whole group */
+            for (int quad = 0; quad < 4; quad++) {
+                _mm_prefetch((const char *)values + 64 * quad + AHEAD, _MM_HINT_T0);
+                for (int half = 0; half < 2; half++) {
+                    __m256i both = _mm256_loadu_si256((const __m256i *)(values + 64 * quad + 32 * half));
+                    __m256i low = _mm256_and_si256(both, low_halves);
+                    __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_halves);
+                    for (int i = 0; i < n; i++) {
+                        int32_t four, other;
+                        memcpy(&four, x[i] + 4 * quad, 4);
+                        memcpy(&other, x[i] + 4 * quad + 16, 4);
+                        __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_set1_epi32(four)),
+                                                         _mm256_maddubs_epi16(high, _mm256_set1_epi32(other)));
+                        whole[i][half] = _mm256_add_epi16(whole[i][half], pairs);
+                    }
+                }
+            }
+            for (int i = 0; i < n; i++)
+                for (int half = 0; half < 2; half++) whole[i][half] = _mm256_madd_epi16(whole[i][half], ones);
+        }
+        for (int half = 0; half < 2; half++) {
+            __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + 8 * half)));
+            for (int i = 0; i < n; i++) {
+                int64_t at = (int64_t)(first + i) * w->groups + g;
+                __m256i sum = whole[i][half];
+                if (kind == INT4_TILES) sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(8 * in->sums[at]));
+                __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(in->scales[at]));
+                sums[i][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), both, sums[i][half]);
+            }
+            if (kind == INT4_TILES_WITH_MINS) {
+                const uint16_t *mins = (const uint16_t *)w->mins + tile * STRIP + 8 * half;
+                __m256 least = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)mins));
+                for (int i = 0; i < n; i++) {
+                    int64_t at = (int64_t)(first + i) * w->groups + g;
+                    __m256 all = _mm256_set1_ps(in->scales[at] * (float)in->sums[at]);
+                    sums[i][half] = _mm256_fmadd_ps(least, all, sums[i][half]);
+                }
+            }
+        }
+    }
+    for (int i = 0; i < n; i++)
+        for (int half = 0; half < 2; half++) _mm256_storeu_ps(out[i] + 8 * half, sums[i][half]);
+}
+
+static void times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]);
+
+static void strip_of(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
+    while (n > 0) { /* as many at once as their sums fit into 16 registers */
+        int some = n >= 4 ? 4 : n;
+        times(w->kind, some, w, strip, in, first, out);
+        first += some, out += some, n -= some;
+    }
+}
+
+INLINE void strip_times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]) {
+    if (kind >= INT8_TILES) {
+        tiles_times(kind, n, w, strip, in, first, out);
+        return;
+    }
+    int rows = w->rows - STRIP * strip < STRIP ? w->rows - STRIP * strip : STRIP;
+    for (int r = 0; r < rows; r++) {
+        float row[SOME];
+        row_times(kind, n, w, (int64_t)STRIP * strip + r, in, first, row);
+        for (int i = 0; i < n; i++) out[i][r] = row[i];
+    }
+}
+
+static void times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]) {
+#define CASE(kind, n) case 4 * (kind) + (n) - 1: strip_times(kind, n, w, strip, in, first, out); break;
+#define CASES(kind) CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4)
+    switch (4 * kind + n - 1) {
+        CASES(F32) CASES(BF16) CASES(F16) CASES(INT8_ROWS) CASES(INT8_TILES) CASES(INT4_TILES)
+        CASES(INT4_TILES_WITH_MINS)
+    }
+}
+
+static void round_groups(const float *x, int columns, int8_t *rounded, float *scales, int32_t *sums) {
+    const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    for (int g = 0; g < columns / GROUP; g++, x += GROUP, rounded += GROUP) {
+        __m256 parts[4], most = _mm256_setzero_ps(), nothing = _mm256_setzero_ps();
+        for (int k = 0; k < 4; k++) {
+            parts[k] = _mm256_loadu_ps(x + 8 * k);
+            most = _mm256_max_ps(_mm256_and_ps(parts[k], no_sign), most);
+            nothing = _mm256_fmadd_ps(parts[k], _mm256_setzero_ps(), nothing);
+        }
+        __m128 half = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
+        half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+        float largest = _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+        __m256 inverse = _mm256_set1_ps(largest > 0 ? 127 / largest : 0);
+        __m256i integers[4], all = _mm256_setzero_si256();
+        for (int k = 0; k < 4; k++) {
+            integers[k] = _mm256_cvtps_epi32(_mm256_mul_ps(parts[k], inverse));
+            all = _mm256_add_epi32(all, integers[k]);
+        }
+        /* packs works in each half by itself, so the fours come out in another order */
+        __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(integers[0], integers[1]),
+                                           _mm256_packs_epi32(integers[2], integers[3]));
+        bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256((__m256i *)rounded, bytes);
+        __m128i four = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+        four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+        sums[g] = _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+        scales[g] = largest / 127 + sum_of(nothing);
+    }
+}
+
+static float dot(const float *a, const float *b, int n) {
+    __m256 one = _mm256_setzero_ps(), two = one;
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        one = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), one);
+        two = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8), _mm256_loadu_ps(b + i + 8), two);
+    }
+    float sum = sum_of(_mm256_add_ps(one, two));
+    for (; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+static void add_scaled(float *sum, const float *x, float scale, int n) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 more = _mm256_fmadd_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(scale), _mm256_loadu_ps(sum + i));
+        _mm256_storeu_ps(sum + i, more);
+    }
+    for (; i < n; i++) sum[i] += scale * x[i];
+}
+
+/* e^x = 2^n · e^r with |r| <= ln 2 / 2, whose power series is done after seven terms: within 2 units of the last place
+ * for x from −87 to 0, and 0 below. */
+INLINE __m256 exp_of(__m256 x) {
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x); /* ln 2 in two parts, the first of few digits */
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    static const float terms[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
+    __m256 sum = _mm256_set1_ps(1.0f / 5040);
+    for (int k = 0; k < 7; k++) sum = _mm256_fmadd_ps(sum, r, _mm256_set1_ps(terms[k]));
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    __m256 enough = _mm256_cmp_ps(x, _mm256_set1_ps(-87), _CMP_NLT_UQ); /* true for NaN, which goes on as NaN */
+    return _mm256_and_ps(_mm256_mul_ps(sum, _mm256_castsi256_ps(power)), enough);
+}
+
+static float exp_minus(float *x, float most, int n) {
+    __m256 sums = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 part = exp_of(_mm256_sub_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(most)));
+        sums = _mm256_add_ps(sums, part);
+        _mm256_storeu_ps(x + i, part);
+    }
+    float sum = sum_of(sums);
+    for (; i < n; i++) sum += x[i] = expf(x[i] - most);
+    return sum;
+}
+
+static void widen(const Kept *kept, int64_t vector, int head_dim, float *out) {
+    if ((kept->kind == CACHE_INT8 || kept->kind == CACHE_INT4) && kept->group % 16) {
+        portable_kernels.widen(kept, vector, head_dim, out);
+        return;
+    }
+    const float *scales = kept->scales + (kept->scales ? vector * (head_dim / kept->group) : 0);
+    int64_t at = vector * head_dim;
+    if (kept->kind == CACHE_INT4) {
+        const __m128i low = _mm_set1_epi8(15);
+        int half = kept->group / 2;
+        for (int i = 0; i < head_dim; i += kept->group) {
+            __m256 scale = _mm256_set1_ps(scales[i / kept->group]);
+            for (int k = 0; k < half; k += 8) {
+                __m128i both = _mm_loadl_epi64((const __m128i *)((const uint8_t *)kept->values + (at + i) / 2 + k));
+                __m128i halves[2] = {_mm_and_si128(both, low), _mm_and_si128(_mm_srli_epi16(both, 4), low)};
+                for (int h = 0; h < 2; h++) {
+                    __m256i wide = _mm256_sub_epi32(_mm256_cvtepi8_epi32(halves[h]), _mm256_set1_epi32(8));
+                    _mm256_storeu_ps(out + i + h * half + k, _mm256_mul_ps(_mm256_cvtepi32_ps(wide), scale));
+                }
+            }
+        }
+        return;
+    }
+    static const int kinds[] = {F32, BF16, INT8_ROWS}, sizes[] = {4, 2, 1};
+    int i = 0;
+    for (; i + 8 <= head_dim; i += 8) {
+        __m256 part = eight(kinds[kept->kind], (const char *)kept->values + (at + i) * sizes[kept->kind]);
+        if (kept->kind == CACHE_INT8) part = _mm256_mul_ps(part, _mm256_set1_ps(scales[i / kept->group]));
+        _mm256_storeu_ps(out + i, part);
+    }
+    for (; i < head_dim; i++)
+        out[i] = kept->kind == CACHE_F32    ? ((const float *)kept->values)[at + i]
+                 : kept->kind == CACHE_BF16 ? from_bf16(((const uint16_t *)kept->values)[at + i])
+                                            : ((const int8_t *)kept->values)[at + i] * scales[i / kept->group];
+}
+
+const Kernels avx2_kernels = {strip_of, round_groups, dot, add_scaled, exp_minus, widen};
+#else
+typedef int nothing_here;
+#endif

@@ -1,0 +1,388 @@
+/* What Python calls: one product with a stored weight, and one whole layer of Llama 3 for a few tokens at once.
+ *
+ * `block` is model.block written out. All threads go through it together; where one step needs what another thread has
+ * made, they meet.
+ */
+#include "native.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+static const Kernels *kernels = &portable_kernels;
+
+/* Use the best kernels up to `most`: 0 plain C, 1 AVX2, 2 AVX-512 with VNNI. Returns which. */
+EXPORT int choose_kernels(int most) {
+    kernels = &portable_kernels;
+    int chosen = 0;
+#ifdef HAS_X86
+    __builtin_cpu_init();
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (most >= 1 && avx2) {
+        kernels = &avx2_kernels;
+        chosen = 1;
+    }
+    if (most >= 2 && avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl")) {
+        prepare_avx512();
+        kernels = &avx512_kernels;
+        chosen = 2;
+    }
+#endif
+    return chosen;
+}
+
+/* Memory for one call, kept for the next one of the same thread. */
+typedef struct { char *at, *end; } Scratch;
+static _Thread_local struct { char *memory; size_t size; } scratch;
+
+static int reserve(Scratch *s, size_t size) {
+    if (scratch.size < size) {
+        free(scratch.memory);
+        scratch.memory = malloc(size);
+        scratch.size = scratch.memory ? size : 0;
+    }
+    s->at = scratch.memory;
+    s->end = scratch.memory + scratch.size;
+    return scratch.memory != 0;
+}
+
+static void *take(Scratch *s, size_t size) {
+    char *at = s->at;
+    s->at += (size + 63) / 64 * 64;
+    return at;
+}
+
+static size_t input_size(int64_t n, int64_t columns) {
+    return n * columns * 5 + n * (columns / GROUP) * 8 + 4 * 64;
+}
+
+static Input make_input(Scratch *s, int n, int columns) {
+    Input in = {.n = n, .columns = columns};
+    in.floats = take(s, sizeof(float) * n * columns);
+    in.rounded = take(s, (size_t)n * columns);
+    in.scales = take(s, sizeof(float) * n * (columns / GROUP));
+    in.sums = take(s, sizeof(int32_t) * n * (columns / GROUP));
+    return in;
+}
+
+static void round_input(const Input *in, int i) {
+    int64_t at = (int64_t)i * in->columns, group = (int64_t)i * (in->columns / GROUP);
+    kernels->round(in->floats + at, in->columns, in->rounded + at, in->scales + group, in->sums + group);
+}
+
+static int strips_of(const Weight *w) { return (w->rows + STRIP - 1) / STRIP; }
+
+/* How many strips a thread takes at once: enough bytes to be worth the asking, few enough that all end together. */
+static int piece(const Weight *w, int threads) {
+    int64_t bytes = (int64_t)w->columns * STRIP, strips = strips_of(w);
+    int64_t most = strips / (8 * threads) + 1, wanted = (1 << 15) / bytes + 1;
+    return (int)(wanted < most ? wanted : most);
+}
+
+/* For each strip of the weight that this thread gets from `counter`, and each few inputs, call use(…, out, …). */
+#define FOR_EACH_STRIP(w, in, counter, size, strip, first, some)                                                       \
+    for (int begin_; (begin_ = next_of(counter, size)) < strips_of(w);)                                                \
+        for (int strip = begin_; strip < begin_ + (size) && strip < strips_of(w); strip++)                             \
+            for (int first = 0, some; first < (in)->n && (some = (in)->n - first < SOME ? (in)->n - first : SOME, 1);  \
+                 first += some)
+
+/* One product: out[i] = weight · x[i]. */
+typedef struct {
+    const Weight *weight;
+    Input in;
+    float *out;
+    int threads;
+} Product;
+
+static void product_work(void *argument, int thread) {
+    Product *p = argument;
+    const Weight *w = p->weight;
+    if (w->kind >= INT8_TILES) {
+        for (int i; (i = next_of(0, 1)) < p->in.n;) round_input(&p->in, i);
+        meet();
+    }
+    (void)thread;
+    int size = piece(w, p->threads);
+    FOR_EACH_STRIP(w, &p->in, 1, size, strip, first, some) {
+        float out[SOME][STRIP];
+        kernels->strip(w, strip, &p->in, first, some, out);
+        int rows = w->rows - STRIP * strip < STRIP ? w->rows - STRIP * strip : STRIP;
+        for (int i = 0; i < some; i++)
+            memcpy(p->out + (int64_t)(first + i) * w->rows + STRIP * strip, out[i], sizeof(float) * rows);
+    }
+}
+
+/* out [n][rows] = x [n][columns] · weightᵀ. Returns 0 where there is no memory for it. */
+EXPORT int product(const Weight *w, int n, const float *x, float *out, int threads, int last) {
+    Scratch s;
+    if (!reserve(&s, input_size(n, w->columns))) return 0;
+    Product p = {w, make_input(&s, n, w->columns), out, threads};
+    p.in.floats = (float *)x;
+    run(product_work, &p, threads, last);
+    return 1;
+}
+
+/* One layer. */
+typedef struct {
+    const float *attention_norm, *ffn_norm;
+    Weight wq, wk, wv, wo, w1, w2, w3;
+} Layer;
+
+typedef struct {
+    int32_t dim, heads, kv_heads, head_dim, hidden;
+    float eps;
+} Sizes;
+
+/* Where the tokens stand: token i is at `positions[i]` of the cache's row `rows[i]`, whose slots are `slots` apart. */
+typedef struct {
+    int32_t n, slots;
+    const int32_t *rows, *positions;
+    const float *rotations; /* [n][head_dim / 2] complex */
+} Tokens;
+
+enum { CHUNK = 128 }; /* slots that one piece of attention looks at */
+
+typedef struct {
+    const Layer *layer;
+    const Sizes *sizes;
+    const Tokens *tokens;
+    const Kept *keys, *values;
+    const float *x;
+    float *out, *q, *k, *v;
+    float *parts, *most, *totals; /* of each token, head and chunk: the sum so far, its largest score, its weight */
+    Input narrow, attended, wide;
+    int chunks, threads;
+} Call;
+
+static void norm(const float *x, const float *weight, int n, float eps, float *out) {
+    float scale = 1 / sqrtf(kernels->dot(x, x, n) / n + eps);
+    for (int i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
+}
+
+/* Turn the pairs of a strip of q or k by their token's rotation. Pairs never cross a strip, heads may. */
+static void rotate(float *strip, int row, const float *rotation, int head_dim) {
+    for (int r = 0; r < STRIP; r += 2) {
+        const float *turn = rotation + (row + r) % head_dim;
+        float a = strip[r], b = strip[r + 1];
+        strip[r] = a * turn[0] - b * turn[1];
+        strip[r + 1] = a * turn[1] + b * turn[0];
+    }
+}
+
+static void project(const Call *c, const Weight *w, int counter, float *to, int turns) {
+    int size = piece(w, c->threads), head_dim = c->sizes->head_dim;
+    FOR_EACH_STRIP(w, &c->narrow, counter, size, strip, first, some) {
+        float out[SOME][STRIP];
+        kernels->strip(w, strip, &c->narrow, first, some, out);
+        int row = STRIP * strip, rows = w->rows - row < STRIP ? w->rows - row : STRIP;
+        for (int i = 0; i < some; i++) {
+            if (turns) rotate(out[i], row, c->tokens->rotations + (int64_t)(first + i) * head_dim, head_dim);
+            memcpy(to + (int64_t)(first + i) * w->rows + row, out[i], sizeof(float) * rows);
+        }
+    }
+}
+
+/* out[i] = base[i] + weight · in[i] */
+static void add_product(const Call *c, const Weight *w, const Input *in, int counter, const float *base, float *to) {
+    int size = piece(w, c->threads);
+    FOR_EACH_STRIP(w, in, counter, size, strip, first, some) {
+        float out[SOME][STRIP];
+        kernels->strip(w, strip, in, first, some, out);
+        int row = STRIP * strip, rows = w->rows - row < STRIP ? w->rows - row : STRIP;
+        for (int i = 0; i < some; i++) {
+            int64_t at = (int64_t)(first + i) * w->rows + row;
+            for (int r = 0; r < rows; r++) to[at + r] = base[at + r] + out[i][r];
+        }
+    }
+}
+
+/* silu(w1 · x) · (w3 · x) */
+static void gate(const Call *c, int counter) {
+    const Weight *w1 = &c->layer->w1, *w3 = &c->layer->w3;
+    int size = piece(w1, c->threads);
+    FOR_EACH_STRIP(w1, &c->narrow, counter, size, strip, first, some) {
+        float gates[SOME][STRIP], ups[SOME][STRIP], minus[STRIP];
+        kernels->strip(w1, strip, &c->narrow, first, some, gates);
+        kernels->strip(w3, strip, &c->narrow, first, some, ups);
+        int row = STRIP * strip, rows = w1->rows - row < STRIP ? w1->rows - row : STRIP;
+        for (int i = 0; i < some; i++) {
+            float *to = c->wide.floats + (int64_t)(first + i) * w1->rows + row;
+            for (int r = 0; r < rows; r++) minus[r] = gates[i][r] > -80 ? -gates[i][r] : 80; /* e^80 is still a float */
+            kernels->exp_minus(minus, 0, rows);
+            for (int r = 0; r < rows; r++) to[r] = gates[i][r] / (1 + minus[r]) * ups[i][r];
+        }
+    }
+}
+
+/* Keep a new key or value in the cache's own form. */
+static void keep(const Kept *kept, int64_t vector, int head_dim, const float *x) {
+    int64_t at = vector * head_dim;
+    if (kept->kind == CACHE_F32) {
+        memcpy((float *)kept->values + at, x, sizeof(float) * head_dim);
+    } else if (kept->kind == CACHE_BF16) {
+        for (int i = 0; i < head_dim; i++) { /* to nearest, ties to even */
+            uint32_t bits;
+            memcpy(&bits, x + i, 4);
+            uint16_t nan = (uint16_t)((bits >> 16) | 64);
+            ((uint16_t *)kept->values)[at + i] =
+                x[i] != x[i] ? nan : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+        }
+    } else {
+        int top = kept->kind == CACHE_INT8 ? 127 : 7, half = kept->group / 2;
+        for (int begin = 0; begin < head_dim; begin += kept->group) {
+            float most = 0, nothing = 0;
+            for (int i = begin; i < begin + kept->group; i++) {
+                most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+                nothing += 0 * x[i];
+            }
+            float scale = most / top, inverse = most > 0 ? 1 / scale : 0;
+            kept->scales[vector * (head_dim / kept->group) + begin / kept->group] = scale + nothing;
+            if (nothing != nothing) inverse = 0;
+            for (int i = 0; i < kept->group; i++) {
+                int rounded = nothing != nothing ? 0 : (int)lrintf(x[begin + i] * inverse);
+                if (kept->kind == CACHE_INT8) {
+                    ((int8_t *)kept->values)[at + begin + i] = (int8_t)rounded;
+                } else {
+                    uint8_t *byte = (uint8_t *)kept->values + (at + begin) / 2 + i % half;
+                    *byte = i < half ? (uint8_t)(rounded + 8) : (uint8_t)(*byte | (rounded + 8) << 4);
+                }
+            }
+        }
+    }
+}
+
+/* What the R heads of token i that share key head g see in one chunk of slots: weighted sum, largest score, weight. */
+static void attend(const Call *c, int i, int g, int chunk) {
+    const Sizes *z = c->sizes;
+    int K = z->head_dim, R = z->heads / z->kv_heads;
+    int end = c->tokens->positions[i] + 1, begin = chunk * CHUNK;
+    if (end > begin + CHUNK) end = begin + CHUNK;
+    int64_t first = ((int64_t)c->tokens->rows[i] * c->tokens->slots + begin) * z->kv_heads + g;
+    float scores[R][CHUNK], wide[K];
+    const float *q = c->q + ((int64_t)i * z->heads + g * R) * K;
+    float root = 1 / sqrtf((float)K);
+    for (int s = 0; s < end - begin; s++) {
+        int64_t vector = first + (int64_t)s * z->kv_heads;
+        const float *k = wide;
+        if (c->keys->kind == CACHE_F32) k = (const float *)c->keys->values + vector * K;
+        else kernels->widen(c->keys, vector, K, wide);
+        for (int r = 0; r < R; r++) scores[r][s] = kernels->dot(q + r * K, k, K) * root;
+    }
+    for (int r = 0; r < R; r++) {
+        int64_t at = ((int64_t)i * z->heads + g * R + r) * c->chunks + chunk;
+        float most = scores[r][0];
+        for (int s = 1; s < end - begin; s++) most = scores[r][s] > most ? scores[r][s] : most;
+        c->most[at] = most;
+        c->totals[at] = kernels->exp_minus(scores[r], most, end - begin);
+        memset(c->parts + at * K, 0, sizeof(float) * K);
+    }
+    for (int s = 0; s < end - begin; s++) {
+        int64_t vector = first + (int64_t)s * z->kv_heads;
+        const float *v = wide;
+        if (c->values->kind == CACHE_F32) v = (const float *)c->values->values + vector * K;
+        else kernels->widen(c->values, vector, K, wide);
+        for (int r = 0; r < R; r++) {
+            int64_t at = ((int64_t)i * z->heads + g * R + r) * c->chunks + chunk;
+            kernels->add_scaled(c->parts + at * K, v, scores[r][s], K);
+        }
+    }
+}
+
+static int chunks_of(const Tokens *t, int i) { return t->positions[i] / CHUNK + 1; }
+
+/* The softmax over all chunks from those of each: e^(s − most) = e^(s − most of the chunk) · e^(most of the chunk − most) */
+static void join_chunks(const Call *c, int i, int head) {
+    int K = c->sizes->head_dim, chunks = chunks_of(c->tokens, i);
+    int64_t at = ((int64_t)i * c->sizes->heads + head) * c->chunks;
+    float *out = c->attended.floats + ((int64_t)i * c->sizes->heads + head) * K;
+    float most = c->most[at], total = 0;
+    for (int k = 1; k < chunks; k++) most = c->most[at + k] > most ? c->most[at + k] : most;
+    memset(out, 0, sizeof(float) * K);
+    for (int k = 0; k < chunks; k++) {
+        float share = expf(c->most[at + k] - most);
+        total += share * c->totals[at + k];
+        kernels->add_scaled(out, c->parts + (at + k) * K, share, K);
+    }
+    for (int d = 0; d < K; d++) out[d] /= total;
+}
+
+static void block_work(void *argument, int thread) {
+    Call *c = argument;
+    const Sizes *z = c->sizes;
+    const Layer *l = c->layer;
+    int n = c->tokens->n, K = z->head_dim, G = z->kv_heads;
+    (void)thread;
+
+    for (int i; (i = next_of(0, 1)) < n;) {
+        norm(c->x + (int64_t)i * z->dim, l->attention_norm, z->dim, z->eps, c->narrow.floats + (int64_t)i * z->dim);
+        round_input(&c->narrow, i);
+    }
+    meet();
+    project(c, &l->wq, 1, c->q, 1);
+    project(c, &l->wk, 2, c->k, 1);
+    project(c, &l->wv, 3, c->v, 0);
+    meet();
+    for (int item; (item = next_of(4, 1)) < n * G;) {
+        int i = item / G, g = item % G;
+        int64_t vector = ((int64_t)c->tokens->rows[i] * c->tokens->slots + c->tokens->positions[i]) * G + g;
+        keep(c->keys, vector, K, c->k + (int64_t)item * K);
+        keep(c->values, vector, K, c->v + (int64_t)item * K);
+    }
+    meet();
+    for (int item; (item = next_of(5, 1)) < n * G * c->chunks;) {
+        int i = item / (G * c->chunks), chunk = item / G % c->chunks;
+        if (chunk < chunks_of(c->tokens, i)) attend(c, i, item % G, chunk);
+    }
+    meet();
+    for (int i; (i = next_of(6, 1)) < n;) {
+        for (int head = 0; head < z->heads; head++) join_chunks(c, i, head);
+        round_input(&c->attended, i);
+    }
+    meet();
+    add_product(c, &l->wo, &c->attended, 7, c->x, c->out);
+    meet();
+    for (int i; (i = next_of(8, 1)) < n;) {
+        norm(c->out + (int64_t)i * z->dim, l->ffn_norm, z->dim, z->eps, c->narrow.floats + (int64_t)i * z->dim);
+        round_input(&c->narrow, i);
+    }
+    meet();
+    gate(c, 9);
+    meet();
+    for (int i; (i = next_of(10, 1)) < n;) round_input(&c->wide, i);
+    meet();
+    add_product(c, &l->w2, &c->wide, 11, c->out, c->out);
+}
+
+/* The layer's output [n][dim] for x [n][dim], whose keys and values are put into the cache. Returns 0 without memory. */
+EXPORT int block(const Layer *layer, const Sizes *sizes, const Tokens *tokens, const Kept *keys, const Kept *values,
+                 const float *x, float *out, int threads) {
+    int64_t n = tokens->n, K = sizes->head_dim, all = n * sizes->heads * K, kv = n * sizes->kv_heads * K;
+    int chunks = 0;
+    for (int i = 0; i < n; i++) chunks = chunks_of(tokens, i) > chunks ? chunks_of(tokens, i) : chunks;
+    size_t floats = all + 2 * kv + all * chunks + 2 * n * sizes->heads * chunks;
+    Scratch s;
+    if (!reserve(&s, sizeof(float) * floats + 6 * 64 + input_size(n, sizes->dim) + input_size(n, sizes->heads * K) +
+                         input_size(n, sizes->hidden)))
+        return 0;
+    Call c = {.layer = layer, .sizes = sizes, .tokens = tokens, .keys = keys, .values = values, .x = x, .out = out};
+    c.q = take(&s, sizeof(float) * all);
+    c.k = take(&s, sizeof(float) * kv);
+    c.v = take(&s, sizeof(float) * kv);
+    c.parts = take(&s, sizeof(float) * all * chunks);
+    c.most = take(&s, sizeof(float) * n * sizes->heads * chunks);
+    c.totals = take(&s, sizeof(float) * n * sizes->heads * chunks);
+    c.narrow = make_input(&s, (int)n, sizes->dim);
+    c.attended = make_input(&s, (int)n, (int)(sizes->heads * K));
+    c.wide = make_input(&s, (int)n, sizes->hidden);
+    c.chunks = chunks;
+    c.threads = threads;
+    run(block_work, &c, threads, 0);
+    return 1;
+}

@@ -1,0 +1,118 @@
+"""The kernels in C, where they could be built: a product with a weight in any stored form."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from ctypes import POINTER, Structure, byref, c_int, c_int32, c_void_p
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from llama3_scratch.stored import COLUMNS, Floats, Grouped, NormalFloats, Tiles
+
+LEVELS = ("plain C", "AVX2", "AVX-512")
+_FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Kind of native.h
+_INT8_ROWS, _INT8_TILES, _INT4_TILES, _INT4_TILES_WITH_MINS = 3, 4, 5, 6
+FEW = 16  # inputs up to which the kernels are faster than torch with a weight of plain floats
+
+
+class Weight(Structure):
+    """native.h's `Weight`; `kept` are the tensors that its addresses point into."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("kind", "rows", "columns", "groups")),
+        *((name, c_void_p) for name in ("values", "scales", "mins")),
+    ]
+
+    kept: tuple[Tensor | None, ...] = ()
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, set to the best that this processor has; None where they weren't built."""
+    found = importlib.util.find_spec("llama3_scratch.native._kernels")
+    if found is None or found.origin is None:
+        return None
+    try:
+        loaded = ctypes.CDLL(found.origin)
+    except OSError:
+        return None
+    loaded.product.argtypes = [POINTER(Weight), c_int, c_void_p, c_void_p, c_int, c_int]
+    loaded.block.argtypes = [c_void_p] * 7 + [c_int]
+    loaded.choose_kernels(len(LEVELS) - 1)
+    return loaded
+
+
+def require() -> ctypes.CDLL:
+    """The library, where `usable` has said that there is one."""
+    loaded = library()
+    assert loaded is not None
+    return loaded
+
+
+def choose(most: str = LEVELS[-1]) -> str | None:
+    """Use the best kernels up to `most`, one of LEVELS; which these are, None where there are none."""
+    loaded = library()
+    return None if loaded is None else LEVELS[loaded.choose_kernels(LEVELS.index(most))]
+
+
+def weight(form: Floats) -> Weight | None:
+    """The form as the kernels take it; None where they have none for it."""
+    rows, columns = form.shape
+    scales = mins = None
+    groups = 1
+    match form:
+        case Tiles():
+            scales, mins, groups = form.scales, form.mins, columns // COLUMNS
+            kind = _INT8_TILES if form.bits == 8 else _INT4_TILES if mins is None else _INT4_TILES_WITH_MINS
+            if scales.dtype != torch.float16 or (mins is not None and mins.dtype != torch.float16):
+                return None
+        case Grouped():
+            scales, groups, kind = form.scales, form.scales.shape[1], _INT8_ROWS
+            if form.zeros is not None or scales.dtype != torch.float32:
+                return None
+        case NormalFloats():
+            return None
+        case _:
+            if form.values.dtype not in _FLOATS:
+                return None
+            kind = _FLOATS[form.values.dtype]
+    kept = (form.values, scales, mins)
+    if any(tensor is not None and (tensor.device.type != "cpu" or not tensor.is_contiguous()) for tensor in kept):
+        return None
+    made = Weight(kind, rows, columns, groups, *(None if tensor is None else tensor.data_ptr() for tensor in kept))
+    made.kept = kept
+    return made
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the kernels may compute with x: f32 on a CPU, outside of autograd."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or library() is None:
+        return False
+    if torch.is_grad_enabled() and x.requires_grad:
+        return False
+    # Under a trace or a compiler the operations have to be torch's, or they couldn't be seen.
+    return _get_current_dispatch_mode() is None and not torch.compiler.is_compiling()
+
+
+def fits(x: Tensor, form: Floats) -> bool:
+    """Whether `product` can take the place of torch here, and is worth it."""
+    if type(form) is Floats and x.numel() > FEW * x.shape[-1]:
+        return False
+    return usable(x) and not (torch.is_grad_enabled() and form.values.requires_grad)
+
+
+def product(x: Tensor, form: Floats) -> Tensor | None:
+    """x (…, columns) times the weight, transposed: (…, rows); None where the kernels have none for its form."""
+    described = weight(form)
+    if described is None:
+        return None
+    x = x.contiguous()
+    n = x.numel() // x.shape[-1]
+    out = x.new_empty(*x.shape[:-1], described.rows)
+    if not require().product(byref(described), n, x.data_ptr(), out.data_ptr(), torch.get_num_threads(), n > FEW):
+        raise MemoryError(f"no memory for a product of {n} × {x.shape[-1]}")
+    return out

@@ -1,0 +1,84 @@
+/* What the C files share: how a weight lies in memory, what a product reads, and the table of kernels.
+ *
+ * A product is computed in strips of 16 rows of the weight. A strip's kernel gets up to SOME inputs at once, so that a
+ * weight that was read from memory is used for all of them.
+ */
+#ifndef LLAMA3_SCRATCH_NATIVE_H
+#define LLAMA3_SCRATCH_NATIVE_H
+
+#include <stdint.h>
+
+enum { STRIP = 16, GROUP = 32, SOME = 8 };
+
+/* How the values of a weight are stored. The last three lie in tiles of 16 rows × 32 columns; stored.py says how. */
+enum Kind { F32, BF16, F16, INT8_ROWS, INT8_TILES, INT4_TILES, INT4_TILES_WITH_MINS };
+
+typedef struct {
+    int32_t kind, rows, columns, groups; /* groups: scales a row */
+    const void *values, *scales, *mins;
+} Weight;
+
+/* The inputs of a product: n vectors as floats and, for weights in tiles, rounded to int8 with a scale for 32. */
+typedef struct {
+    int32_t n, columns;
+    float *floats;   /* [n][columns] */
+    int8_t *rounded; /* [n][columns] */
+    float *scales;   /* [n][groups] */
+    int32_t *sums;   /* [n][groups], of the rounded values */
+} Input;
+
+/* How keys or values are cached. INT8 and INT4 have a scale for `group` numbers along the head. */
+enum CacheKind { CACHE_F32, CACHE_BF16, CACHE_INT8, CACHE_INT4 };
+
+typedef struct {
+    int32_t kind, group;
+    void *values;  /* [rows][slots][heads][head_dim] */
+    float *scales; /* [rows][slots][heads][head_dim / group] */
+} Kept;
+
+typedef struct {
+    /* out[i][16] = rows 16·strip … of the weight times input i, for i in first … first + n, n <= SOME */
+    void (*strip)(const Weight *, int strip, const Input *, int first, int n, float (*out)[STRIP]);
+    void (*round)(const float *x, int columns, int8_t *rounded, float *scales, int32_t *sums);
+    float (*dot)(const float *a, const float *b, int n);
+    void (*add_scaled)(float *sum, const float *x, float scale, int n); /* sum += scale · x */
+    float (*exp_minus)(float *x, float most, int n);                   /* x = exp(x − most), returns their sum */
+    void (*widen)(const Kept *, int64_t vector, int head_dim, float *out); /* a cached key or value as floats */
+} Kernels;
+
+extern const Kernels portable_kernels;
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define HAS_X86 1
+extern const Kernels avx2_kernels;
+extern Kernels avx512_kernels;
+void prepare_avx512(void);
+#endif
+
+static inline float from_bf16(uint16_t bits) {
+    union { uint32_t u; float f; } both = {(uint32_t)bits << 16};
+    return both.f;
+}
+
+static inline float from_f16(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, rest = bits & 0x7fff;
+    union { uint32_t u; float f; } both;
+    if (rest >= 0x7c00) { /* infinity, NaN */
+        both.u = sign | 0x7f800000 | (rest & 0x3ff) << 13;
+    } else if (rest >= 0x400) {
+        both.u = sign | ((rest << 13) + 0x38000000);
+    } else { /* a subnormal half is a normal float */
+        both.f = (float)rest * 0x1p-24f;
+        both.u |= sign;
+    }
+    return both.f;
+}
+
+/* The pool: work(argument, thread) runs once on each thread; within it, `meet` waits for the others and `next_of`
+ * hands out pieces of work. `last` says that no more follows soon, so the threads needn't wait awake. */
+typedef void Work(void *argument, int thread);
+void run(Work *work, void *argument, int threads, int last);
+void meet(void);
+int next_of(int counter, int size); /* the first of `size` pieces that nobody has taken from the counter yet */
+enum { COUNTERS = 16 };
+
+#endif

@@ -1,0 +1,114 @@
+/* The kernels in plain C: what every machine runs that has no faster ones, and what the faster ones must equal. */
+#include "native.h"
+
+#include <math.h>
+#include <string.h>
+
+static float value_of(const Weight *w, int64_t row, int column) {
+    int64_t at = row * w->columns + column;
+    switch (w->kind) {
+    case F32: return ((const float *)w->values)[at];
+    case BF16: return from_bf16(((const uint16_t *)w->values)[at]);
+    case F16: return from_f16(((const uint16_t *)w->values)[at]);
+    default: return ((const int8_t *)w->values)[at];
+    }
+}
+
+static void strip_of_rows(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
+    int width = w->columns / w->groups, rows = w->rows - STRIP * strip < STRIP ? w->rows - STRIP * strip : STRIP;
+    memset(out, 0, sizeof(float[STRIP]) * n);
+    for (int r = 0; r < rows; r++) {
+        int64_t row = (int64_t)STRIP * strip + r;
+        for (int g = 0; g < w->groups; g++) {
+            float scale = w->kind == INT8_ROWS ? ((const float *)w->scales)[row * w->groups + g] : 1;
+            for (int i = 0; i < n; i++) {
+                const float *x = in->floats + (int64_t)(first + i) * in->columns;
+                float sum = 0;
+                for (int c = g * width; c < (g + 1) * width; c++) sum += value_of(w, row, c) * x[c];
+                out[i][r] += scale * sum;
+            }
+        }
+    }
+}
+
+/* A tile is 16 rows × 32 columns. int8: eight times, for 4 columns each, 16 rows of 4 bytes. int4: four times that, a
+ * byte holding column c below and column c + 16 above. */
+static void strip_of_tiles(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
+    int bits = w->kind == INT8_TILES ? 8 : 4, middle = w->kind == INT4_TILES ? 8 : 0;
+    memset(out, 0, sizeof(float[STRIP]) * n);
+    for (int g = 0; g < w->groups; g++) {
+        int64_t tile = (int64_t)strip * w->groups + g;
+        const uint8_t *values = (const uint8_t *)w->values + tile * STRIP * GROUP * bits / 8;
+        for (int i = 0; i < n; i++) {
+            int64_t at = (int64_t)(first + i) * w->groups + g;
+            const int8_t *x = in->rounded + (int64_t)(first + i) * in->columns + g * GROUP;
+            for (int r = 0; r < STRIP; r++) {
+                int32_t sum = -middle * in->sums[at];
+                for (int c = 0; c < GROUP; c++) {
+                    int quad = (bits == 8 ? c : c % 16) / 4;
+                    uint8_t byte = values[(quad * STRIP + r) * 4 + c % 4];
+                    sum += x[c] * (bits == 8 ? (int8_t)byte : c < 16 ? byte & 15 : byte >> 4);
+                }
+                float scale = from_f16(((const uint16_t *)w->scales)[tile * STRIP + r]);
+                out[i][r] += scale * in->scales[at] * (float)sum;
+                if (w->kind == INT4_TILES_WITH_MINS)
+                    out[i][r] += from_f16(((const uint16_t *)w->mins)[tile * STRIP + r]) * in->scales[at] *
+                                 (float)in->sums[at];
+            }
+        }
+    }
+}
+
+static void strip_of(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
+    (w->kind < INT8_TILES ? strip_of_rows : strip_of_tiles)(w, strip, in, first, n, out);
+}
+
+static void round_groups(const float *x, int columns, int8_t *rounded, float *scales, int32_t *sums) {
+    for (int g = 0; g < columns / GROUP; g++, x += GROUP, rounded += GROUP) {
+        float most = 0, nothing = 0; /* 0 · x is 0, or NaN where x is no number: it must come out again */
+        for (int c = 0; c < GROUP; c++) {
+            most = fabsf(x[c]) > most ? fabsf(x[c]) : most;
+            nothing += 0 * x[c];
+        }
+        float inverse = most > 0 ? 127 / most : 0;
+        int32_t sum = 0;
+        for (int c = 0; c < GROUP; c++) sum += rounded[c] = (int8_t)lrintf(x[c] * inverse);
+        scales[g] = most / 127 + nothing;
+        sums[g] = sum;
+    }
+}
+
+static float dot(const float *a, const float *b, int n) {
+    float sum = 0;
+    for (int i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+static void add_scaled(float *sum, const float *x, float scale, int n) {
+    for (int i = 0; i < n; i++) sum[i] += scale * x[i];
+}
+
+static float exp_minus(float *x, float most, int n) {
+    float sum = 0;
+    for (int i = 0; i < n; i++) sum += x[i] = expf(x[i] - most);
+    return sum;
+}
+
+static void widen(const Kept *kept, int64_t vector, int head_dim, float *out) {
+    int64_t at = vector * head_dim;
+    const float *scales = kept->scales + (kept->scales ? vector * (head_dim / kept->group) : 0);
+    for (int i = 0; i < head_dim; i++) {
+        switch (kept->kind) {
+        case CACHE_F32: out[i] = ((const float *)kept->values)[at + i]; break;
+        case CACHE_BF16: out[i] = from_bf16(((const uint16_t *)kept->values)[at + i]); break;
+        case CACHE_INT8: out[i] = ((const int8_t *)kept->values)[at + i] * scales[i / kept->group]; break;
+        default: { /* of a group the first half lies below, the second above */
+            int half = kept->group / 2, in_group = i % kept->group;
+            uint8_t byte = ((const uint8_t *)kept->values)[(at + i - in_group) / 2 + in_group % half];
+            out[i] = ((in_group < half ? byte & 15 : byte >> 4) - 8) * scales[i / kept->group];
+        }
+        }
+    }
+}
+
+const Kernels portable_kernels = {strip_of, round_groups, dot, add_scaled, exp_minus, widen};

@@ -1,0 +1,145 @@
+"""The forms in which a weight is stored, and what each means as floats. A form is named by the keys beside
+`{name}.weight`, never guessed from sizes:
+
+* nothing beside it: floats (rows × columns).
+* `.scales` (and perhaps `.zeros`): int8 in groups along each row, one scale a group. Meta's int4 releases store their
+  projections (groups of 32) and embeddings (one group a row) this way.
+* `.int8_scales`: int8 in tiles of 16 rows × 32 columns. A row has a scale, in f16, for the 32 columns of a tile.
+* `.int4_scales` (and perhaps `.int4_mins`): 4 bits in such tiles; a value q means (q − 8) · scale, or q · scale + min.
+* `.nf4_scales`: 4 bits that name one of 16 levels, in groups of 64 along each row (arXiv:2305.14314).
+
+The tiles hold the numbers of GGUF's Q8_0, Q4_0 and Q4_1 blocks in an order for which a processor needs no sums across
+its registers: int8 tiles are (tiles, groups, 8, 16, 4), eight times 4 columns of all 16 rows; a byte of int4 tiles
+(tiles, groups, 4, 16, 4) has a column's number in its low half, and that of the column 16 further on in its high half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+Rows = slice | Tensor
+
+ROWS, COLUMNS = 16, 32  # of a tile
+NF4_GROUP = 64
+# The quantiles of a normal distribution, scaled to −1 … 1, with an exact 0 (arXiv:2305.14314, appendix E).
+# fmt: off
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)
+# fmt: on
+
+FORMS = ("scales", "zeros", "int8_scales", "int4_scales", "int4_mins", "nf4_scales")
+SIBLINGS = (*FORMS, "adaptor.A.weight", "adaptor.B.weight", "adaptor.scale")
+
+
+@dataclass(frozen=True)
+class Floats:
+    """A plain weight."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.values.shape[0], self.values.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The float type nearest to the form: what `embed` yields unless told otherwise."""
+        return self.values.dtype
+
+    def floats(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """The chosen rows: (rows, columns), or (*rows.shape, columns) where `rows` is a tensor of indices."""
+        return self.values[rows].to(dtype)
+
+
+@dataclass(frozen=True)
+class Grouped(Floats):
+    """int8 (rows, columns) with scales, and perhaps zeros, (rows, groups)."""
+
+    scales: Tensor
+    zeros: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.scales.dtype
+
+    def floats(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        grouped = self.values[rows].to(dtype).unflatten(-1, (self.scales.shape[-1], -1))
+        if self.zeros is not None:
+            grouped = grouped - self.zeros[rows].to(dtype)[..., None]
+        return (grouped * self.scales[rows].to(dtype)[..., None]).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Tiles(Floats):
+    """int8 or, as uint8, 4-bit tiles with scales, and perhaps mins, (tiles, groups, 16); `bits` is 8 or 4."""
+
+    scales: Tensor
+    mins: Tensor | None
+    bits: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[0] * ROWS, self.values.shape[1] * COLUMNS
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def floats(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        if isinstance(rows, slice):
+            rows = torch.arange(*rows.indices(self.shape[0]), device=self.values.device)
+        tiles, row = rows // ROWS, rows % ROWS
+        values = self.values[tiles, :, :, row]  # (…, groups, quads, 4)
+        if self.bits == 4:
+            values = torch.cat((values & 15, values >> 4), dim=-2)
+        # In f32 as ggml has it, so that a file's blocks mean the same to the last bit; f64 keeps its own.
+        wide = torch.promote_types(dtype, torch.float32)
+        grouped = values.flatten(-2).to(wide)
+        scales = self.scales[tiles, :, row].to(wide)[..., None]
+        if self.mins is not None:
+            return (grouped * scales + self.mins[tiles, :, row].to(wide)[..., None]).flatten(-2).to(dtype)
+        return ((grouped - 8 if self.bits == 4 else grouped) * scales).flatten(-2).to(dtype)
+
+
+@dataclass(frozen=True)
+class NormalFloats(Floats):
+    """nf4: uint8 (rows, columns / 2), an even column's level below the next one's, and scales (rows, groups)."""
+
+    scales: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1] * 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.scales.dtype
+
+    def floats(self, rows: Rows, dtype: torch.dtype) -> Tensor:
+        packed = self.values[rows]
+        levels = torch.tensor(NF4_LEVELS, dtype=dtype, device=packed.device)
+        values = levels[torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2).long()]
+        grouped = values.unflatten(-1, (self.scales.shape[-1], -1))
+        return (grouped * self.scales[rows].to(dtype)[..., None]).flatten(-2)
+
+
+def stored(params: Params, name: str) -> Floats:
+    """The weight of the layer `name` in its stored form."""
+    values = params[f"{name}.weight"]
+    if (scales := params.get(f"{name}.int8_scales")) is not None:
+        return Tiles(values, scales, None, 8)
+    if (scales := params.get(f"{name}.int4_scales")) is not None:
+        return Tiles(values, scales, params.get(f"{name}.int4_mins"), 4)
+    if (scales := params.get(f"{name}.nf4_scales")) is not None:
+        return NormalFloats(values, scales)
+    if (scales := params.get(f"{name}.scales")) is not None:
+        return Grouped(values, scales, params.get(f"{name}.zeros"))
+    return Floats(values)
