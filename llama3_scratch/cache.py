@@ -62,6 +62,10 @@ class Kept:
     def slots(self) -> int:
         return self.values.shape[1]
 
+    @property
+    def head_dim(self) -> int:
+        return self.values.shape[3]
+
     def grow(self, slots: int) -> None:
         for name, old in self.tensors().items():
             # Zeros, not empty: a slot that nobody has written is masked, but 0 · NaN would still be NaN.

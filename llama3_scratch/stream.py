@@ -14,6 +14,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import Params, embed
 from llama3_scratch.memory import available, plan, require
 from llama3_scratch.model import Block, decode, fused_block, unembed
+from llama3_scratch.native.block import fast_block
 from llama3_scratch.sample import NonFiniteError, Sampler
 
 CHUNK = 512  # tokens of a prompt that go through the model at once: memory stays flat however long the prompt is
@@ -45,16 +46,18 @@ def stream(
     dtype: torch.dtype | None = None,
     chunk: int = CHUNK,
     cache: Cache | None = None,
-    block: Block = fused_block,
+    block: Block | None = None,
 ) -> Iterator[Step]:
     """Yield each prompt's next tokens, step by step, until all have stopped.
 
     `stop(row, token)` hears of every token and says whether it ends that row. `dtype` is that of the activations and
     of the cache. `cache` may hold the beginning of a single prompt already: the loop goes on from there and leaves in
-    it all but the last token. Raises UsageError for a prompt that is empty or longer than the context.
+    it all but the last token. `block` is the fastest there is unless given. Raises UsageError for a prompt that is
+    empty or longer than the context.
     """
     if not prompts:
         return
+    block = block or fast_block(params, config)
     limit = min(max_seq_len or config.max_seq_len, config.max_seq_len)
     for prompt in prompts:
         if not prompt:

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.cache import Cache, Kept, NoCache
-from llama3_scratch.config import Config
-from llama3_scratch.model import fused_block
+from llama3_scratch.config import Config, expected
+from llama3_scratch.errors import ResourceError
+from llama3_scratch.model import Block, fused_block
 from llama3_scratch.native import kernels
 from llama3_scratch.stored import Params, stored
 
+_NORMS = ("attention_norm", "ffn_norm")
 _MATRICES = tuple(f"attention.{w}" for w in ("wq", "wk", "wv", "wo")) + tuple(f"feed_forward.w{i}" for i in (1, 2, 3))
+_CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # enum CacheKind of native.h
 
 
 class _Layer(Structure):
     _fields_ = [
-        ("attention_norm", c_void_p),
-        ("ffn_norm", c_void_p),
+        *((name, c_void_p) for name in _NORMS),
         *((name.replace(".", "_"), kernels.Weight) for name in _MATRICES),
     ]
 
@@ -37,11 +39,17 @@ class _Kept(Structure):
     _fields_ = [("kind", c_int32), ("group", c_int32), ("values", c_void_p), ("scales", c_void_p)]
 
 
+def fast_block(params: Params, config: Config) -> Block:
+    """The fastest block for generating with these weights here."""
+    on_cpu = params["tok_embeddings.weight"].device.type == "cpu"
+    return NativeBlock(params, config) if on_cpu and kernels.library() else fused_block
+
+
 class NativeBlock:
     """A `block=` for `decode`: the layers of one model, their addresses looked up once.
 
-    What the kernels can't do (many tokens at once, other dtypes, adapters, gradients, a cache without slots) goes to
-    `fused_block`, so it may be given anywhere.
+    What the kernels can't do (many tokens at once, other dtypes, adapters, gradients, no cache) goes to `fused_block`,
+    so it may be given wherever a block may. What a pass has in common is looked at in the first of its layers.
     """
 
     def __init__(self, params: Params, config: Config) -> None:
@@ -49,39 +57,39 @@ class NativeBlock:
         self._sizes = _Sizes(
             config.dim, config.n_heads, config.n_kv_heads, config.head_dim, config.hidden_dim, config.norm_eps
         )
-        self._kept: list[Any] = []  # what C has addresses of
-        self._layers = {
-            name: layer
-            for name in (f"layers.{i}" for i in range(config.n_layers))
-            if (layer := self._describe(name)) is not None
-        }
-        self._rotation: Tensor | None = None  # of the pass that is under way
-        self._few = False  # whether the kernels do this pass
         self._tokens = _Tokens()
-        self._sizes_at, self._tokens_at = addressof(self._sizes), addressof(self._tokens)
-        self._like_BTGK = torch.empty(0)
-        self._span = 0
+        self._alive: list[Any] = []  # what C has addresses of
+        shapes = expected(config)
+        layers = {f"layers.{i}": self._layer(f"layers.{i}", shapes) for i in range(config.n_layers)}
+        self._layers = {name: addressof(layer) for name, layer in layers.items() if layer is not None}
         self._caches: dict[str, tuple[Tensor, Tensor, _Kept, _Kept]] = {}
+        self._rotation: Tensor | None = None  # of the pass under way
+        self._few = False  # whether the kernels do it
+        self._pass: tuple[Tensor, ...] = ()
+        self._span, self._threads = 0, 1
+        self._like_BTGK = torch.empty(0)
 
-    def _describe(self, name: str) -> int | None:
-        """The address of the layer as C has it; None where it has a form that the kernels don't know."""
+    def _layer(self, name: str, shapes: dict[str, tuple[int, ...]]) -> _Layer | None:
+        """The layer as C has it; None where it has a form that the kernels don't know."""
         layer = _Layer()
-        for norm in ("attention_norm", "ffn_norm"):
+        for norm in _NORMS:
             weight = self._params[f"{name}.{norm}.weight"]
-            if weight.device.type != "cpu":
+            if weight.device.type != "cpu" or weight.shape != shapes[f"{name}.{norm}.weight"]:
                 return None
             wide = weight.detach().float().contiguous()
-            self._kept.append(wide)
+            self._alive.append(wide)
             setattr(layer, norm, wide.data_ptr())
         for matrix in _MATRICES:
             of = f"{name}.{matrix}"
             described = kernels.weight(stored(self._params, of))
             if described is None or f"{of}.adaptor.A.weight" in self._params:
                 return None
-            self._kept.append(described)
+            if (described.rows, described.columns) != shapes[f"{of}.weight"]:
+                return None
+            self._alive.append(described.tensors)
             setattr(layer, matrix.replace(".", "_"), described)
-        self._kept.append(layer)
-        return addressof(layer)
+        self._alive.append(layer)
+        return layer
 
     def __call__(
         self,
@@ -95,29 +103,36 @@ class NativeBlock:
         cache: NoCache,
     ) -> Tensor:
         if rotation_BTJ is not self._rotation:
-            self._begin(x_BTD, rotation_BTJ, cache)
-        layer = self._layers.get(name)
-        if not self._few or layer is None or params is not self._params:
+            self._begin(x_BTD, params, rotation_BTJ, cache)
+        layer = self._layers.get(name) if self._few else None
+        if layer is None or not isinstance(cache, Cache):
             return fused_block(
                 x_BTD, params, name, config, rotation_BTJ=rotation_BTJ, visible_BTS=visible_BTS, cache=cache
             )
-        assert isinstance(cache, Cache)
         keys, values = self._addresses(name, *cache.room(f"{name}.attention", self._span, self._like_BTGK))
         out_BTD = torch.empty_like(x_BTD)
         done = kernels.require().block(
-            layer, self._sizes_at, self._tokens_at, keys, values, x_BTD.data_ptr(), out_BTD.data_ptr(), self._threads
+            layer,
+            addressof(self._sizes),
+            addressof(self._tokens),
+            keys,
+            values,
+            x_BTD.data_ptr(),
+            out_BTD.data_ptr(),
+            self._threads,
         )
         if not done:
-            raise MemoryError(f"no memory for a layer of {self._tokens.n} tokens")
+            raise ResourceError(f"no memory for a layer of {self._tokens.n} tokens after {self._span}")
         return out_BTD
 
-    def _begin(self, x_BTD: Tensor, rotation_BTJ: Tensor, cache: NoCache) -> None:
-        """Look once a pass at what is the same in all its layers."""
+    def _begin(self, x_BTD: Tensor, params: Params, rotation_BTJ: Tensor, cache: NoCache) -> None:
         self._rotation = rotation_BTJ
-        B, T, _ = x_BTD.shape
+        B, T, D = x_BTD.shape
         self._few = (
             isinstance(cache, Cache)
-            and B * T <= kernels.FEW
+            and params is self._params
+            and 0 < B * T <= kernels.FEW
+            and self._sizes.dim == D
             and x_BTD.is_contiguous()
             and rotation_BTJ.dtype == torch.complex64
             and kernels.usable(x_BTD)
@@ -144,11 +159,8 @@ class NativeBlock:
 
 
 def _kept(of: Kept) -> _Kept:
-    kind = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}[of.values.dtype]
-    scales: Tensor | None = of.tensors().get("scales")
-    return _Kept(
-        kind,
-        0 if scales is None else of.values.shape[-1] // scales.shape[-1],
-        of.values.data_ptr(),
-        None if scales is None else scales.data_ptr(),
-    )
+    scales = of.tensors().get("scales")
+    if scales is None:
+        return _Kept(_CACHE_KINDS[of.values.dtype], 0, of.values.data_ptr(), None)
+    group = of.head_dim // scales.shape[-1]
+    return _Kept(_CACHE_KINDS[of.values.dtype], group, of.values.data_ptr(), scales.data_ptr())

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from llama3_scratch.stored import COLUMNS, Floats, Grouped, NormalFloats, Tiles
+from llama3_scratch.errors import ResourceError, UsageError
+from llama3_scratch.stored import COLUMNS, ROWS, Floats, Grouped, NormalFloats, Tiles
 
 LEVELS = ("plain C", "AVX2", "AVX-512")
 _FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Kind of native.h
@@ -20,14 +21,14 @@ FEW = 16  # inputs up to which the kernels are faster than torch with a weight o
 
 
 class Weight(Structure):
-    """native.h's `Weight`; `kept` are the tensors that its addresses point into."""
+    """native.h's `Weight`; `tensors` are what its addresses point into."""
 
     _fields_ = [
         *((name, c_int32) for name in ("kind", "rows", "columns", "groups")),
         *((name, c_void_p) for name in ("values", "scales", "mins")),
     ]
 
-    kept: tuple[Tensor | None, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
 
 
 @functools.cache
@@ -60,31 +61,35 @@ def choose(most: str = LEVELS[-1]) -> str | None:
 
 
 def weight(form: Floats) -> Weight | None:
-    """The form as the kernels take it; None where they have none for it."""
-    rows, columns = form.shape
-    scales = mins = None
-    groups = 1
-    match form:
-        case Tiles():
-            scales, mins, groups = form.scales, form.mins, columns // COLUMNS
-            kind = _INT8_TILES if form.bits == 8 else _INT4_TILES if mins is None else _INT4_TILES_WITH_MINS
-            if scales.dtype != torch.float16 or (mins is not None and mins.dtype != torch.float16):
-                return None
-        case Grouped():
-            scales, groups, kind = form.scales, form.scales.shape[1], _INT8_ROWS
-            if form.zeros is not None or scales.dtype != torch.float32:
-                return None
-        case NormalFloats():
-            return None
-        case _:
-            if form.values.dtype not in _FLOATS:
-                return None
-            kind = _FLOATS[form.values.dtype]
-    kept = (form.values, scales, mins)
-    if any(tensor is not None and (tensor.device.type != "cpu" or not tensor.is_contiguous()) for tensor in kept):
+    """The form as the kernels take it; None where they have none for it, or where it isn't whole."""
+    if isinstance(form, NormalFloats) or form.values.ndim != (5 if isinstance(form, Tiles) else 2):
         return None
-    made = Weight(kind, rows, columns, groups, *(None if tensor is None else tensor.data_ptr() for tensor in kept))
-    made.kept = kept
+    rows, columns = form.shape
+    groups = 1
+    wanted: list[tuple[Tensor, torch.dtype, tuple[int, ...]]] = [(form.values, form.values.dtype, (rows, columns))]
+    if isinstance(form, Tiles):
+        tiles, groups = rows // ROWS, columns // COLUMNS
+        kind = _INT8_TILES if form.bits == 8 else _INT4_TILES if form.mins is None else _INT4_TILES_WITH_MINS
+        dtype = torch.int8 if form.bits == 8 else torch.uint8
+        wanted = [(form.values, dtype, (tiles, groups, form.bits, ROWS, 4))]
+        of_groups = [form.scales] if form.mins is None else [form.scales, form.mins]
+        wanted += [(tensor, torch.float16, (tiles, groups, ROWS)) for tensor in of_groups]
+    elif isinstance(form, Grouped):
+        kind, groups = _INT8_ROWS, form.scales.shape[-1]
+        wanted = [(form.values, torch.int8, (rows, columns)), (form.scales, torch.float32, (rows, groups))]
+        if form.zeros is not None or columns % groups:
+            return None
+    elif form.values.dtype in _FLOATS:
+        kind = _FLOATS[form.values.dtype]
+    else:
+        return None
+    for tensor, dtype, shape in wanted:
+        if tensor.dtype != dtype or tensor.shape != shape or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return None
+    tensors = tuple(tensor for tensor, _, _ in wanted)
+    addresses = [tensor.data_ptr() for tensor in tensors] + [None] * (3 - len(tensors))
+    made = Weight(kind, rows, columns, groups, *addresses)
+    made.tensors = tensors
     return made
 
 
@@ -106,13 +111,18 @@ def fits(x: Tensor, form: Floats) -> bool:
 
 
 def product(x: Tensor, form: Floats) -> Tensor | None:
-    """x (…, columns) times the weight, transposed: (…, rows); None where the kernels have none for its form."""
+    """x (…, columns) times the weight, transposed: (…, rows); None where the kernels have none for its form.
+
+    Raises UsageError where x isn't as wide as the weight.
+    """
     described = weight(form)
     if described is None:
         return None
+    if x.shape[-1] != described.columns:
+        raise UsageError(f"a weight of {described.columns} columns can't take {x.shape[-1]} numbers")
     x = x.contiguous()
-    n = x.numel() // x.shape[-1]
+    n = x.numel() // described.columns
     out = x.new_empty(*x.shape[:-1], described.rows)
     if not require().product(byref(described), n, x.data_ptr(), out.data_ptr(), torch.get_num_threads(), n > FEW):
-        raise MemoryError(f"no memory for a product of {n} × {x.shape[-1]}")
+        raise ResourceError(f"no memory for a product of {n} times {described.columns} numbers")
     return out

@@ -1,0 +1,345 @@
+"""The kernels in C equal torch on every form, with every instruction set that this processor has."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llama3_scratch.cache import Cache, RaggedCache
+from llama3_scratch.config import Config
+from llama3_scratch.errors import UsageError
+from llama3_scratch.init import init
+from llama3_scratch.linear import linear, product
+from llama3_scratch.model import forward, fused_block
+from llama3_scratch.native import kernels
+from llama3_scratch.native.block import NativeBlock, fast_block
+from llama3_scratch.quantize import int4, int8, quantize
+from llama3_scratch.stored import Floats, Params, Tiles, stored
+from llama3_scratch.stream import stream
+from tests import tiny
+from tests.compare import check, difference
+from tests.forms import quantised, with_adaptors
+
+pytestmark = pytest.mark.skipif(kernels.library() is None, reason="the kernels weren't built: no C compiler")
+
+# Every dimension a different number, in whole tiles: D=96 H=6 G=2 (R=3) K=16 F=160 V=112
+TILED = Config(96, 3, 6, 2, 112, 160, rope_scaling=tiny.CONFIG.rope_scaling, max_seq_len=4096)
+
+
+@pytest.fixture(params=kernels.LEVELS)
+def level(request):
+    """Each instruction set in turn."""
+    if kernels.choose(request.param) != request.param:
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    kernels.choose()
+
+
+def signs(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """int4 tiles without mins."""
+    parts = int4(weight)
+    return {"weight": parts["weight"], "int4_scales": parts["int4_scales"]}
+
+
+def one(form: str, weight: torch.Tensor) -> Params:
+    """The weight "w" in a form."""
+    plain = {"f32": weight, "bf16": weight.bfloat16(), "f16": weight.half()}
+    if form in plain:
+        return {"w.weight": plain[form]}
+    if form == "int8 rows":
+        return quantised({"w.weight": weight}, group=0, bits=8, only=("w",))
+    if form == "int8 groups of 8":
+        return quantised({"w.weight": weight}, group=8, bits=8, only=("w",))
+    made = {"int8": int8, "int4": signs, "int4 with mins": int4}[form](weight)
+    return {f"w.{part}": tensor for part, tensor in made.items()}
+
+
+ROW_FORMS = ["f32", "bf16", "f16", "int8 rows", "int8 groups of 8"]
+TILE_FORMS = ["int8", "int4", "int4 with mins"]
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """x as the kernels give it to weights in tiles: int8 with a scale for 32."""
+    grouped = x.unflatten(-1, (-1, 32))
+    scales = grouped.abs().amax(-1, keepdim=True) / 127
+    return ((grouped / scales).nan_to_num(0).round() * scales).flatten(-2)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 16])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 8), (17, 40), (48, 96), (35, 200)])
+@pytest.mark.parametrize("form", ROW_FORMS)
+def test_products_with_rows(level, form, rows, columns, n):
+    generator = torch.Generator().manual_seed(rows + n)
+    weight, x = torch.randn(rows, columns, generator=generator), torch.randn(n, columns, generator=generator)
+    params = one(form, weight)
+    exact = x.double() @ stored(params, "w").floats(slice(None), torch.float64).T
+    out = kernels.product(x, stored(params, "w"))
+    assert out is not None
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 16, 33])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 32), (48, 96), (112, 320)])
+@pytest.mark.parametrize("form", TILE_FORMS)
+def test_products_with_tiles(level, form, rows, columns, n):
+    generator = torch.Generator().manual_seed(rows + n)
+    weight, x = torch.randn(rows, columns, generator=generator), torch.randn(n, columns, generator=generator)
+    x[0, 32:64] = 0  # a group without a scale
+    params = one(form, weight)
+    floats = stored(params, "w").floats(slice(None), torch.float64)
+    out = kernels.product(x, stored(params, "w"))
+    assert out is not None
+    check(out, rounded(x.double()) @ floats.T, 1e-5)
+    assert 1e-4 < difference(out, x.double() @ floats.T) < 0.1, "the inputs are rounded, and no more"
+
+
+@pytest.mark.parametrize("form", TILE_FORMS)
+def test_extreme_integers_stay_exact(level, form):
+    """Sums of products in 16 bits are near their limit: the largest weights times the largest inputs, both signs."""
+    x = torch.cat((torch.ones(1, 64), -torch.ones(1, 64), torch.ones(1, 64)))
+    x[2, ::2] = -1
+    values = torch.tensor([-128, 127, -1, 0], dtype=torch.int8).repeat_interleave(16)[:, None].expand(64, 64)
+    scales = torch.ones(4, 2, 16, dtype=torch.float16)
+    if form == "int8":
+        params = {"w.weight": torch.zeros(4, 2, 8, 16, 4, dtype=torch.int8), "w.int8_scales": scales}
+        params["w.weight"] += values.reshape(4, 16, 2, 8, 4).permute(0, 2, 3, 1, 4)
+    else:
+        nibbles = torch.tensor([0x00, 0xFF, 0x0F, 0xF0], dtype=torch.uint8)[:, None, None, None, None]
+        params = {"w.weight": nibbles.expand(4, 2, 4, 16, 4).contiguous(), "w.int4_scales": scales}
+        if form == "int4 with mins":
+            params["w.int4_mins"] = -scales
+    floats = stored(params, "w").floats(slice(None), torch.float64)
+    out = kernels.product(x, stored(params, "w"))
+    assert out is not None
+    torch.testing.assert_close(out.double(), x.double() @ floats.T, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", [*ROW_FORMS, *TILE_FORMS])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_comes_out_again(level, form, bad):
+    """F216: a NaN must never be rounded away."""
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    x[1, 40] = bad
+    out = kernels.product(x, stored(one(form, torch.ones(16, 64)), "w"))
+    assert out is not None
+    assert out[[0, 2]].isfinite().all() and not out[1].isfinite().any()
+
+
+def test_bad_shapes_never_reach_the_kernels():
+    weight = stored({"w.weight": torch.randn(16, 32)}, "w")
+    with pytest.raises(UsageError, match="a weight of 32 columns can't take 31 numbers"):
+        kernels.product(torch.randn(2, 31), weight)
+    params = {"w.weight": torch.randn(32, 16).T}
+    assert kernels.weight(stored(params, "w")) is None, "strides that aren't those of rows"
+    x = torch.randn(2, 32)
+    check(linear(x, params, "w"), x @ params["w.weight"].T, 1e-5)
+    assert kernels.weight(Floats(torch.randn(4, 4, dtype=torch.float64))) is None
+    tiles = stored(one("int8", torch.randn(16, 32)), "w")
+    assert isinstance(tiles, Tiles)
+    assert kernels.weight(replace(tiles, scales=tiles.scales.float())) is None
+    assert kernels.weight(replace(tiles, scales=tiles.scales[:, :, :8])) is None
+    wrong = tiny.params(TILED) | {"layers.1.attention.wq.weight": torch.randn(48, 96)}
+    assert "layers.1" not in NativeBlock(wrong, TILED)._layers
+
+
+def test_kernels_leave_alone_what_torch_must_see():
+    x, weight = torch.randn(2, 32), Floats(torch.randn(16, 32))
+    assert kernels.fits(x, weight)
+    assert not kernels.fits(x.requires_grad_(), weight)
+    assert not kernels.fits(torch.randn(2, 32), Floats(torch.randn(16, 32, requires_grad=True)))
+    assert not kernels.fits(torch.randn(2, 32).bfloat16(), weight)
+    assert not kernels.fits(torch.randn(17, 32), weight), "torch is faster with many"
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        assert product(torch.randn(2, 32), weight).shape == (2, 16)
+    assert counter.get_total_flops() == 2 * 2 * 16 * 32
+
+
+WEIGHTS = {
+    "f32": lambda params: params,
+    "bf16": lambda params: {name: weight.bfloat16() for name, weight in params.items()},
+    "f16": lambda params: {name: weight.half() for name, weight in params.items()},
+    "int8 rows": lambda params: quantised(params, group=0, bits=8, only=("wq", "wk", "wv", "wo", "w1", "w2", "w3")),
+    "int8": lambda params: quantize(params, "int8"),
+    "int4": lambda params: quantize(params, "int4"),
+}
+
+
+def wild(config: Config) -> Params:
+    return init(config, seed=0, std=0.12, norm_std=0.2)
+
+
+@pytest.mark.parametrize("form", WEIGHTS)
+@pytest.mark.parametrize("config", [tiny.CONFIG, TILED], ids=["odd sizes", "tiles"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
+def test_a_layer_in_c_is_the_layer_in_torch(level, form, config, ragged, monkeypatch):
+    if config is tiny.CONFIG and form in ("int8", "int4"):
+        pytest.skip("these sizes have no whole tiles")
+    params = WEIGHTS[form](wild(config))
+    tokens_BT = tiny.tokens(2, 300, config)
+    called = []
+    library = kernels.require()
+    monkeypatch.setattr(kernels, "require", lambda: called.append(1) or library)
+
+    def run(block):
+        cache = RaggedCache(400, 2) if ragged else Cache(400)
+        forward(tokens_BT[:, :280], params, config, cache=cache, block=fused_block, dtype=torch.float32)
+        if ragged:
+            cache.rewind_rows(torch.tensor([280, 130]))  # more than a chunk of attention, and less
+        outs = []
+        for begin, end in ((280, 281), (281, 284), (284, 285)):
+            piece_BT = tokens_BT[:, begin:end]
+            outs.append(forward(piece_BT, params, config, cache=cache, block=block, dtype=torch.float32))
+        return torch.cat(outs, dim=1)
+
+    native = run(NativeBlock(params, config))
+    assert len(called) >= 3 * config.n_layers
+    with monkeypatch.context() as without:
+        without.setattr(kernels, "usable", lambda x: False)
+        plain = run(fused_block)
+    # Weights in tiles meet rounded inputs; all else differs by the order of f32 sums alone.
+    check(native, plain, 0.1 if form in ("int8", "int4") else 2e-5)
+
+
+def test_rounded_inputs_are_all_that_differs_in_tiles(level, monkeypatch):
+    """Torch with every input of a product rounded to int8 in groups of 32 is what the kernels compute."""
+    params = quantize(wild(TILED), "int8")
+    tokens_BT = tiny.tokens(1, 40, TILED)
+
+    def run(block):
+        cache = Cache(64)
+        forward(tokens_BT[:, :39], params, TILED, cache=cache, block=fused_block, dtype=torch.float32)
+        return forward(tokens_BT[:, 39:], params, TILED, cache=cache, block=block, dtype=torch.float32)
+
+    native = run(NativeBlock(params, TILED))
+    monkeypatch.setattr(kernels, "usable", lambda x: False)
+    from llama3_scratch import linear as linear_module
+
+    real = linear_module.product
+    monkeypatch.setattr(linear_module, "product", lambda x, weight: real(rounded(x), weight))
+    # Not to the last digits: a sum that comes out otherwise in the last digit can round to the next integer.
+    check(native, run(fused_block), 5e-3)
+
+
+def test_long_caches_are_read_in_chunks_that_add_up(level):
+    config = replace(TILED, n_layers=1)
+    params = wild(config)
+    caches = Cache(2000), Cache(2000)
+    tokens_BT = tiny.tokens(1, 1025, config)
+    for cache in caches:
+        forward(tokens_BT[:, :1024], params, config, cache=cache)
+    native, plain = (
+        forward(tokens_BT[:, 1024:], params, config, cache=cache, block=block)
+        for cache, block in zip(caches, (NativeBlock(params, config), fused_block), strict=True)
+    )
+    check(native, plain, 2e-5)
+
+
+def test_scores_of_any_size_overflow_nothing(level):
+    """A softmax of scores in the thousands is a choice, in C too."""
+    config = replace(TILED, n_layers=1)
+    params = wild(config)
+    for w in ("wq", "wk"):
+        params[f"layers.0.attention.{w}.weight"] *= 50
+    logits = []
+    for block in (NativeBlock(params, config), fused_block):
+        cache = Cache(64)
+        forward(tiny.tokens(1, 30, config)[:, :29], params, config, cache=cache)
+        logits.append(forward(tiny.tokens(1, 30, config)[:, 29:], params, config, cache=cache, block=block))
+    check(*logits, 1e-4)
+
+
+def test_what_the_kernels_cant_do_goes_to_torch(monkeypatch):
+    params = wild(TILED)
+    block = NativeBlock(params, TILED)
+    tokens_BT = tiny.tokens(2, 20, TILED)
+    wanted = forward(tokens_BT, params, TILED)
+    check(forward(tokens_BT, params, TILED, block=block), wanted, 1e-9)  # no cache, many tokens
+    double = {name: weight.double() for name, weight in params.items()}
+    check(forward(tokens_BT[:, :1], double, TILED, block=block, cache=Cache(9)), wanted[:, :1], 1e-5)
+    adapted = with_adaptors(params)
+    assert not NativeBlock(adapted, TILED)._layers
+    check(
+        forward(tokens_BT[:, :1], adapted, TILED, block=NativeBlock(adapted, TILED), cache=Cache(9)),
+        forward(tokens_BT[:, :1], adapted, TILED),
+        1e-5,
+    )
+    assert fast_block(adapted, TILED) is not fused_block
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert fast_block(params, TILED) is fused_block
+
+
+@pytest.mark.parametrize("form", ["f32", "int8"])
+def test_stream_takes_the_fast_block_on_its_own(form, monkeypatch):
+    params = WEIGHTS[form](wild(TILED))
+    prompts = [tiny.tokens(1, length, TILED)[0].tolist() for length in (3, 11, 6)]
+    from llama3_scratch.sample import sampler
+
+    def run(**more):
+        samplers = [sampler() for _ in prompts]
+        steps = stream(prompts, params, TILED, samplers=samplers, max_tokens=12, dtype=torch.float32, **more)
+        return [(step.row, step.token) for step in steps]
+
+    calls = []
+    library = kernels.require()
+    monkeypatch.setattr(kernels, "require", lambda: calls.append(1) or library)
+    fast = run()
+    assert len(calls) >= 11 * TILED.n_layers
+    if form == "f32":
+        assert fast == run(block=fused_block)
+    # Greedy with weights in tiles: each row as if alone, since rows are rounded one by one.
+    alone = [
+        [
+            step.token
+            for step in stream([prompt], params, TILED, samplers=[sampler()], max_tokens=12, dtype=torch.float32)
+        ]
+        for prompt in prompts
+    ]
+    assert [[token for row, token in fast if row == i] for i in range(3)] == alone
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_any_number_of_threads(threads):
+    before = torch.get_num_threads()
+    weight, x = torch.randn(160, 96), torch.randn(3, 96)
+    try:
+        torch.set_num_threads(threads)
+        for _ in range(50):
+            check(product(x, Floats(weight)), x @ weight.T, 1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_two_callers_at_once_wait_for_each_other():
+    params = one("int8", torch.randn(160, 96))
+    x = torch.randn(4, 96)
+    wanted = product(x, stored(params, "w"))
+    wrong = []
+
+    def call():
+        for _ in range(200):
+            out = product(x, stored(params, "w"))
+            if not torch.equal(out, wanted):
+                wrong.append(out)
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_starts_threads_of_its_own():
+    weight, x = Floats(torch.randn(160, 96)), torch.randn(1, 96)
+    wanted = product(x, weight)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(product(x, weight), wanted) else 1)
+    assert os.waitpid(child, 0)[1] == 0
