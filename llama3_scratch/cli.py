@@ -102,6 +102,8 @@ def verb(make_parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Name
         @functools.wraps(run)
         def main(argv: Sequence[str] | None = None) -> int:
             arguments = list(sys.argv[1:] if argv is None else argv)
+            # Before torch is imported: its threads must sleep while they wait, or they keep the kernels' off the cores.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             try:
                 options = make_parser().parse_args(arguments)
                 with _messages_on_stderr(options.quiet):

@@ -114,8 +114,11 @@ class NonFiniteError(Llama3Error):
 
 
 def _filtered(logits_V: Tensor, seen: Sequence[int], filters: Sequence[Filter]) -> Tensor:
-    if not torch.isfinite(logits_V).all():
+    extremes = torch.aminmax(logits_V)  # NaN, if any, is both; several times faster than isfinite
+    if not all(map(math.isfinite, (extremes.min.item(), extremes.max.item()))):
         raise NonFiniteError("the logits hold NaN or infinite values")
+    if not filters:
+        return logits_V
     for filter in filters:
         logits_V = filter(logits_V, seen)
     if not torch.isfinite(logits_V.max()):

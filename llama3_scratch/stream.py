@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import Params, embed
 from llama3_scratch.memory import available, plan, require
 from llama3_scratch.model import Block, decode, fused_block, unembed
-from llama3_scratch.native.block import fast_block
+from llama3_scratch.native.decode import fast_decode
 from llama3_scratch.sample import NonFiniteError, Sampler
 
 CHUNK = 512  # tokens of a prompt that go through the model at once: memory stays flat however long the prompt is
@@ -52,12 +53,11 @@ def stream(
 
     `stop(row, token)` hears of every token and says whether it ends that row. `dtype` is that of the activations and
     of the cache. `cache` may hold the beginning of a single prompt already: the loop goes on from there and leaves in
-    it all but the last token. `block` is the fastest there is unless given. Raises UsageError for a prompt that is
-    empty or longer than the context.
+    it all but the last token. `block` is a layer's function, in the place of the fastest way through all layers.
+    Raises UsageError for a prompt that is empty or longer than the context.
     """
     if not prompts:
         return
-    block = block or fast_block(params, config)
     limit = min(max_seq_len or config.max_seq_len, config.max_seq_len)
     for prompt in prompts:
         if not prompt:
@@ -85,10 +85,12 @@ def stream(
         )
         require(wanted, free + cache.n_bytes)
 
+    run = fast_decode(params, config) if block is None else partial(decode, block=block)
+
     def hidden(tokens_BT: Tensor) -> Tensor:
         tokens_BT = tokens_BT.to(params["tok_embeddings.weight"].device)
         x_BTD = embed(tokens_BT, params, "tok_embeddings", dtype=dtype)
-        return decode(x_BTD, params, config, cache=cache, block=block)
+        return run(x_BTD, params, config, cache=cache)
 
     rows = list(range(len(prompts)))
     seen = [list(prompt) for prompt in prompts]

@@ -29,7 +29,7 @@ ROOMS = {
         "checkpoint.names",
         "checkpoint.load",
     ],
-    "Params → params, and the layer in C": ["quantize", "native.block"],
+    "Params → params, and the layer in C": ["quantize", "native.decode"],
     "From logits to answers": ["sample", "stream", "timings"],
     "The glass box": [
         "difference",

@@ -9,15 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama3_scratch.cache import Cache, RaggedCache
+from llama3_scratch import linear as linear_module
+from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
 from llama3_scratch.init import init
 from llama3_scratch.linear import linear, product
-from llama3_scratch.model import forward, fused_block
+from llama3_scratch.model import decode, embed, forward, fused_block, unembed
 from llama3_scratch.native import kernels
-from llama3_scratch.native.block import NativeBlock, fast_block
+from llama3_scratch.native.decode import NativeDecode, fast_decode
 from llama3_scratch.quantize import int4, int8, quantize
+from llama3_scratch.sample import sampler
 from llama3_scratch.stored import Floats, Params, Tiles, stored
 from llama3_scratch.stream import stream
 from tests import tiny
@@ -142,8 +144,6 @@ def test_bad_shapes_never_reach_the_kernels():
     assert isinstance(tiles, Tiles)
     assert kernels.weight(replace(tiles, scales=tiles.scales.float())) is None
     assert kernels.weight(replace(tiles, scales=tiles.scales[:, :, :8])) is None
-    wrong = tiny.params(TILED) | {"layers.1.attention.wq.weight": torch.randn(48, 96)}
-    assert "layers.1" not in NativeBlock(wrong, TILED)._layers
 
 
 def test_kernels_leave_alone_what_torch_must_see():
@@ -158,6 +158,34 @@ def test_kernels_leave_alone_what_torch_must_see():
     with FlopCounterMode(display=False) as counter:
         assert product(torch.randn(2, 32), weight).shape == (2, 16)
     assert counter.get_total_flops() == 2 * 2 * 16 * 32
+
+
+def native(tokens_BT, params, config, *, cache=NO_CACHE):
+    """`forward` in f32 with the layers in C."""
+    x_BTD = embed(tokens_BT, params, "tok_embeddings", dtype=torch.float32)
+    return unembed(fast_decode(params, config)(x_BTD, params, config, cache=cache), params)
+
+
+def plain(tokens_BT, params, config, *, cache=NO_CACHE):
+    """`forward` in f32 with no kernel in it."""
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(kernels, "usable", lambda x: False)
+        return forward(tokens_BT, params, config, cache=cache, dtype=torch.float32)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of the C functions that are called, as they are called."""
+    called = []
+    library = kernels.require()
+
+    class Watched:
+        def __getattr__(self, name):
+            called.append(name)
+            return getattr(library, name)
+
+    monkeypatch.setattr(kernels, "require", Watched)
+    return called
 
 
 WEIGHTS = {
@@ -177,33 +205,24 @@ def wild(config: Config) -> Params:
 @pytest.mark.parametrize("form", WEIGHTS)
 @pytest.mark.parametrize("config", [tiny.CONFIG, TILED], ids=["odd sizes", "tiles"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
-def test_a_layer_in_c_is_the_layer_in_torch(level, form, config, ragged, monkeypatch):
+def test_layers_in_c_are_the_layers_in_torch(level, form, config, ragged, calls):
     if config is tiny.CONFIG and form in ("int8", "int4"):
         pytest.skip("these sizes have no whole tiles")
     params = WEIGHTS[form](wild(config))
     tokens_BT = tiny.tokens(2, 300, config)
-    called = []
-    library = kernels.require()
-    monkeypatch.setattr(kernels, "require", lambda: called.append(1) or library)
 
-    def run(block):
+    def run(way):
         cache = RaggedCache(400, 2) if ragged else Cache(400)
-        forward(tokens_BT[:, :280], params, config, cache=cache, block=fused_block, dtype=torch.float32)
+        plain(tokens_BT[:, :280], params, config, cache=cache)
         if ragged:
             cache.rewind_rows(torch.tensor([280, 130]))  # more than a chunk of attention, and less
-        outs = []
-        for begin, end in ((280, 281), (281, 284), (284, 285)):
-            piece_BT = tokens_BT[:, begin:end]
-            outs.append(forward(piece_BT, params, config, cache=cache, block=block, dtype=torch.float32))
-        return torch.cat(outs, dim=1)
+        pieces = ((280, 281), (281, 284), (284, 285))
+        return torch.cat([way(tokens_BT[:, a:b], params, config, cache=cache) for a, b in pieces], dim=1)
 
-    native = run(NativeBlock(params, config))
-    assert len(called) >= 3 * config.n_layers
-    with monkeypatch.context() as without:
-        without.setattr(kernels, "usable", lambda x: False)
-        plain = run(fused_block)
+    ours = run(native)
+    assert calls.count("decode") == 3
     # Weights in tiles meet rounded inputs; all else differs by the order of f32 sums alone.
-    check(native, plain, 0.1 if form in ("int8", "int4") else 2e-5)
+    check(ours, run(plain), 0.15 if form in ("int8", "int4") else 2e-5)
 
 
 def test_rounded_inputs_are_all_that_differs_in_tiles(level, monkeypatch):
@@ -211,33 +230,34 @@ def test_rounded_inputs_are_all_that_differs_in_tiles(level, monkeypatch):
     params = quantize(wild(TILED), "int8")
     tokens_BT = tiny.tokens(1, 40, TILED)
 
-    def run(block):
+    def run(way):
         cache = Cache(64)
-        forward(tokens_BT[:, :39], params, TILED, cache=cache, block=fused_block, dtype=torch.float32)
-        return forward(tokens_BT[:, 39:], params, TILED, cache=cache, block=block, dtype=torch.float32)
+        plain(tokens_BT[:, :39], params, TILED, cache=cache)
+        return way(tokens_BT[:, 39:], params, TILED, cache=cache)
 
-    native = run(NativeBlock(params, TILED))
-    monkeypatch.setattr(kernels, "usable", lambda x: False)
-    from llama3_scratch import linear as linear_module
-
+    ours = run(native)
     real = linear_module.product
     monkeypatch.setattr(linear_module, "product", lambda x, weight: real(rounded(x), weight))
+    caches = Cache(64), Cache(64)
+    # The prompt's keys come from inputs that weren't rounded, on both sides.
+    with monkeypatch.context() as exact:
+        exact.setattr(linear_module, "product", real)
+        plain(tokens_BT[:, :39], params, TILED, cache=caches[0])
     # Not to the last digits: a sum that comes out otherwise in the last digit can round to the next integer.
-    check(native, run(fused_block), 5e-3)
+    check(ours, plain(tokens_BT[:, 39:], params, TILED, cache=caches[0]), 5e-3)
 
 
 def test_long_caches_are_read_in_chunks_that_add_up(level):
     config = replace(TILED, n_layers=1)
     params = wild(config)
-    caches = Cache(2000), Cache(2000)
     tokens_BT = tiny.tokens(1, 1025, config)
-    for cache in caches:
+
+    def run(way):
+        cache = Cache(2000)
         forward(tokens_BT[:, :1024], params, config, cache=cache)
-    native, plain = (
-        forward(tokens_BT[:, 1024:], params, config, cache=cache, block=block)
-        for cache, block in zip(caches, (NativeBlock(params, config), fused_block), strict=True)
-    )
-    check(native, plain, 2e-5)
+        return way(tokens_BT[:, 1024:], params, config, cache=cache)
+
+    check(run(native), run(plain), 2e-5)
 
 
 def test_scores_of_any_size_overflow_nothing(level):
@@ -246,61 +266,77 @@ def test_scores_of_any_size_overflow_nothing(level):
     params = wild(config)
     for w in ("wq", "wk"):
         params[f"layers.0.attention.{w}.weight"] *= 50
-    logits = []
-    for block in (NativeBlock(params, config), fused_block):
+
+    def run(way):
         cache = Cache(64)
-        forward(tiny.tokens(1, 30, config)[:, :29], params, config, cache=cache)
-        logits.append(forward(tiny.tokens(1, 30, config)[:, 29:], params, config, cache=cache, block=block))
-    check(*logits, 1e-4)
+        plain(tiny.tokens(1, 30, config)[:, :29], params, config, cache=cache)
+        return way(tiny.tokens(1, 30, config)[:, 29:], params, config, cache=cache)
+
+    check(run(native), run(plain), 1e-4)
 
 
-def test_what_the_kernels_cant_do_goes_to_torch(monkeypatch):
+def test_a_cache_may_change_hands_grow_and_lose_rows(level, calls):
+    """Addresses are looked up anew whenever the tensors behind them are others."""
     params = wild(TILED)
-    block = NativeBlock(params, TILED)
-    tokens_BT = tiny.tokens(2, 20, TILED)
-    wanted = forward(tokens_BT, params, TILED)
-    check(forward(tokens_BT, params, TILED, block=block), wanted, 1e-9)  # no cache, many tokens
+    step = fast_decode(params, TILED)
+    caches = [RaggedCache(600, 3), RaggedCache(600, 3)]
+    tokens_BT = tiny.tokens(3, 300, TILED)
+    for cache in caches:
+        plain(tokens_BT[:, :254], params, TILED, cache=cache)
+
+    def both(tokens_BT):
+        x_BTD = embed(tokens_BT, params, "tok_embeddings")
+        ours = step(x_BTD, params, TILED, cache=caches[0])
+        with pytest.MonkeyPatch.context() as without:
+            without.setattr(kernels, "usable", lambda x: False)
+            check(ours, decode(x_BTD, params, TILED, cache=caches[1]), 2e-5)
+
+    for position in range(254, 259):  # past the first block of slots
+        both(tokens_BT[:, position : position + 1])
+    for cache in caches:
+        cache.keep([2, 0])
+    both(tokens_BT[[2, 0], 259:260])
+    caches.reverse()
+    both(tokens_BT[[2, 0], 260:261])
+    assert calls.count("decode") == 7
+
+
+def test_what_the_kernels_cant_do_goes_to_torch(monkeypatch, calls):
+    params = wild(TILED)
+    step = fast_decode(params, TILED)
+    assert isinstance(step, NativeDecode)
+    x_BTD = embed(tiny.tokens(2, 20, TILED), params, "tok_embeddings")
+    wanted = decode(x_BTD, params, TILED)
+    check(step(x_BTD, params, TILED), wanted, 1e-9)  # no cache
+    check(step(x_BTD, params, TILED, cache=Cache(99)), wanted, 1e-5)  # too many tokens
     double = {name: weight.double() for name, weight in params.items()}
-    check(forward(tokens_BT[:, :1], double, TILED, block=block, cache=Cache(9)), wanted[:, :1], 1e-5)
-    adapted = with_adaptors(params)
-    assert not NativeBlock(adapted, TILED)._layers
-    check(
-        forward(tokens_BT[:, :1], adapted, TILED, block=NativeBlock(adapted, TILED), cache=Cache(9)),
-        forward(tokens_BT[:, :1], adapted, TILED),
-        1e-5,
-    )
-    assert fast_block(adapted, TILED) is not fused_block
+    check(step(x_BTD[:, :1].double(), double, TILED, cache=Cache(9)), wanted[:, :1], 1e-5)
+    x_BTD.requires_grad_()
+    assert step(x_BTD[:, :1], params, TILED, cache=Cache(9)).requires_grad
+    assert "decode" not in calls
+    assert fast_decode(with_adaptors(params), TILED) is decode
+    assert fast_decode(double, TILED) is decode
+    assert fast_decode(params | {"layers.1.attention.wq.weight": torch.randn(48, 96)}, TILED) is decode
     monkeypatch.setattr(kernels, "library", lambda: None)
-    assert fast_block(params, TILED) is fused_block
+    assert fast_decode(params, TILED) is decode
 
 
 @pytest.mark.parametrize("form", ["f32", "int8"])
-def test_stream_takes_the_fast_block_on_its_own(form, monkeypatch):
+def test_stream_takes_the_kernels_on_its_own(form, calls):
     params = WEIGHTS[form](wild(TILED))
     prompts = [tiny.tokens(1, length, TILED)[0].tolist() for length in (3, 11, 6)]
-    from llama3_scratch.sample import sampler
 
-    def run(**more):
-        samplers = [sampler() for _ in prompts]
-        steps = stream(prompts, params, TILED, samplers=samplers, max_tokens=12, dtype=torch.float32, **more)
-        return [(step.row, step.token) for step in steps]
+    def run(prompts, **more):
+        options = {"samplers": [sampler() for _ in prompts], "max_tokens": 12, "dtype": torch.float32}
+        return [(step.row, step.token) for step in stream(prompts, params, TILED, **options, **more)]
 
-    calls = []
-    library = kernels.require()
-    monkeypatch.setattr(kernels, "require", lambda: calls.append(1) or library)
-    fast = run()
-    assert len(calls) >= 11 * TILED.n_layers
+    together = run(prompts)
+    assert calls.count("decode") == 11
     if form == "f32":
-        assert fast == run(block=fused_block)
-    # Greedy with weights in tiles: each row as if alone, since rows are rounded one by one.
-    alone = [
-        [
-            step.token
-            for step in stream([prompt], params, TILED, samplers=[sampler()], max_tokens=12, dtype=torch.float32)
-        ]
-        for prompt in prompts
-    ]
-    assert [[token for row, token in fast if row == i] for i in range(3)] == alone
+        assert together == run(prompts, block=fused_block)
+    # Each row as if alone: inputs are rounded row by row.
+    for row, prompt in enumerate(prompts):
+        assert [token for of, token in together if of == row] == [token for _, token in run([prompt])]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])

@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
     except OSError:
         return None
     loaded.product.argtypes = [POINTER(Weight), c_int, c_void_p, c_void_p, c_int, c_int]
-    loaded.block.argtypes = [c_void_p] * 7 + [c_int]
+    loaded.decode.argtypes = [c_void_p, c_int, *[c_void_p] * 5, c_int]
     loaded.choose_kernels(len(LEVELS) - 1)
     return loaded
 

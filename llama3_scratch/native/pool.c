@@ -10,7 +10,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-enum { MOST_THREADS = 256, LOOKS = 2000, YIELDS = 400 };
+enum { MOST_THREADS = 256, LOOKS = 2000, YIELDS = 4000 };
 
 static struct {
     pthread_mutex_t call, sleep; /* one `run` at a time; around falling asleep and waking */

@@ -1,7 +1,7 @@
-/* What Python calls: one product with a stored weight, and one whole layer of Llama 3 for a few tokens at once.
+/* What Python calls: one product with a stored weight, and all layers of Llama 3 for a few tokens at once.
  *
- * `block` is model.block written out. All threads go through it together; where one step needs what another thread has
- * made, they meet.
+ * `block_work` is model.block written out. All threads go through it together; where one step needs what another thread
+ * has made, they meet.
  */
 #include "native.h"
 
@@ -140,11 +140,11 @@ typedef struct {
     float eps;
 } Sizes;
 
-/* Where the tokens stand: token i is at `positions[i]` of the cache's row `rows[i]`, whose slots are `slots` apart. */
+/* Where the tokens stand: token i is at `positions[i]` of the cache's row `rows[i]`, which has `slots` slots. */
 typedef struct {
     int32_t n, slots;
     const int32_t *rows, *positions;
-    const float *rotations; /* [n][head_dim / 2] complex */
+    const float *rotations; /* [every position][head_dim / 2] complex */
 } Tokens;
 
 enum { CHUNK = 128 }; /* slots that one piece of attention looks at */
@@ -154,8 +154,7 @@ typedef struct {
     const Sizes *sizes;
     const Tokens *tokens;
     const Kept *keys, *values;
-    const float *x;
-    float *out, *q, *k, *v;
+    float *x, *q, *k, *v;
     float *parts, *most, *totals; /* of each token, head and chunk: the sum so far, its largest score, its weight */
     Input narrow, attended, wide;
     int chunks, threads;
@@ -183,14 +182,14 @@ static void project(const Call *c, const Weight *w, int counter, float *to, int 
         kernels->strip(w, strip, &c->narrow, first, some, out);
         int row = STRIP * strip, rows = w->rows - row < STRIP ? w->rows - row : STRIP;
         for (int i = 0; i < some; i++) {
-            if (turns) rotate(out[i], row, c->tokens->rotations + (int64_t)(first + i) * head_dim, head_dim);
+            if (turns) rotate(out[i], row, c->tokens->rotations + (int64_t)c->tokens->positions[first + i] * head_dim, head_dim);
             memcpy(to + (int64_t)(first + i) * w->rows + row, out[i], sizeof(float) * rows);
         }
     }
 }
 
-/* out[i] = base[i] + weight · in[i] */
-static void add_product(const Call *c, const Weight *w, const Input *in, int counter, const float *base, float *to) {
+/* x[i] += weight · in[i] */
+static void add_product(const Call *c, const Weight *w, const Input *in, int counter) {
     int size = piece(w, c->threads);
     FOR_EACH_STRIP(w, in, counter, size, strip, first, some) {
         float out[SOME][STRIP];
@@ -198,7 +197,7 @@ static void add_product(const Call *c, const Weight *w, const Input *in, int cou
         int row = STRIP * strip, rows = w->rows - row < STRIP ? w->rows - row : STRIP;
         for (int i = 0; i < some; i++) {
             int64_t at = (int64_t)(first + i) * w->rows + row;
-            for (int r = 0; r < rows; r++) to[at + r] = base[at + r] + out[i][r];
+            for (int r = 0; r < rows; r++) c->x[at + r] += out[i][r];
         }
     }
 }
@@ -346,10 +345,10 @@ static void block_work(void *argument, int thread) {
         round_input(&c->attended, i);
     }
     meet();
-    add_product(c, &l->wo, &c->attended, 7, c->x, c->out);
+    add_product(c, &l->wo, &c->attended, 7);
     meet();
     for (int i; (i = next_of(8, 1)) < n;) {
-        norm(c->out + (int64_t)i * z->dim, l->ffn_norm, z->dim, z->eps, c->narrow.floats + (int64_t)i * z->dim);
+        norm(c->x + (int64_t)i * z->dim, l->ffn_norm, z->dim, z->eps, c->narrow.floats + (int64_t)i * z->dim);
         round_input(&c->narrow, i);
     }
     meet();
@@ -357,12 +356,13 @@ static void block_work(void *argument, int thread) {
     meet();
     for (int i; (i = next_of(10, 1)) < n;) round_input(&c->wide, i);
     meet();
-    add_product(c, &l->w2, &c->wide, 11, c->out, c->out);
+    add_product(c, &l->w2, &c->wide, 11);
 }
 
-/* The layer's output [n][dim] for x [n][dim], whose keys and values are put into the cache. Returns 0 without memory. */
-EXPORT int block(const Layer *layer, const Sizes *sizes, const Tokens *tokens, const Kept *keys, const Kept *values,
-                 const float *x, float *out, int threads) {
+/* All layers, the last norm left out: x [n][dim] becomes their output. The new keys and values go into the caches, one of
+ * each a layer. Returns 0 without memory. */
+EXPORT int decode(const Layer *layers, int n_layers, const Sizes *sizes, const Tokens *tokens, const Kept *keys,
+                  const Kept *values, float *x, int threads) {
     int64_t n = tokens->n, K = sizes->head_dim, all = n * sizes->heads * K, kv = n * sizes->kv_heads * K;
     int chunks = 0;
     for (int i = 0; i < n; i++) chunks = chunks_of(tokens, i) > chunks ? chunks_of(tokens, i) : chunks;
@@ -371,7 +371,7 @@ EXPORT int block(const Layer *layer, const Sizes *sizes, const Tokens *tokens, c
     if (!reserve(&s, sizeof(float) * floats + 6 * 64 + input_size(n, sizes->dim) + input_size(n, sizes->heads * K) +
                          input_size(n, sizes->hidden)))
         return 0;
-    Call c = {.layer = layer, .sizes = sizes, .tokens = tokens, .keys = keys, .values = values, .x = x, .out = out};
+    Call c = {.sizes = sizes, .tokens = tokens, .x = x, .chunks = chunks, .threads = threads};
     c.q = take(&s, sizeof(float) * all);
     c.k = take(&s, sizeof(float) * kv);
     c.v = take(&s, sizeof(float) * kv);
@@ -381,8 +381,11 @@ EXPORT int block(const Layer *layer, const Sizes *sizes, const Tokens *tokens, c
     c.narrow = make_input(&s, (int)n, sizes->dim);
     c.attended = make_input(&s, (int)n, (int)(sizes->heads * K));
     c.wide = make_input(&s, (int)n, sizes->hidden);
-    c.chunks = chunks;
-    c.threads = threads;
-    run(block_work, &c, threads, 0);
+    for (int layer = 0; layer < n_layers; layer++) {
+        c.layer = layers + layer;
+        c.keys = keys + layer;
+        c.values = values + layer;
+        run(block_work, &c, threads, 0);
+    }
     return 1;
 }
