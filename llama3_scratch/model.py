@@ -90,11 +90,17 @@ def attend(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, visible_BTS: Tensor)
 
 
 def attend_fused(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, visible_BTS: Tensor) -> Tensor:
-    """`attend` in one kernel that never holds all scores at once: out_BTGRK."""
+    """`attend` in one kernel that never holds all scores at once: out_BTGRK.
+
+    Where no token came before (T = S), what is visible is the lower triangle, and the kernel leaves out the rest.
+    """
     q_BHTK = q_BTGRK.flatten(2, 3).transpose(1, 2)
     k_BGSK, v_BGSK = k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
-    mask_B1TS = visible_BTS[:, None]
-    out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, enable_gqa=True)
+    fresh = q_BTGRK.shape[1] == k_BSGK.shape[1]
+    mask_B1TS = None if fresh else visible_BTS[:, None]
+    out_BHTK = F.scaled_dot_product_attention(
+        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, is_causal=fresh, enable_gqa=True
+    )
     return out_BHTK.transpose(1, 2).unflatten(2, q_BTGRK.shape[2:4])
 
 

@@ -27,7 +27,7 @@ def test_imports_go_one_way(module):
 def test_the_core_is_about_450_lines_and_knows_nothing_of_files():
     core = ("linear", "cache", "model")
     lines = sum(len((house.PACKAGE / f"{module}.py").read_text().splitlines()) for module in core)
-    assert lines <= 490
+    assert lines <= 500
     for module in core:
         assert house.imports(module) <= {"errors", "config", "stored", "native.kernels", "linear", "cache"}
 
