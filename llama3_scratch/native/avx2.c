@@ -221,13 +221,62 @@ static float dot(const float *a, const float *b, int n) {
     return sum;
 }
 
-static void add_scaled(float *sum, const float *x, float scale, int n) {
-    int i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m256 more = _mm256_fmadd_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(scale), _mm256_loadu_ps(sum + i));
-        _mm256_storeu_ps(sum + i, more);
+/* Eight keys at a time, so that their eight sums over a register each become one register of sums. */
+static void scores_of(const float *q, int R, int K, const float *k, int64_t stride, int n, float *out) {
+    int s = 0;
+    for (; s + 8 <= n && K % 8 == 0; s += 8) {
+        for (int r = 0; r < R; r++) {
+            __m256 sums[8];
+            for (int i = 0; i < 8; i++) sums[i] = _mm256_setzero_ps();
+            for (int d = 0; d < K; d += 8) {
+                __m256 part = _mm256_loadu_ps(q + r * K + d);
+                for (int i = 0; i < 8; i++)
+                    sums[i] = _mm256_fmadd_ps(part, _mm256_loadu_ps(k + (s + i) * stride + d), sums[i]);
+            }
+            __m256 fours[2];
+            for (int i = 0; i < 2; i++)
+                fours[i] = _mm256_hadd_ps(_mm256_hadd_ps(sums[4 * i], sums[4 * i + 1]),
+                                          _mm256_hadd_ps(sums[4 * i + 2], sums[4 * i + 3]));
+            __m256 low = _mm256_permute2f128_ps(fours[0], fours[1], 0x20);
+            __m256 high = _mm256_permute2f128_ps(fours[0], fours[1], 0x31);
+            _mm256_storeu_ps(out + r * CHUNK + s, _mm256_add_ps(low, high));
+        }
     }
-    for (; i < n; i++) sum[i] += scale * x[i];
+    for (; s < n; s++)
+        for (int r = 0; r < R; r++) out[r * CHUNK + s] = dot(q + r * K, k + s * stride, K);
+}
+
+/* R heads, 16 numbers of each: all sums stay in registers while the values go by. */
+INLINE void mix_some(int R, const float *weights, const float *v, int64_t stride, int n, float *out, int K) {
+    __m256 sums[4][2];
+    for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
+    for (int s = 0; s < n; s++) {
+        __m256 low = _mm256_loadu_ps(v + s * stride), high = _mm256_loadu_ps(v + s * stride + 8);
+        for (int r = 0; r < R; r++) {
+            __m256 weight = _mm256_set1_ps(weights[r * CHUNK + s]);
+            sums[r][0] = _mm256_fmadd_ps(weight, low, sums[r][0]);
+            sums[r][1] = _mm256_fmadd_ps(weight, high, sums[r][1]);
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        _mm256_storeu_ps(out + r * K, sums[r][0]);
+        _mm256_storeu_ps(out + r * K + 8, sums[r][1]);
+    }
+}
+
+static void mix(const float *weights, int R, int K, const float *v, int64_t stride, int n, float *out) {
+    if (K % 16) {
+        portable_kernels.mix(weights, R, K, v, stride, n, out);
+        return;
+    }
+    for (int d = 0; d < K; d += 16) {
+        int r = 0;
+        for (; r + 4 <= R; r += 4) mix_some(4, weights + r * CHUNK, v + d, stride, n, out + r * K + d, K);
+        const float *rest = weights + r * CHUNK;
+        if (R - r == 3) mix_some(3, rest, v + d, stride, n, out + r * K + d, K);
+        if (R - r == 2) mix_some(2, rest, v + d, stride, n, out + r * K + d, K);
+        if (R - r == 1) mix_some(1, rest, v + d, stride, n, out + r * K + d, K);
+    }
 }
 
 /* e^x = 2^n · e^r with |r| <= ln 2 / 2, whose power series is done after seven terms: within 2 units of the last place
@@ -244,6 +293,20 @@ INLINE __m256 exp_of(__m256 x) {
     return _mm256_and_ps(_mm256_mul_ps(sum, _mm256_castsi256_ps(power)), enough);
 }
 
+static float largest(const float *x, int n) {
+    float most = x[0];
+    int i = 0;
+    if (n >= 8) {
+        __m256 eight_of = _mm256_loadu_ps(x);
+        for (i = 8; i + 8 <= n; i += 8) eight_of = _mm256_max_ps(_mm256_loadu_ps(x + i), eight_of);
+        __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight_of), _mm256_extractf128_ps(eight_of, 1));
+        four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        most = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+    }
+    for (; i < n; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
 static float exp_minus(float *x, float most, int n) {
     __m256 sums = _mm256_setzero_ps();
     int i = 0;
@@ -257,43 +320,44 @@ static float exp_minus(float *x, float most, int n) {
     return sum;
 }
 
-static void widen(const Kept *kept, int64_t vector, int head_dim, float *out) {
-    if ((kept->kind == CACHE_INT8 || kept->kind == CACHE_INT4) && kept->group % 16) {
-        portable_kernels.widen(kept, vector, head_dim, out);
-        return;
-    }
-    const float *scales = kept->scales + (kept->scales ? vector * (head_dim / kept->group) : 0);
-    int64_t at = vector * head_dim;
-    if (kept->kind == CACHE_INT4) {
-        const __m128i low = _mm_set1_epi8(15);
-        int half = kept->group / 2;
-        for (int i = 0; i < head_dim; i += kept->group) {
-            __m256 scale = _mm256_set1_ps(scales[i / kept->group]);
-            for (int k = 0; k < half; k += 8) {
-                __m128i both = _mm_loadl_epi64((const __m128i *)((const uint8_t *)kept->values + (at + i) / 2 + k));
-                __m128i halves[2] = {_mm_and_si128(both, low), _mm_and_si128(_mm_srli_epi16(both, 4), low)};
-                for (int h = 0; h < 2; h++) {
-                    __m256i wide = _mm256_sub_epi32(_mm256_cvtepi8_epi32(halves[h]), _mm256_set1_epi32(8));
-                    _mm256_storeu_ps(out + i + h * half + k, _mm256_mul_ps(_mm256_cvtepi32_ps(wide), scale));
-                }
-            }
-        }
-        return;
-    }
-    static const int kinds[] = {F32, BF16, INT8_ROWS}, sizes[] = {4, 2, 1};
-    int i = 0;
-    for (; i + 8 <= head_dim; i += 8) {
-        __m256 part = eight(kinds[kept->kind], (const char *)kept->values + (at + i) * sizes[kept->kind]);
-        if (kept->kind == CACHE_INT8) part = _mm256_mul_ps(part, _mm256_set1_ps(scales[i / kept->group]));
-        _mm256_storeu_ps(out + i, part);
-    }
-    for (; i < head_dim; i++)
-        out[i] = kept->kind == CACHE_F32    ? ((const float *)kept->values)[at + i]
-                 : kept->kind == CACHE_BF16 ? from_bf16(((const uint16_t *)kept->values)[at + i])
-                                            : ((const int8_t *)kept->values)[at + i] * scales[i / kept->group];
+/* Eight numbers of a cached vector, `at` within a group, before they are scaled. */
+INLINE __m256 eight_kept(int kind, const Kept *kept, int64_t group_at, int at) {
+    const char *values = kept->values;
+    if (kind == CACHE_F32) return eight(F32, values + 4 * (group_at + at));
+    if (kind == CACHE_BF16) return eight(BF16, values + 2 * (group_at + at));
+    if (kind == CACHE_INT8) return eight(INT8_ROWS, values + group_at + at);
+    int half = kept->group / 2, above = at >= half; /* the second half of a group lies above the first */
+    __m128i both = _mm_loadl_epi64((const __m128i *)(values + group_at / 2 + at - above * half));
+    __m128i four_bits = _mm_and_si128(above ? _mm_srli_epi16(both, 4) : both, _mm_set1_epi8(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_cvtepi8_epi32(four_bits), _mm256_set1_epi32(8)));
 }
 
-const Kernels avx2_kernels = {strip_of, round_groups, dot, add_scaled, exp_minus, widen};
+INLINE void widen_all(int kind, const Kept *kept, int64_t first, int step, int n, int head_dim, float *out) {
+    int scaled = kind == CACHE_INT8 || kind == CACHE_INT4, group = scaled ? kept->group : head_dim;
+    const float *scales = kept->scales + (scaled ? first * (head_dim / group) : 0);
+    for (int s = 0; s < n; s++, first += step, out += head_dim) {
+        for (int i = 0; i < head_dim; i += group) {
+            __m256 scale = _mm256_set1_ps(scaled ? scales[(int64_t)s * step * (head_dim / group) + i / group] : 1);
+            for (int k = 0; k < group; k += 8)
+                _mm256_storeu_ps(out + i + k, _mm256_mul_ps(eight_kept(kind, kept, first * head_dim + i, k), scale));
+        }
+    }
+}
+
+static void widen(const Kept *kept, int64_t first, int step, int n, int head_dim, float *out) {
+    if (head_dim % 16 || (kept->group && kept->group % 16)) {
+        portable_kernels.widen(kept, first, step, n, head_dim, out);
+        return;
+    }
+    switch (kept->kind) {
+    case CACHE_F32: widen_all(CACHE_F32, kept, first, step, n, head_dim, out); break;
+    case CACHE_BF16: widen_all(CACHE_BF16, kept, first, step, n, head_dim, out); break;
+    case CACHE_INT8: widen_all(CACHE_INT8, kept, first, step, n, head_dim, out); break;
+    default: widen_all(CACHE_INT4, kept, first, step, n, head_dim, out);
+    }
+}
+
+const Kernels avx2_kernels = {strip_of, round_groups, dot, scores_of, mix, largest, exp_minus, widen};
 #else
 typedef int nothing_here;
 #endif

@@ -147,15 +147,13 @@ typedef struct {
     const float *rotations; /* [every position][head_dim / 2] complex */
 } Tokens;
 
-enum { CHUNK = 128 }; /* slots that one piece of attention looks at */
-
 typedef struct {
     const Layer *layer;
     const Sizes *sizes;
     const Tokens *tokens;
     const Kept *keys, *values;
     float *x, *q, *k, *v;
-    float *parts, *most, *totals; /* of each token, head and chunk: the sum so far, its largest score, its weight */
+    float *parts, *most, *totals; /* of each token, chunk and head: what it saw, its largest score, its weight */
     Input narrow, attended, wide;
     int chunks, threads;
 } Call;
@@ -257,40 +255,51 @@ static void keep(const Kept *kept, int64_t vector, int head_dim, const float *x)
     }
 }
 
-/* What the R heads of token i that share key head g see in one chunk of slots: weighted sum, largest score, weight. */
-static void attend(const Call *c, int i, int g, int chunk) {
+/* The keys or values of head g in n slots as floats, `stride` apart: where they are kept, or widened into `room`. */
+static const float *vectors_of(const Kept *kept, int64_t first, int G, int K, int n, float *room, int64_t *stride) {
+    if (kept->kind == CACHE_F32) {
+        *stride = (int64_t)G * K;
+        return (const float *)kept->values + first * K;
+    }
+    kernels->widen(kept, first, G, n, K, room);
+    *stride = K;
+    return room;
+}
+
+/* Ask for memory that will be read soon: lines of a cache that the processor doesn't guess by itself. */
+static void fetch(const Kept *kept, int64_t first, int64_t vectors, int K) {
+    static const int bits[] = {32, 16, 8, 4};
+    const char *at = (const char *)kept->values + first * K * bits[kept->kind] / 8;
+    for (int64_t byte = 0; byte < vectors * K * bits[kept->kind] / 8; byte += 64) __builtin_prefetch(at + byte, 0, 2);
+}
+
+/* What all heads of token i see in one chunk of slots: of each, its largest score, the sum of its weights, and the sum
+ * of the values times these. Slot after slot, all heads of each, as they lie in memory. */
+static void attend(const Call *c, int i, int chunk) {
+    enum { SLOTS = 8 };
     const Sizes *z = c->sizes;
-    int K = z->head_dim, R = z->heads / z->kv_heads;
-    int end = c->tokens->positions[i] + 1, begin = chunk * CHUNK;
-    if (end > begin + CHUNK) end = begin + CHUNK;
-    int64_t first = ((int64_t)c->tokens->rows[i] * c->tokens->slots + begin) * z->kv_heads + g;
-    float scores[R][CHUNK], wide[K];
-    const float *q = c->q + ((int64_t)i * z->heads + g * R) * K;
-    float root = 1 / sqrtf((float)K);
-    for (int s = 0; s < end - begin; s++) {
-        int64_t vector = first + (int64_t)s * z->kv_heads;
-        const float *k = wide;
-        if (c->keys->kind == CACHE_F32) k = (const float *)c->keys->values + vector * K;
-        else kernels->widen(c->keys, vector, K, wide);
-        for (int r = 0; r < R; r++) scores[r][s] = kernels->dot(q + r * K, k, K) * root;
-    }
-    for (int r = 0; r < R; r++) {
-        int64_t at = ((int64_t)i * z->heads + g * R + r) * c->chunks + chunk;
-        float most = scores[r][0];
-        for (int s = 1; s < end - begin; s++) most = scores[r][s] > most ? scores[r][s] : most;
-        c->most[at] = most;
-        c->totals[at] = kernels->exp_minus(scores[r], most, end - begin);
-        memset(c->parts + at * K, 0, sizeof(float) * K);
-    }
-    for (int s = 0; s < end - begin; s++) {
-        int64_t vector = first + (int64_t)s * z->kv_heads;
-        const float *v = wide;
-        if (c->values->kind == CACHE_F32) v = (const float *)c->values->values + vector * K;
-        else kernels->widen(c->values, vector, K, wide);
-        for (int r = 0; r < R; r++) {
-            int64_t at = ((int64_t)i * z->heads + g * R + r) * c->chunks + chunk;
-            kernels->add_scaled(c->parts + at * K, v, scores[r][s], K);
+    int K = z->head_dim, G = z->kv_heads, H = z->heads, R = H / G, begin = chunk * CHUNK;
+    int n = c->tokens->positions[i] + 1 - begin < CHUNK ? c->tokens->positions[i] + 1 - begin : CHUNK;
+    int64_t first = ((int64_t)c->tokens->rows[i] * c->tokens->slots + begin) * G, stride;
+    int64_t at = ((int64_t)i * c->chunks + chunk) * H;
+    float root = 1 / sqrtf((float)K), scores[H][CHUNK], room[CHUNK * K];
+    for (int s = 0; s < n; s += SLOTS) {
+        int some = n - s < SLOTS ? n - s : SLOTS;
+        fetch(c->keys, first + (int64_t)(s + 2 * SLOTS) * G, (int64_t)some * G, K);
+        fetch(c->values, first + (int64_t)s * G, (int64_t)some * G, K);
+        for (int g = 0; g < G; g++) {
+            const float *k = vectors_of(c->keys, first + (int64_t)s * G + g, G, K, some, room, &stride);
+            kernels->scores(c->q + ((int64_t)i * H + g * R) * K, R, K, k, stride, some, &scores[g * R][s]);
         }
+    }
+    for (int h = 0; h < H; h++) {
+        for (int s = 0; s < n; s++) scores[h][s] *= root;
+        c->most[at + h] = kernels->largest(scores[h], n);
+        c->totals[at + h] = kernels->exp_minus(scores[h], c->most[at + h], n);
+    }
+    for (int g = 0; g < G; g++) {
+        const float *v = vectors_of(c->values, first + g, G, K, n, room, &stride);
+        kernels->mix(scores[g * R], R, K, v, stride, n, c->parts + (at + g * R) * K);
     }
 }
 
@@ -299,15 +308,16 @@ static int chunks_of(const Tokens *t, int i) { return t->positions[i] / CHUNK + 
 /* The softmax over all chunks from those of each: e^(s − most) = e^(s − most of the chunk) · e^(most of the chunk − most) */
 static void join_chunks(const Call *c, int i, int head) {
     int K = c->sizes->head_dim, chunks = chunks_of(c->tokens, i);
-    int64_t at = ((int64_t)i * c->sizes->heads + head) * c->chunks;
-    float *out = c->attended.floats + ((int64_t)i * c->sizes->heads + head) * K;
+    int64_t heads = c->sizes->heads, at = (int64_t)i * c->chunks * heads + head;
+    float *out = c->attended.floats + ((int64_t)i * heads + head) * K;
     float most = c->most[at], total = 0;
-    for (int k = 1; k < chunks; k++) most = c->most[at + k] > most ? c->most[at + k] : most;
+    for (int k = 1; k < chunks; k++) most = c->most[at + k * heads] > most ? c->most[at + k * heads] : most;
     memset(out, 0, sizeof(float) * K);
     for (int k = 0; k < chunks; k++) {
-        float share = expf(c->most[at + k] - most);
-        total += share * c->totals[at + k];
-        kernels->add_scaled(out, c->parts + (at + k) * K, share, K);
+        float share = expf(c->most[at + k * heads] - most);
+        const float *part = c->parts + (at + k * heads) * K;
+        total += share * c->totals[at + k * heads];
+        for (int d = 0; d < K; d++) out[d] += share * part[d];
     }
     for (int d = 0; d < K; d++) out[d] /= total;
 }
@@ -335,10 +345,8 @@ static void block_work(void *argument, int thread) {
         keep(c->values, vector, K, c->v + (int64_t)item * K);
     }
     meet();
-    for (int item; (item = next_of(5, 1)) < n * G * c->chunks;) {
-        int i = item / (G * c->chunks), chunk = item / G % c->chunks;
-        if (chunk < chunks_of(c->tokens, i)) attend(c, i, item % G, chunk);
-    }
+    for (int item; (item = next_of(5, 1)) < n * c->chunks;)
+        if (item % c->chunks < chunks_of(c->tokens, item / c->chunks)) attend(c, item / c->chunks, item % c->chunks);
     meet();
     for (int i; (i = next_of(6, 1)) < n;) {
         for (int head = 0; head < z->heads; head++) join_chunks(c, i, head);

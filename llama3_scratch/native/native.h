@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-enum { STRIP = 16, GROUP = 32, SOME = 8 };
+enum { STRIP = 16, GROUP = 32, SOME = 8, CHUNK = 64 }; /* CHUNK: slots of a cache that are attended to at once */
 
 /* How the values of a weight are stored. The last three lie in tiles of 16 rows × 32 columns; stored.py says how. */
 enum Kind { F32, BF16, F16, INT8_ROWS, INT8_TILES, INT4_TILES, INT4_TILES_WITH_MINS };
@@ -41,9 +41,14 @@ typedef struct {
     void (*strip)(const Weight *, int strip, const Input *, int first, int n, float (*out)[STRIP]);
     void (*round)(const float *x, int columns, int8_t *rounded, float *scales, int32_t *sums);
     float (*dot)(const float *a, const float *b, int n);
-    void (*add_scaled)(float *sum, const float *x, float scale, int n); /* sum += scale · x */
-    float (*exp_minus)(float *x, float most, int n);                   /* x = exp(x − most), returns their sum */
-    void (*widen)(const Kept *, int64_t vector, int head_dim, float *out); /* a cached key or value as floats */
+    /* Of R queries and n keys or values, which lie `stride` floats apart: out[r][s] = q[r] · k[s], and
+     * out[r] = Σ weights[r][s] · v[s]. A row of scores or weights is CHUNK long. */
+    void (*scores)(const float *q, int R, int K, const float *k, int64_t stride, int n, float *out);
+    void (*mix)(const float *weights, int R, int K, const float *v, int64_t stride, int n, float *out);
+    float (*largest)(const float *x, int n);
+    float (*exp_minus)(float *x, float most, int n); /* x = exp(x − most), returns their sum */
+    /* n cached keys or values as floats: vectors first, first + step, … */
+    void (*widen)(const Kept *, int64_t first, int step, int n, int head_dim, float *out);
 } Kernels;
 
 extern const Kernels portable_kernels;

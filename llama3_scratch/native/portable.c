@@ -84,8 +84,22 @@ static float dot(const float *a, const float *b, int n) {
     return sum;
 }
 
-static void add_scaled(float *sum, const float *x, float scale, int n) {
-    for (int i = 0; i < n; i++) sum[i] += scale * x[i];
+static void scores_of(const float *q, int R, int K, const float *k, int64_t stride, int n, float *out) {
+    for (int r = 0; r < R; r++)
+        for (int s = 0; s < n; s++) out[r * CHUNK + s] = dot(q + r * K, k + s * stride, K);
+}
+
+static void mix(const float *weights, int R, int K, const float *v, int64_t stride, int n, float *out) {
+    memset(out, 0, sizeof(float) * R * K);
+    for (int r = 0; r < R; r++)
+        for (int s = 0; s < n; s++)
+            for (int d = 0; d < K; d++) out[r * K + d] += weights[r * CHUNK + s] * v[s * stride + d];
+}
+
+static float largest(const float *x, int n) {
+    float most = x[0];
+    for (int i = 1; i < n; i++) most = x[i] > most ? x[i] : most;
+    return most;
 }
 
 static float exp_minus(float *x, float most, int n) {
@@ -94,7 +108,7 @@ static float exp_minus(float *x, float most, int n) {
     return sum;
 }
 
-static void widen(const Kept *kept, int64_t vector, int head_dim, float *out) {
+static void widen_one(const Kept *kept, int64_t vector, int head_dim, float *out) {
     int64_t at = vector * head_dim;
     const float *scales = kept->scales + (kept->scales ? vector * (head_dim / kept->group) : 0);
     for (int i = 0; i < head_dim; i++) {
@@ -111,4 +125,8 @@ static void widen(const Kept *kept, int64_t vector, int head_dim, float *out) {
     }
 }
 
-const Kernels portable_kernels = {strip_of, round_groups, dot, add_scaled, exp_minus, widen};
+static void widen(const Kept *kept, int64_t first, int step, int n, int head_dim, float *out) {
+    for (int s = 0; s < n; s++) widen_one(kept, first + (int64_t)s * step, head_dim, out + s * head_dim);
+}
+
+const Kernels portable_kernels = {strip_of, round_groups, dot, scores_of, mix, largest, exp_minus, widen};
