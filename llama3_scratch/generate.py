@@ -148,7 +148,8 @@ def main(options: argparse.Namespace) -> int:
     answers = [Answer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in prompts]
     printer = _Printer(answers, enabled=not options.json)
-    session = Session(options, checkpoint, dtype) if traced else None
+    pieces = [piece(id, tokenizer).decode(errors="replace") for id in prompts[0]]
+    session = Session(options, checkpoint, dtype, pieces) if traced else None
     code = 0
     try:
         for step in timed_stream(prompts, answers, checkpoint, dtype, options, timings, session=session):
@@ -158,11 +159,14 @@ def main(options: argparse.Namespace) -> int:
                 printer.show()
     except KeyboardInterrupt:
         code = 130
+    finally:
+        if session is not None:
+            session.close()
     for answer in answers:
         answer.finish(answer.finish_reason or "interrupted")
     printer.show()
     if session is not None:
-        session.finish([piece(id, tokenizer).decode(errors="replace") for id in prompts[0]])
+        session.finish()
     for prompt, answer, chosen in zip(prompts, answers, logprobs, strict=True):
         if options.json:
             result = {
@@ -211,6 +215,7 @@ def timed_stream(
     timings.prompt_tokens = sum(map(len, prompts)) - (cache.length if cache else 0)
     if session is not None:
         session.start()
+    before = len(prompts)
     for step in stream(
         prompts,
         checkpoint.params,
@@ -223,8 +228,9 @@ def timed_stream(
         cache=cache,
         block=block if session is not None else None,
     ):
-        if session is not None and step.row == 0:
+        if session is not None and step.row <= before:  # rows ascend within a pass
             session.passed()
+        before = step.row
         if not timings.prefill_s:
             timings.prefill_s = time.perf_counter() - started
         timings.decode_s = time.perf_counter() - started - timings.prefill_s

@@ -20,6 +20,7 @@ import math
 import operator
 import os
 import re
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -223,9 +224,14 @@ def notebook(cells: Sequence[Cell], outputs: Sequence[str | None], folder: Path)
             more = {"attachments": attached} if attached else {}
             written.append({"cell_type": "markdown", **common, **more, "source": text})
         else:
+            source = cell.code
+            if cell.needs:  # elsewhere it may be missing
+                met = f"os.environ.get({cell.needs!r})" if cell.needs.isupper() else f"util.find_spec({cell.needs!r})"
+                module = "import os" if cell.needs.isupper() else "from importlib import util"
+                source = f"{module}\n\nif {met}:\n{textwrap.indent(cell.code, '    ')}"
             printed = [{"output_type": "stream", "name": "stdout", "text": output}] if output else []
             count = None if output is None else 1 + sum(c["cell_type"] == "code" for c in written)
-            code = {"cell_type": "code", **common, "execution_count": count, "outputs": printed, "source": cell.code}
+            code = {"cell_type": "code", **common, "execution_count": count, "outputs": printed, "source": source}
             written.append(code)
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": metadata, "cells": written}
@@ -257,6 +263,8 @@ def main(options: argparse.Namespace) -> int:
         )
     if options.notebook and Path(options.notebook).suffix != ".ipynb":
         raise UsageError(f"--notebook {options.notebook}: expected a name that ends in .ipynb")
+    if options.notebook and not Path(options.notebook).absolute().parent.is_dir():
+        raise FileError(f"{options.notebook}: can't be written: its folder is not there")
     cells = read(path)
     if options.model not in (None, DEFAULT):
         if options.update:

@@ -83,8 +83,9 @@ def visit(browser):
     """Open a page; at the end of the test nothing may have been complained about or fetched."""
     contexts, complaints, requests = [], [], []
 
-    def visit(path, *, width=1280, height=860, scheme="light"):
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    def visit(path, *, width=1280, height=860, scheme="light", touch=False):
+        size = {"width": width, "height": height}
+        context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=touch, is_mobile=touch)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))
@@ -340,6 +341,20 @@ def test_a_phone_scrolls_no_further_than_its_panels(visit, traced):
     assert page.evaluate(OVERFLOW) == 0
 
 
+def test_a_finger_reads_the_attention_map_and_the_residual_stream(visit, traced):
+    page = visit(traced[0], width=390, height=800, touch=True)
+    page.keyboard.press("2")
+    canvas = page.locator("canvas.matrix")
+    cell, label = (int(canvas.get_attribute(f"data-{name}")) for name in ("cell", "label"))
+    assert "tap a cell" in page.locator(".readout").inner_text()
+    canvas.tap(position={"x": label + 1.5 * cell, "y": label + 4.5 * cell})
+    assert "(4) →" in page.locator(".readout").inner_text()
+    page.keyboard.press("5")
+    before = page.locator(".readout").inner_text()
+    page.locator("svg.plot").tap(position={"x": 60, "y": 20})
+    assert page.locator(".readout").inner_text() != before
+
+
 CONTRAST = """() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
   const light = (c) => c.slice(0, 3).map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
@@ -432,9 +447,7 @@ def test_generate_writes_it_and_keeps_no_tensor(tmp_path, capsys, monkeypatch):
     left = []
     monkeypatch.setattr(Page, "write", lambda self, path: left.append(path))
     finish = generate.Session.finish
-    monkeypatch.setattr(
-        generate.Session, "finish", lambda self, tokens: (left.extend(self._steps), finish(self, tokens))
-    )
+    monkeypatch.setattr(generate.Session, "finish", lambda self: (left.extend(self._steps), finish(self)))
     assert generate.main(["hi", "--model", str(chats), "--max-tokens", "2", "--trace-out", f"{tmp_path}/a.html"]) == 0
     *steps, path = left
     assert path == tmp_path / "a.html" and len(steps) > 300
@@ -442,7 +455,7 @@ def test_generate_writes_it_and_keeps_no_tensor(tmp_path, capsys, monkeypatch):
 
 
 BAD = {
-    "no weights": (["--model", "llama3.2-1b", "--no-weights", "--length", "3"], "a page shows values"),
+    "no weights": (["--model", "llama3.2-1b", "--no-weights", "--length", "3"], "it holds values"),
     "two prompts": (["--prompt", "a", "--prompt", "b"], "a page shows one prompt"),
 }
 

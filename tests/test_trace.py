@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 import llama3_scratch as l3
-from llama3_scratch import generate, model
+from llama3_scratch import generate, model, stream
 from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.hf_out import write_hf
@@ -121,12 +121,23 @@ def test_shapes_are_what_names_say_over_every_form_and_cache(form, cache):
         assert steps["layers.4.attention.k_BSGK"].axes == "B=2 S=15 G=2 K=8", "the cache of 14 tokens and one more"
 
 
+def _with_seven_heads(x_BTD, params, name, config, *, rotation_BTJ, **state):
+    return model.rotate(torch.zeros(1, 2, 7, config.head_dim), rotation_BTJ)
+
+
 def test_a_name_that_lies_is_found(monkeypatch):
     def sideways(x, params, name):
         out = linear(x, params, name)
         return out.mT if name.endswith("w1") else out
 
     monkeypatch.setattr(model, "linear", sideways)
+    with (
+        watch(),
+        pytest.raises(ShapeError, match=r"x_BTNK has shape \[1, 2, 7, 8\], its name says B=1 T=2 N=6 or 2 K=8"),
+    ):
+        forward(torch.zeros(1, 2, dtype=torch.long), tiny.params(), tiny.CONFIG, block=_with_seven_heads)
+    with watch(), pytest.raises(ShapeError, match=r"tokens_BT has shape \[2\], its name says B=2 T$"):
+        forward(torch.zeros(2, dtype=torch.long), tiny.params(), tiny.CONFIG)
     with pytest.raises(ShapeError, match=r"gate_BTF has shape \[2, 40, 7\], its name says B=2 T=7 F=40"):
         traced()
 
@@ -305,7 +316,81 @@ def test_which_head_looks_where_is_the_mean_of_its_weights(run, tmp_path):
     wanted = [(str(int(of_H.argmax())), f"{of_H.max():.1%}") for of_H in (first_H, itself_H, before_H)]
     assert re.findall(r"head (\d) +([\d.]+%)", row) == wanted
     assert len(re.findall(r"^layers\.", out, re.MULTILINE)) == tiny.CONFIG.n_layers
-    assert "a single token" in views.heads([views.looks(torch.ones(1, 2, 3, 1, 1))])[0]
+    assert "a single token" in views.heads([views.look(None, torch.ones(1, 2, 3, 1, 1), 1)])[0]
+
+
+def words(text):
+    return re.sub(r"-?\d+\.\d+%?", " ", text).split()
+
+
+def floats(text):
+    return [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
+
+
+@pytest.mark.parametrize("view", [["--attention", "2,5"], ["--heads"], ["--lens"], ["--rope-pair", "1"]])
+@pytest.mark.parametrize("chunk", [20, 9], ids=["the last token by itself", "three passes"])
+def test_views_of_a_prompt_that_comes_in_chunks_are_those_of_one_that_does_not(run, monkeypatch, view, chunk):
+    whole = run(*view)[1]
+    monkeypatch.setitem(stream.stream.__wrapped__.__kwdefaults__, "chunk", chunk)
+    in_chunks = run(*view)[1]
+    if view[0] == "--attention":  # a query of the first chunk met no keys of the second, masked or not
+        rows = [row for row in in_chunks.splitlines() if "-inf" in row or "head 5" in row]
+        assert rows and all(row in whole.splitlines() for row in rows if "head 5" in row)
+        assert floats(in_chunks.partition("weights_BGRTS")[2].splitlines()[-1]) == pytest.approx(
+            floats(whole.partition("weights_BGRTS")[2].splitlines()[-1]), abs=2e-3
+        )
+    else:
+        assert words(in_chunks) == words(whole)
+        assert floats(in_chunks) == pytest.approx(floats(whole), abs=2e-3)
+
+
+@pytest.mark.parametrize("view", [["--attention", "2,5"], ["--heads"], ["--lens"], ["--rope-pair", "1"]])
+def test_views_of_a_batch_are_of_its_first_prompt_without_padding(chats, capsys, view):
+    outs = []
+    for more in ([], ["--prompt", "a longer prompt than the first one is"]):
+        assert generate.main(["hi", *more, "--model", chats, "--max-tokens", "1", *view]) == 0
+        outs.append(capsys.readouterr().out)
+    alone, among = (out[out.index("──") :] for out in outs)
+    assert floats(among)[: len(floats(alone))] == pytest.approx(floats(alone), abs=2e-3)
+    assert among.count("\n") == alone.count("\n")
+
+
+def test_tokens_are_counted_by_passes_whichever_prompt_stops_first(chats, capsys):
+    argv = ["hi", "--prompt", "two", "--model", chats, "--max-tokens", "4", "--trace-tokens", "2", "--trace-steps"]
+    first = json.loads(run_json(chats, capsys, "hi"))["text"]
+    assert generate.main([*argv, "logits_BTV", "--stop", first[:1] or "x"]) == 0
+    assert set(re.findall(r"── pass (\d)", capsys.readouterr().out)) <= {"0", "1"}
+
+
+def run_json(chats, capsys, prompt):
+    assert generate.main([prompt, "--model", chats, "--max-tokens", "1", "--json"]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_float64_run_is_recorded_and_compared(run, tmp_path):
+    path = tmp_path / "run.safetensors"
+    assert run("--dtype", "float64", "--trace-out", path)[0] == 0
+    code, out, err = run("--dtype", "float64", "--trace-compare", path)
+    assert (code, "none of" in out) == (0, True), err
+    assert load_file(path)["decode.rotation_BTJ"].dtype == torch.float64
+
+
+def test_json_stays_alone_on_stdout(run, tmp_path):
+    out = run("--json", "--trace-cost", "--trace-out", tmp_path / "x.jsonl")[1]
+    assert json.loads(out)["tokens"]
+
+
+def test_names_of_no_step_are_told_and_returns_go_by_their_function(run):
+    _, out, err = run("--trace-steps", "attend,foo")
+    assert "out attend  [B=1 T=21 G=2 R=3 K=8]" in out
+    assert "no step is called foo; there are" in err and "q_BTHK" in err
+
+
+def test_nothing_watches_after_a_run_that_failed(run):
+    for _ in range(2):
+        code, _, err = run("--trace", "--max-seq-len", "5")
+        assert code == 2 and "limit 4" in err
+    assert sys.gettrace() is None
 
 
 BAD = {
@@ -318,6 +403,10 @@ BAD = {
     "json": (["--trace", "--json"], 2, "with --json take --trace-out"),
     "length": (["--length", "3"], 2, "--length and --batch go with --no-weights"),
     "no-weights": (["--no-weights", "--lens"], 2, "--no-weights has shapes and costs only"),
+    "no values": (["--no-weights", "--trace-out", "x.safetensors"], 2, "it holds values, which --no-weights has none"),
+    "no factor": (["--no-weights", "--rope-scale-factor", "8"], 2, "changes numbers, --no-weights has only shapes"),
+    "two lengths": (["--no-weights", "--length", "9"], 2, "--length stands in the place of a prompt"),
+    "no names": (["--trace-steps", ","], 2, "expected names of tensors"),
     "tokens": (["--trace-tokens", "3"], 2, "--trace-tokens goes with --trace"),
 }
 
@@ -349,6 +438,13 @@ def test_any_official_size_is_traced_without_its_weights(capsys):
 def test_a_model_that_is_here_has_its_prompt_counted(chats, capsys):
     assert generate.main(["hi", "--model", chats, "--no-weights"]) == 0
     assert "── 1 × 21 tokens ──" in capsys.readouterr().out
+    assert generate.main(["--length", "9000", "--model", "llama3-8b", "--no-weights"]) == 2
+    assert "--length 9000: this model's context is 8192 tokens" in capsys.readouterr().err
+    assert (
+        generate.main(["--length", "9", "--model", "llama3-8b", "--no-weights", "--dtype", "float32", "--trace"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "q_BTHK  [B=1 T=9 H=32 K=128]  float32" in out and "wq.weight [4096, 4096] bfloat16" in out
     assert generate.main(["hi", "--model", "llama3-8b", "--no-weights"]) == 2
     assert "give the --length" in capsys.readouterr().err
 

@@ -206,11 +206,19 @@ def test_the_notebook_is_valid_and_its_code_runs(tmp_path, capsys, smollm2):
     nbformat.validate(made)
     code = [cell for cell in made.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == [1, None, 3]
+    assert "import no_such_module" in code[1].source
     namespace: dict = {}
-    for cell in code[::2]:
+    for cell in code:  # top to bottom, what isn't there left out
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(cell.source, namespace)
         assert out.getvalue() == "".join(output.text for output in cell.outputs)
+
+
+def test_a_notebook_that_cannot_be_written_is_told_before_anything_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(walkthrough, "run", lambda *args, **more: pytest.fail("it ran"))
+    path = tmp_path / "no" / "x.ipynb"
+    assert walkthrough.main([str(small(tmp_path)), "--notebook", str(path)]) == 3
+    assert f"{path}: can't be written: its folder is not there" in capsys.readouterr().err
 
 
 def test_the_whole_document_makes_a_valid_notebook(ran):

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from llama3_scratch.checkpoint.check import dtype_name
 from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.files import write_whole
 from llama3_scratch.linear import Params
@@ -26,7 +28,9 @@ def write(path: Path, steps: Sequence[Step], params: Params, files: Mapping[str,
         write_whole(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in dicts))
         return
     tensors = {
-        step.label: step.value.contiguous() for step in steps if step.value is not None and step.kind != "argument"
+        step.label: real(step.value).contiguous()
+        for step in steps
+        if step.value is not None and step.kind != "argument"
     }
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -34,6 +38,11 @@ def write(path: Path, steps: Sequence[Step], params: Params, files: Mapping[str,
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def real(value: Tensor) -> Tensor:
+    """A complex tensor as pairs of numbers, since safetensors has no complex64 for every reader, and no complex128."""
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
 
 
 def as_dict(step: Step, params: Params, files: Mapping[str, str]) -> dict[str, Any]:
@@ -50,17 +59,13 @@ def as_dict(step: Step, params: Params, files: Mapping[str, str]) -> dict[str, A
         "name": step.name,
         "axes": step.letters,
         "shape": list(step.shape),
-        "dtype": _name(step.dtype),
+        "dtype": dtype_name(step.dtype),
         "statistics": step.statistics and asdict(step.statistics),
         "weights": [
-            {"key": key, "file": files.get(key), "shape": list(params[key].shape), "dtype": _name(params[key].dtype)}
-            for key in step.weights
+            {"key": key, "file": files.get(key), "shape": list(weight.shape), "dtype": dtype_name(weight.dtype)}
+            for key, weight in ((key, params[key]) for key in step.weights)
         ],
         "flops": step.cost.flops,
         "bytes": step.cost.bytes,
         "seconds": step.cost.seconds,
     }
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

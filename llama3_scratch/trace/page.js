@@ -517,7 +517,7 @@ function attentionView(panel) {
   if (!layers[state.layer]?.weights) return panel.append(lead("No attention was traced in this pass."));
   const { layer, head, stage } = state;
   const matrix = headMatrix(layer, head, stage);
-  const readout = make("p", { class: "readout", "aria-live": "polite" }, "Hover over a cell, or move with the arrows in the map.");
+  const readout = make("p", { class: "readout", "aria-live": "polite" }, "Hover over or tap a cell, or move with the arrows in the map.");
   const name = { scores: "scores_BGRTS", weights: "weights_BGRTS" }[stage];
   const bad = pass().steps.find((step) => step.group === layer && step.name === name)?.numbers?.[4];
   const map = attentionMap(matrix, stage, readout);
@@ -640,7 +640,7 @@ function attentionMap(matrix, stage, readout) {
       hidden ? " — masked: it comes later" : "");
     redraw();
   };
-  canvas.addEventListener("pointermove", (event) => {
+  for (const kind of ["pointermove", "pointerdown"]) canvas.addEventListener(kind, (event) => { // a finger only taps
     const box = canvas.getBoundingClientRect();
     const row = Math.floor((event.clientY - box.top - label) / cell), column = Math.floor((event.clientX - box.left - label) / cell);
     if (row >= 0 && column >= 0 && (at?.[0] !== row || at?.[1] !== column)) go(row, column);
@@ -802,7 +802,7 @@ function residualView(panel) {
   };
   const slider = make("input", { type: "range", min: 0, max: rows.length - 1, value: 0, "aria-label": "token",
     oninput: () => pick(+slider.value, values.length - 1) });
-  svg.addEventListener("pointermove", (event) => {
+  for (const kind of ["pointermove", "pointerdown"]) svg.addEventListener(kind, (event) => {
     const box = svg.getBoundingClientRect(), scaleX = W / box.width;
     const depth = Math.max(0, Math.min(values.length - 1, Math.round((((event.clientX - box.left) * scaleX - left) / (W - left - right)) * (values.length - 1))));
     const height = (event.clientY - box.top) * scaleX;

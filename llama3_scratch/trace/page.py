@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama3_scratch.checkpoint.check import dtype_name
 from llama3_scratch.config import Config
 from llama3_scratch.files import write_whole
 from llama3_scratch.linear import Params
@@ -33,7 +34,7 @@ from llama3_scratch.trace.views import likeliest
 
 ROWS, COLUMNS, BINS = 64, 48, 32  # of a heat map, of a histogram
 MOST_TOKENS, FIRST_TOKENS = 256, 8
-ATTENTION_BYTES = 16e6  # of all heads' scores and weights in one pass, before compression
+ATTENTION_BYTES = 16e6  # of all heads' scores and weights in the file, before compression
 TOP = 5
 SCORES = 63  # steps between a head's least and largest score: more of them are noise that doesn't compress
 
@@ -53,8 +54,7 @@ class Page:
         files: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._params, self._config, self._tokenizer, self._title, self._files = params, config, tokenizer, title, files
-        heads = config.n_layers * config.n_heads
-        self.most_tokens = min(MOST_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(int(ATTENTION_BYTES / (2 * heads)))))
+        self._left = int(ATTENTION_BYTES)
         self._strings: dict[str, int] = {}
         self._vocabulary: dict[int, str] = {}
         self._weights: dict[str, list[Any]] = {}
@@ -77,8 +77,8 @@ class Page:
         s = step.statistics
         for key in step.weights:
             weight = self._params[key]
-            self._weights[key] = [list(weight.shape), _name(weight.dtype), self._files.get(key, "")]
-        texts = (step.path, step.function, step.source, step.name, step.letters, _name(step.dtype))
+            self._weights[key] = [list(weight.shape), dtype_name(weight.dtype), self._files.get(key, "")]
+        texts = (step.path, step.function, step.source, step.name, step.letters, dtype_name(step.dtype))
         of["steps"].append([
             group, ("argument", "local", "return").index(step.kind), *map(self._string, texts), step.line, step.nth,
             list(step.shape), [*map(_short, (s.min, s.max, s.mean, s.std)), s.nan, s.inf] if s else None,
@@ -104,6 +104,12 @@ class Page:
         packed = gzip.compress(len(head).to_bytes(4, "little") + head + self._blobs, mtime=0)
         write_whole(path, _filled(base64.b64encode(packed).decode()))
 
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens the next pass may show; each pass takes its share of the file."""
+        heads = self._config.n_layers * self._config.n_heads
+        return min(MOST_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(max(0, self._left) // (2 * heads))))
+
     def _group(self, last: int, step: Step) -> int:
         """Where on the page a step stands: its layer, -1 before the first, n_layers after the last."""
         if step.layer is not None:
@@ -126,6 +132,7 @@ class Page:
             of["positions"], of["start"] = value[0, of["rows"]].tolist(), int(value[0, 0])
         elif where == ("decode", "slots_S"):
             of["columns"], of["span"] = self._shown(value.shape[0]), value.shape[0]
+            self._left -= 2 * self._config.n_layers * self._config.n_heads * len(of["rows"]) * len(of["columns"])
         elif where == ("rotations", "angles_BTJ"):
             of["angles"] = self._blob(_numpy(value[0, of["rows"]]))
         if step.layer is None:
@@ -265,10 +272,6 @@ def _numpy(value: Tensor, dtype: Any = np.float32) -> np.ndarray:
 
 def _short(value: Any) -> float:
     return float(f"{float(value):.6g}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _filled(data: str) -> str:

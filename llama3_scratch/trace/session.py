@@ -6,9 +6,9 @@ import argparse
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llama3_scratch import cli
 from llama3_scratch.errors import FileError, MismatchError, UsageError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from llama3_scratch.trace.compare import Reference
     from llama3_scratch.trace.page import Page
     from llama3_scratch.trace.tracer import Step
+    from llama3_scratch.trace.views import Looks
 
 # The mean |difference| in standard deviations that still counts as rounding: ten times the largest that was seen on a
 # trained model between passes in these dtypes and the next wider one.
@@ -34,7 +35,10 @@ log = logging.getLogger("llama3_scratch")
 class Session:
     """A watch over the first passes of a run, from `start` until `passed` has heard of enough of them."""
 
-    def __init__(self, options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(
+        self, options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype, tokens: Sequence[str]
+    ) -> None:
+        """`tokens` are the texts of the first prompt's tokens, which the views are about."""
         import torch
 
         from llama3_scratch.checkpoint.load import weight_files
@@ -47,13 +51,15 @@ class Session:
         self._reference = _reference(options, checkpoint, dtype) if options.trace_compare else None
         self._machine = measure(torch.device(options.device), dtype) if options.trace_cost else None
         self._left = options.trace_tokens
+        self._tokens = tokens
+        self._prompt_steps: int | None = None  # how many of the steps took the prompt in, once it's known
         layers = (0,) if options.trace_layers is None else options.trace_layers
         self._files = weight_files(checkpoint) if options.trace or options.trace_out else {}
         steps, values = options.trace_steps or (), options.trace_values
         self._table = Table(checkpoint.params, layers, steps, values, self._machine, self._files)
         self._stack = contextlib.ExitStack()
         self._steps: list[Step] = []
-        self._looks: list[dict[str, torch.Tensor]] = []
+        self._looks: dict[int, Looks] = {}
         self._page = _page(options, checkpoint, self._files)
 
     def start(self) -> None:
@@ -64,7 +70,8 @@ class Session:
 
     @property
     def _costs(self) -> bool:
-        return bool(self._options.trace_cost or self._options.trace_out)
+        out = self._options.trace_out
+        return bool(self._options.trace_cost or (out is not None and out.suffix != ".safetensors"))
 
     @property
     def done(self) -> bool:
@@ -72,16 +79,22 @@ class Session:
         return self._left <= 0
 
     def passed(self) -> None:
-        """One more pass has made its token."""
+        """One more pass has made its token. The first comes after all passes that a long prompt is taken in by."""
+        if self._prompt_steps is None:
+            self._prompt_steps = len(self._steps)
         self._left -= 1
         if self.done:
-            self._stack.close()
+            self.close()
 
-    def finish(self, tokens: list[str]) -> None:
-        """Stop watching; write the file and print the views. `tokens` are the texts of the first prompt's tokens."""
+    def close(self) -> None:
+        """Stop watching."""
+        self._stack.close()
+
+    def finish(self) -> None:
+        """Stop watching; write the file and print the views."""
         from llama3_scratch.trace import files, roofline, views
 
-        self._stack.close()
+        self.close()
         options, checkpoint = self._options, self._checkpoint
         if options.trace_out is not None:
             if self._page is not None:
@@ -89,30 +102,36 @@ class Session:
             else:
                 files.write(options.trace_out, self._steps, checkpoint.params, self._files)
             log.info("%d steps written to %s", len(self._steps), options.trace_out)
-        if self._machine is not None:
+        if self._machine is not None and not options.json:
             first, later = ([s for s in self._steps if bool(s.call) == after] for after in (False, True))
             _print(f"cost of pass 0 · {_limits(self._machine)}", roofline.lines(first, self._machine))
             if later:
                 _print(f"cost of passes 1 to {later[-1].call} together", roofline.lines(later, self._machine))
+        of_prompt, length = self._steps[: self._prompt_steps], len(self._tokens)
         if options.lens and checkpoint.tokenizer is not None:
-            _print("logit lens", views.lens(self._steps, checkpoint.params, checkpoint.config, checkpoint.tokenizer))
+            said = views.lens(of_prompt, checkpoint.params, checkpoint.config, checkpoint.tokenizer, length)
+            _print("logit lens", said)
         if options.attention is not None:
             layer, head = options.attention
-            _print("attention", views.attention(self._steps, layer, head, tokens))
+            _print("attention", views.attention(of_prompt, layer, head, self._tokens))
         if self._looks:
-            _print("the heads of each layer that look most at", views.heads(self._looks))
+            looks = [self._looks[layer] for layer in sorted(self._looks)]
+            _print("the heads of each layer that look most at", views.heads(looks))
         if options.rope_pair is not None:
-            _print(f"RoPE, pair {options.rope_pair}", views.rope_pair(self._steps, options.rope_pair))
+            _print(f"RoPE, pair {options.rope_pair}", views.rope_pair(of_prompt, options.rope_pair, length))
+        if options.trace and options.trace_steps:
+            self._table.say_unknown(self._steps)
 
     def compare(self) -> None:
         """Print the run beside the one that --trace-compare names. Raises MismatchError where they part."""
+        from llama3_scratch.checkpoint.check import dtype_name
         from llama3_scratch.trace import compare
 
         if self._reference is None:
             return
         other, options = self._reference, self._options
         log.info("comparing with %s", other.name)
-        tolerance = options.trace_tolerance or max(ROUNDING[_name(dtype)] for dtype in (self._dtype, other.dtype))
+        tolerance = options.trace_tolerance or max(ROUNDING[dtype_name(dtype)] for dtype in (self._dtype, other.dtype))
         rows = compare.compare(self._steps, other, tolerance)
         _print(f"this run and {other.name}", compare.lines(rows, self._table.full))
         first = compare.first_divergence(rows)
@@ -134,8 +153,8 @@ class Session:
             self._table.show(step)
         if self._page is not None:
             self._page.take(step)
-        if self._looked(step) and step.value is not None:
-            self._looks.append(views.looks(step.value))
+        if self._looked(step) and step.value is not None and step.layer is not None:
+            self._looks[step.layer] = views.look(self._looks.get(step.layer), step.value, len(self._tokens))
         if not self._keep_whole(step):
             step.value = None
 
@@ -145,7 +164,8 @@ class Session:
         return (self._page is not None and page.needs(step)) or self._looked(step) or self._keep_whole(step)
 
     def _looked(self, step: Step) -> bool:
-        return self._options.heads and step.call == 0 and step.function == "attend" and step.name == "weights_BGRTS"
+        of_prompt = self._options.heads and self._prompt_steps is None
+        return of_prompt and step.function == "attend" and step.name == "weights_BGRTS"
 
     def _keep_whole(self, step: Step) -> bool:
         """Whether the step's tensor stays until the end of the run."""
@@ -207,15 +227,19 @@ def trace_without_weights(options: argparse.Namespace, config: Config, length: i
     from llama3_scratch.trace.table import Table
 
     check_choices(options, config)
+    if length > (context := options.max_seq_len or config.max_seq_len):
+        raise UsageError(f"--length {length}: this model's context is {context} tokens")
     machine = measure(torch.device("cpu"), torch.float32) if options.trace_cost else None
+    dtype = torch.bfloat16 if options.dtype == "auto" else getattr(torch, options.dtype)
     params, batch = shapes.meta_params(config), options.batch or 1
     layers = (0,) if options.trace_layers is None else options.trace_layers
     table = Table(params, layers, options.trace_steps or (), machine=machine)
     show = {"on_step": table.show} if options.trace else {}
-    steps = shapes.trace_shapes(params, config, length=length, batch=batch, **show)
+    steps = shapes.trace_shapes(params, config, length=length, batch=batch, dtype=dtype, **show)
     if options.trace_out is not None:
         files.write(options.trace_out, steps, params, {})
-    context = options.max_seq_len or config.max_seq_len
+    if options.trace_steps:
+        table.say_unknown(steps)
     limits = f" · {_limits(machine)}" if machine is not None else ""
     _print(f"{batch} × {length} tokens{limits}", shapes.summary(config, steps, context, batch, machine))
 
@@ -285,29 +309,39 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
         raise UsageError("--lens, --attention, --heads and --rope-pair print for people; leave --json out")
     if not options.no_weights and (options.length or options.batch):
         raise UsageError("--length and --batch go with --no-weights")
+    if options.length and _n_prompts(options):
+        raise UsageError("--length stands in the place of a prompt; give one of the two")
     if options.no_weights and (views or options.trace_values or options.json or options.trace_tokens != 1):
         raise UsageError(
             "--no-weights has shapes and costs only: no values, no views, no further tokens, no JSON object"
         )
+    if options.no_weights and options.rope_scale_factor is not None:
+        raise UsageError("--rope-scale-factor changes numbers, --no-weights has only shapes; leave one of them out")
     if options.trace_tolerance and not options.trace_compare:
         raise UsageError("--trace-tolerance goes with --trace-compare")
     if options.trace_compare:
         if options.json or options.no_weights:
             raise UsageError("--trace-compare prints numbers for people; leave --json and --no-weights out")
-        if len(options.prompts) + (options.prompt is not None) + (options.prompt_file is not None) > 1:
+        if _n_prompts(options) > 1:
             raise UsageError("--trace-compare takes one prompt")
         if options.trace_compare == "hf":
             require_transformers("--trace-compare hf")
     if options.trace_out is not None:
         check_writable(options.trace_out)
-        if options.trace_out.suffix == ".html":
-            if options.no_weights:
-                raise UsageError("a page shows values, which --no-weights has none of; take --trace-out FILE.jsonl")
-            if len(options.prompts) + (options.prompt is not None) + (options.prompt_file is not None) > 1:
-                raise UsageError("a page shows one prompt; give only one with --trace-out FILE.html")
+        if options.no_weights and options.trace_out.suffix != ".jsonl":
+            raise UsageError(
+                f"--trace-out {options.trace_out}: it holds values, which --no-weights has none of; "
+                "take --trace-out FILE.jsonl"
+            )
+        if options.trace_out.suffix == ".html" and _n_prompts(options) > 1:
+            raise UsageError("a page shows one prompt; give only one with --trace-out FILE.html")
     if options.trace_tokens != 1 and not (options.trace or options.trace_out or options.trace_compare):
         raise UsageError("--trace-tokens goes with --trace, --trace-out or --trace-compare")
     return bool(options.trace or views or options.trace_out or options.trace_compare)
+
+
+def _n_prompts(options: argparse.Namespace) -> int:
+    return len(options.prompts) + (options.prompt is not None) + (options.prompt_file is not None)
 
 
 def check_writable(path: Path) -> None:
@@ -335,10 +369,6 @@ def check_choices(options: argparse.Namespace, config: Config) -> None:
         raise UsageError(f"--rope-pair {options.rope_pair}: the pairs are 0 to {config.head_dim // 2 - 1}")
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _limits(machine: Machine) -> str:
     return f"this machine reads {machine.bandwidth / 1e9:.1f} GB/s, does {machine.flops / 1e9:.1f} GFLOP/s"
 
@@ -364,5 +394,8 @@ def _pair(text: str) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def _names(text: str) -> tuple[Any, ...]:
-    return tuple(name for name in text.split(",") if name)
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if not names:
+        raise argparse.ArgumentTypeError(f"expected names of tensors with commas between them, got {text!r}")
+    return names

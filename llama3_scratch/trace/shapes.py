@@ -28,12 +28,21 @@ def meta_params(config: Config, dtype: torch.dtype = torch.bfloat16) -> Params:
 
 
 def trace_shapes(
-    params: Params, config: Config, *, length: int, batch: int, on_step: Callable[[Step], None] = lambda step: None
+    params: Params,
+    config: Config,
+    *,
+    length: int,
+    batch: int,
+    dtype: torch.dtype | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
 ) -> list[Step]:
-    """Every step of `batch` prompts of `length` tokens with `meta_params`: no values, no memory."""
+    """Every step of `batch` prompts of `length` tokens with `meta_params`: no values, no memory.
+
+    `dtype` is that of the activations, the weights' own unless given.
+    """
     tokens_BT = torch.zeros(batch, length, dtype=torch.long, device="meta")
     with _Remembered(), watch(statistics=False, costs=True, on_step=on_step) as steps:
-        forward(tokens_BT, params, config, block=block)
+        forward(tokens_BT, params, config, block=block, dtype=dtype)
     return steps
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
 import torch
 
+from llama3_scratch.checkpoint.check import dtype_name
 from llama3_scratch.linear import Params
 from llama3_scratch.machine import Machine
 from llama3_scratch.trace.roofline import beside
 from llama3_scratch.trace.tracer import Statistics, Step
+
+log = logging.getLogger("llama3_scratch")
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Table:
 
     def full(self, step: Step) -> bool:
         """Whether the step is shown as a step of its own."""
-        if self.names and step.name not in self.names:
+        if self.names and _shown_as(step) not in self.names and step.name not in self.names:
             return False
         return step.layer is None or step.layer in self.layers
 
@@ -51,6 +55,12 @@ class Table:
             self._heading, self._folded = None, True
             print(f"{step.path}  x_BTD  {_numbers(step.statistics)}".rstrip(), file=self.out)
 
+    def say_unknown(self, steps: Sequence[Step]) -> None:
+        """Warn of chosen names that no step had."""
+        there = {name: None for step in steps for name in (_shown_as(step), step.name)}
+        if unknown := [name for name in self.names if name not in there]:
+            log.warning("no step is called %s; there are %s", ", ".join(unknown), ", ".join(there))
+
     def _step(self, step: Step) -> None:
         heading = (step.call, step.path, step.function)
         if heading != self._heading:
@@ -61,8 +71,7 @@ class Table:
             self._source = (step.line, step.source)
             print(f"{step.line:4}  {step.source}", file=self.out)
         sign = {"argument": "in ", "return": "out", "local": "   "}[step.kind]
-        name = step.function if step.kind == "return" else step.name
-        parts = [f"   {sign} {name}  [{step.axes}]  {str(step.dtype).removeprefix('torch.')}"]
+        parts = [f"   {sign} {_shown_as(step)}  [{step.axes}]  {dtype_name(step.dtype)}"]
         if step.kind != "argument":
             parts.append(_numbers(step.statistics))
             if self.machine is not None and step.cost.bytes:
@@ -71,16 +80,19 @@ class Table:
         for key in step.weights:
             weight = self.params[key]
             where = f" from {self.files[key]}" if key in self.files else ""
-            kind = str(weight.dtype).removeprefix("torch.")
-            print(f"        ← {key} {list(weight.shape)} {kind}{where}", file=self.out)
+            print(f"        ← {key} {list(weight.shape)} {dtype_name(weight.dtype)}{where}", file=self.out)
         if self.values and step.value is not None and step.kind != "argument":
             text = torch.Tensor.__repr__(step.value)
             print("\n".join(f"        {line}" for line in text.splitlines()), file=self.out)
+
+
+def _shown_as(step: Step) -> str:
+    """A returned tensor has no name of its own and goes by its function's."""
+    return step.function if step.kind == "return" else step.name
 
 
 def _numbers(statistics: Statistics | None) -> str:
     if statistics is None:
         return ""
     s = statistics
-    bad = f"  NaN {s.nan} Inf {s.inf}" if s.nan or s.inf else ""
-    return f"min {s.min:.4g}  max {s.max:.4g}  mean {s.mean:.4g}  std {s.std:.4g}{bad}"
+    return f"min {s.min:.4g}  max {s.max:.4g}  mean {s.mean:.4g}  std {s.std:.4g}  NaN {s.nan}  Inf {s.inf}"

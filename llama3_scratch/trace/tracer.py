@@ -204,12 +204,6 @@ class _Watcher:
         elif event == "return":
             self._look(inner, frame)
             if isinstance(arg, Tensor) and not any(arg is value for value in inner.bound.values()):
-                own = f"{inner.path}.weight"
-                if (
-                    "params[" in _statements()[inner.code].get(inner.line, (0, ""))[1]
-                    and own in frame.f_locals["params"]
-                ):
-                    inner.weights.append(own)
                 self._record(inner, "return", "return", arg)
             self._frames.pop()
             return None
@@ -258,13 +252,18 @@ class _Watcher:
         if not letters:
             return
         fits = len(letters) == len(step.shape)
+        heads = [self._sizes[axis] for axis in "HG" if axis in self._sizes]
         for axis, size in zip(letters, step.shape, strict=False):
-            wanted = 1 if axis == "1" else size if axis == "N" else self._sizes.setdefault(axis, size)
+            if axis == "N":
+                fits &= size in (heads or [size])
+                continue
+            wanted = 1 if axis == "1" else self._sizes.setdefault(axis, size)
             if axis == "B" and wanted == 1:
                 wanted = self._sizes["B"] = size
             fits &= size == wanted or (axis == "B" and size == 1)
         if not fits:
-            sizes = " ".join(f"{axis}={self._sizes.get(axis, 1)}" for axis in letters)
+            known = self._sizes | {"1": 1, "N": " or ".join(map(str, heads))}
+            sizes = " ".join(f"{axis}={known[axis]}" if axis in known else axis for axis in letters)
             where = f"{Path(code.co_filename).name}:{step.line}"
             raise ShapeError(f"{where}: {step.key} has shape {list(step.shape)}, its name says {sizes}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,23 +17,25 @@ from llama3_scratch.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import Step
 
 WIDTH = 16  # the last tokens of a prompt that a matrix shows
+_LENSES = 4  # the last positions whose likeliest tokens are listed
 
 
-def lens(steps: Sequence[Step], params: Params, config: Config, tokenizer: Tokenizer) -> list[str]:
-    """The logit lens: after each layer, the token that the head would choose at every position, were it the last.
+def lens(
+    steps: Sequence[Step], params: Params, config: Config, tokenizer: Tokenizer, length: int, n: int = 3
+) -> list[str]:
+    """The logit lens: after each layer, the token that the head would choose at every position, were it the last, and
+    for the last positions the n likeliest.
 
-    Reads the kept `x_BTD` that each block of the first pass returned; shows the first prompt of a batch.
+    Reads the kept `x_BTD` that each block returned, of the passes that took in a first prompt of `length` tokens.
     """
     lines = []
-    for step in _first_pass(steps):
-        if step.function == "block" and step.kind == "return" and step.value is not None:
-            ids, shares = likeliest(step.value[:1], params, config, 3)
-            chosen = " ".join(repr(_text(id, tokenizer)) for id in ids[0, :, 0].tolist())
-            last = ", ".join(
-                f"{_text(id, tokenizer)!r} {share:.1%}"
-                for share, id in zip(shares[0, -1].tolist(), ids[0, -1].tolist(), strict=True)
-            )
-            lines.append(f"{step.path:10} {chosen}\n{'':10} last: {last}")
+    for path, x_BTD in _joined(steps, "block", "return", length).items():
+        ids, shares = likeliest(x_BTD, params, config, n)
+        lines.append(f"{path:10} {' '.join(repr(_text(id, tokenizer)) for id in ids[0, :, 0].tolist())}")
+        for position in range(max(0, length - _LENSES), length):
+            top = zip(ids[0, position].tolist(), shares[0, position].tolist(), strict=True)
+            said = ", ".join(f"{_text(id, tokenizer)!r} {share:.1%}" for id, share in top)
+            lines.append(f"{'':10} at {position}: {said}")
     return lines
 
 
@@ -44,30 +47,41 @@ def likeliest(x_BTD: Tensor, params: Params, config: Config, n: int) -> tuple[Te
 
 
 def attention(steps: Sequence[Step], layer: int, head: int, tokens: Sequence[str]) -> list[str]:
-    """A head's scores before the mask, after it, and its weights: a row a query, a column a key; the last tokens."""
-    lines = []
-    for step in _first_pass(steps):
+    """A head's scores before the mask, after it, and its weights: a row a query, a column a key; the last of `tokens`,
+    which are the first prompt's."""
+    shown = tokens[-WIDTH:]
+    begin = len(tokens) - len(shown)
+    matrices: dict[str, Tensor] = {}
+    for step in steps:
         named = step.name in ("scores_BGRTS", "masked_BGRTS", "weights_BGRTS")
         if step.layer == layer and named and step.kind == "local" and step.value is not None:
-            R = step.value.shape[2]
-            matrix_TS = step.value[0, head // R, head % R].float()[-WIDTH:, -WIDTH:]
-            labels = [repr(text)[1:-1][:7] for text in tokens][-WIDTH:]
-            lines.append(f"{step.key}, head {head}")
-            lines.append(" " * 9 + "".join(f"{label:>8}" for label in labels))
-            for label, row in zip(labels, matrix_TS.tolist(), strict=True):
-                lines.append(
-                    f"{label:>8} " + "".join(f"{'-inf' if value == -math.inf else f'{value:.3f}':>8}" for value in row)
-                )
+            R, T, S = step.value.shape[2:]
+            of_head_TS = step.value[0, head // R, head % R].float()
+            # A long prompt comes in several passes: a query saw no keys of a later one.
+            matrix = matrices.setdefault(step.key, torch.full((len(shown), len(shown)), math.nan))
+            past = S - T
+            first, end = max(begin, past), min(S, len(tokens))
+            if first < end:
+                matrix[first - begin : end - begin, : end - begin] = of_head_TS[first - past : end - past, begin:end]
+    lines = []
+    for key, matrix in matrices.items():
+        labels = [repr(text)[1:-1][:7] for text in shown]
+        lines.append(f"{key}, head {head}")
+        lines.append(" " * 9 + "".join(f"{label:>8}" for label in labels))
+        for label, row in zip(labels, matrix.tolist(), strict=True):
+            lines.append(f"{label:>8} " + "".join(f"{_cell(value):>8}" for value in row))
     return lines
 
 
-def rope_pair(steps: Sequence[Step], pair: int) -> list[str]:
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else "-inf" if value == -math.inf else f"{value:.3f}"
+
+
+def rope_pair(steps: Sequence[Step], pair: int, length: int) -> list[str]:
     """How far a pair of every head is turned at each position: the angle, and the complex number that turns it."""
-    rotation = next(step for step in _first_pass(steps) if step.name == "rotation_BTJ" and step.value is not None)
-    assert rotation.value is not None
-    turns_T = rotation.value[0, :, pair]
+    (rotation_BTJ,) = _joined(steps, "decode", "rotation_BTJ", length).values()
     lines = [f"{'position':>8}  {'angle':>9}  {'cos':>8}  {'sin':>8}"]
-    for position, turn in enumerate(turns_T.tolist()):
+    for position, turn in enumerate(rotation_BTJ[0, :, pair].tolist()):
         angle = torch.tensor(turn).angle().item() % (2 * math.pi)
         lines.append(f"{position:8}  {angle:9.4f}  {turn.real:8.4f}  {turn.imag:8.4f}")
     return lines
@@ -82,33 +96,51 @@ def needs(step: Step, *, lens: bool, attention: tuple[int, int] | None, rope_pai
     )
 
 
-def looks(weights_BGRTS: Tensor) -> dict[str, Tensor]:
-    """Where the heads of a layer look: the mean weight that a query of the first prompt gives each place, looks_H.
+@dataclass
+class Looks:
+    """Where the heads of a layer look: the sum over queries of the weight that each gives a place, and how many
+    queries there were. The first token has nothing else to look at and doesn't count."""
 
-    The first token has nothing else to look at and doesn't count.
-    """
-    weights_HTS = weights_BGRTS[0].flatten(0, 1).float()[:, 1:]
+    places: dict[str, Tensor]
+    queries: int = 0
+
+
+def look(found: Looks | None, weights_BGRTS: Tensor, length: int) -> Looks:
+    """`found` and what one pass adds to it, of a first prompt of `length` tokens."""
+    weights_HTS = weights_BGRTS[0].flatten(0, 1).float()
     T, S = weights_HTS.shape[1:]
-    return {
-        "the first token": weights_HTS[:, :, 0].mean(-1),
-        "itself": weights_HTS.diagonal(S - T, 1, 2).mean(-1),
-        "the one before": weights_HTS.diagonal(S - T - 1, 1, 2).mean(-1),
+    skipped = max(0, 1 - (S - T))
+    weights_HTS = weights_HTS[:, skipped : length - (S - T), :length]
+    begin = S - T + skipped
+    here = {
+        "the first token": weights_HTS[:, :, 0].sum(-1),
+        "itself": weights_HTS.diagonal(begin, 1, 2).sum(-1),
+        "the one before": weights_HTS.diagonal(begin - 1, 1, 2).sum(-1) if begin else weights_HTS[:, 0, 0] * 0,
     }
+    if found is None:
+        found = Looks({place: torch.zeros_like(sum_H) for place, sum_H in here.items()})
+    return Looks({place: found.places[place] + here[place] for place in here}, found.queries + weights_HTS.shape[1])
 
 
-def heads(layers: Sequence[dict[str, Tensor]]) -> list[str]:
-    """Of each layer the head that looks most at each place, with its share; `layers` are `looks` in order."""
-    if layers[0]["itself"].isnan().any():
+def heads(layers: Sequence[Looks]) -> list[str]:
+    """Of each layer the head that looks most at each place, with its share."""
+    if not layers[0].queries:
         return ["the prompt is a single token, which sees nothing but itself"]
-    lines = [f"{'':10}" + "".join(f"{place:>24}" for place in layers[0])]
+    lines = [f"{'':10}" + "".join(f"{place:>24}" for place in layers[0].places)]
     for index, layer in enumerate(layers):
-        most = (f"head {look_H.argmax().item()} {look_H.max().item():6.1%}" for look_H in layer.values())
-        lines.append(f"layers.{index:<3}" + "".join(f"{cell:>24}" for cell in most))
+        means = [sum_H / layer.queries for sum_H in layer.places.values()]
+        cells = [f"head {mean_H.argmax().item()} {mean_H.max().item():6.1%}" for mean_H in means]
+        lines.append(f"layers.{index:<3}" + "".join(f"{cell:>24}" for cell in cells))
     return lines
 
 
-def _first_pass(steps: Sequence[Step]) -> list[Step]:
-    return [step for step in steps if step.call == 0]
+def _joined(steps: Sequence[Step], function: str, name: str, length: int) -> dict[str, Tensor]:
+    """By path, the tensors (B, T, …) of that name, those of several passes one behind the other: the first prompt's."""
+    parts: dict[str, list[Tensor]] = {}
+    for step in steps:
+        if step.function == function and step.name == name and step.value is not None:
+            parts.setdefault(step.path, []).append(step.value[:1])
+    return {path: torch.cat(of_path, dim=1)[:, :length] for path, of_path in parts.items()}
 
 
 def _text(id: int, tokenizer: Tokenizer) -> str:
