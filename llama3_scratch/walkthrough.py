@@ -79,6 +79,16 @@ def source(name: str) -> None:
     print("```python\n" + inspect.getsource(operator.attrgetter(name)(llama3_scratch)) + "```")
 
 
+def c_source(file: str, name: str) -> None:
+    """Print a C function of native/, with the comment above it, as a block, for cog: c_source("portable.c", "dot")."""
+    lines = (Path(__file__).parent / "native" / file).read_text(encoding="utf-8").splitlines()
+    begin = next(i for i, line in enumerate(lines) if re.match(rf"\S.*\b{name}\(.*\{{$", line))
+    end = lines.index("}", begin)
+    while lines[begin - 1].startswith(("/*", " *")):
+        begin -= 1
+    print("\n".join(["```c", *lines[begin : end + 1], "```"]))
+
+
 def read(path: Path) -> list[Cell]:
     """The document's cells in order. Raises FileError, with the line, for a fence that isn't closed or is misplaced."""
     require_file(path, "a document to run")

@@ -101,14 +101,13 @@ typedef struct {
     int threads;
 } Product;
 
-static void product_work(void *argument, int thread) {
+static void product_work(void *argument) {
     Product *p = argument;
     const Weight *w = p->weight;
     if (w->kind >= INT8_TILES) {
         for (int i; (i = next_of(0, 1)) < p->in.n;) round_input(&p->in, i);
         meet();
     }
-    (void)thread;
     int size = piece(w, p->threads);
     FOR_EACH_STRIP(w, &p->in, 1, size, strip, first, some) {
         float out[SOME][STRIP];
@@ -322,40 +321,39 @@ static void join_chunks(const Call *c, int i, int head) {
     for (int d = 0; d < K; d++) out[d] /= total;
 }
 
-static void block_work(void *argument, int thread) {
+static void block_work(void *argument) {
     Call *c = argument;
     const Sizes *z = c->sizes;
     const Layer *l = c->layer;
     int n = c->tokens->n, K = z->head_dim, G = z->kv_heads;
-    (void)thread;
 
-    for (int i; (i = next_of(0, 1)) < n;) {
+    for (int i; (i = next_of(0, 1)) < n;) { /* attention_norm */
         norm(c->x + (int64_t)i * z->dim, l->attention_norm, z->dim, z->eps, c->narrow.floats + (int64_t)i * z->dim);
         round_input(&c->narrow, i);
     }
     meet();
-    project(c, &l->wq, 1, c->q, 1);
+    project(c, &l->wq, 1, c->q, 1); /* each thread takes strips of all three until none are left */
     project(c, &l->wk, 2, c->k, 1);
     project(c, &l->wv, 3, c->v, 0);
     meet();
-    for (int item; (item = next_of(4, 1)) < n * G;) {
+    for (int item; (item = next_of(4, 1)) < n * G;) { /* cache.extend */
         int i = item / G, g = item % G;
         int64_t vector = ((int64_t)c->tokens->rows[i] * c->tokens->slots + c->tokens->positions[i]) * G + g;
         keep(c->keys, vector, K, c->k + (int64_t)item * K);
         keep(c->values, vector, K, c->v + (int64_t)item * K);
     }
     meet();
-    for (int item; (item = next_of(5, 1)) < n * c->chunks;)
+    for (int item; (item = next_of(5, 1)) < n * c->chunks;) /* attend, a chunk of slots at a time */
         if (item % c->chunks < chunks_of(c->tokens, item / c->chunks)) attend(c, item / c->chunks, item % c->chunks);
     meet();
-    for (int i; (i = next_of(6, 1)) < n;) {
+    for (int i; (i = next_of(6, 1)) < n;) { /* the softmax over all of its chunks */
         for (int head = 0; head < z->heads; head++) join_chunks(c, i, head);
         round_input(&c->attended, i);
     }
     meet();
     add_product(c, &l->wo, &c->attended, 7);
     meet();
-    for (int i; (i = next_of(8, 1)) < n;) {
+    for (int i; (i = next_of(8, 1)) < n;) { /* ffn_norm */
         norm(c->x + (int64_t)i * z->dim, l->ffn_norm, z->dim, z->eps, c->narrow.floats + (int64_t)i * z->dim);
         round_input(&c->narrow, i);
     }

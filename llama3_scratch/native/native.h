@@ -78,9 +78,9 @@ static inline float from_f16(uint16_t bits) {
     return both.f;
 }
 
-/* The pool: work(argument, thread) runs once on each thread; within it, `meet` waits for the others and `next_of`
+/* The pool: work(argument) runs once on each thread; within it, `meet` waits for the others and `next_of`
  * hands out pieces of work. `last` says that no more follows soon, so the threads needn't wait awake. */
-typedef void Work(void *argument, int thread);
+typedef void Work(void *argument);
 void run(Work *work, void *argument, int threads, int last);
 void meet(void);
 int next_of(int counter, int size); /* the first of `size` pieces that nobody has taken from the counter yet */

@@ -55,8 +55,9 @@ int next_of(int counter, int size) {
     return atomic_fetch_add_explicit(&pool.counters[counter], size, memory_order_relaxed);
 }
 
-static void *worker(void *number) {
-    int thread = (int)(intptr_t)number, seen = 0;
+static void *worker(void *unused) {
+    (void)unused;
+    int seen = 0;
     for (;;) {
         int most = atomic_load_explicit(&pool.soon, memory_order_relaxed) ? LOOKS + YIELDS : 1;
         if (!changes(&pool.round, seen, most)) {
@@ -68,7 +69,7 @@ static void *worker(void *number) {
         }
         seen = atomic_load(&pool.round);
         if (!pool.work) return 0;
-        pool.work(pool.argument, thread);
+        pool.work(pool.argument);
         meet();
     }
 }
@@ -92,7 +93,7 @@ static void change_threads(int wanted) {
     pool.wanted = wanted;
     pool.threads = 1;
     while (pool.threads < wanted && pool.threads < MOST_THREADS &&
-           !pthread_create(&pool.ids[pool.threads], 0, worker, (void *)(intptr_t)pool.threads))
+           !pthread_create(&pool.ids[pool.threads], 0, worker, 0))
         pool.threads++;
 }
 
@@ -114,7 +115,7 @@ void run(Work *work, void *argument, int threads, int last) {
     for (int i = 0; i < COUNTERS; i++) atomic_store_explicit(&pool.counters[i], 0, memory_order_relaxed);
     atomic_store(&pool.soon, !last);
     if (pool.threads > 1) start_round(work, argument);
-    work(argument, 0);
+    work(argument);
     meet();
     pthread_mutex_unlock(&pool.call);
 }
