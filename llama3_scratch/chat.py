@@ -16,7 +16,7 @@ from llama3_scratch import cli
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json, unwritable, write_whole
 from llama3_scratch.generate import require_tokenizer, timed_stream, warn_if_clamped
-from llama3_scratch.options import add_model_options, add_sampling_options, check_sampling, open_model
+from llama3_scratch.options import add_model_options, add_sampling_options, check_sampling, make_guesses, open_model
 from llama3_scratch.text import Answer, visible
 from llama3_scratch.timings import Timings
 
@@ -155,6 +155,7 @@ class Conversation:
         self.timings = Timings(load_s)
         self._cache: Cache = Cache(options.max_seq_len or checkpoint.config.max_seq_len)
         self._cached: list[int] = []
+        self._guesses = make_guesses(options, checkpoint, dtype)
 
     @property
     def n_cached(self) -> int:
@@ -189,7 +190,14 @@ class Conversation:
         self.timings = Timings(self.timings.load_s)
         shown = 0
         steps = timed_stream(
-            [prompt], [answer], self.checkpoint, self.dtype, self.options, self.timings, cache=self._cache
+            [prompt],
+            [answer],
+            self.checkpoint,
+            self.dtype,
+            self.options,
+            self.timings,
+            cache=self._cache,
+            guesses=self._guesses,
         )
         with contextlib.suppress(KeyboardInterrupt, GeneratorExit):
             for _ in steps:

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.options import add_model_options, add_sampling_options, check_sampling, make_sampler, open_model
+from llama3_scratch.options import (
+    add_model_options,
+    add_sampling_options,
+    check_sampling,
+    make_guesses,
+    make_sampler,
+    open_model,
+)
 from llama3_scratch.text import Answer, piece, visible
 from llama3_scratch.timings import Timings
 from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace, trace_without_weights
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 
     from llama3_scratch.cache import Cache
     from llama3_scratch.checkpoint.load import Checkpoint
+    from llama3_scratch.speculate import NoGuesses
     from llama3_scratch.stream import Step
     from llama3_scratch.tokenizer import Tokenizer
 
@@ -139,11 +147,14 @@ def main(options: argparse.Namespace) -> int:
     if options.no_weights:
         return _without_weights(options)
     texts = list(_prompts(options))
+    if options.speculate and (traced or len(texts) > 1):
+        raise UsageError("--speculate goes with one prompt, and without --trace, whose passes it would change")
     started = time.perf_counter()
     checkpoint, dtype = open_model(options)
     timings = Timings(load_s=time.perf_counter() - started)
     tokenizer = require_tokenizer(checkpoint)
     prompts = [encode_prompt(text, tokenizer, options) for text in texts]
+    guesses = make_guesses(options, checkpoint, dtype)
     warn_if_clamped(max(map(len, prompts)), checkpoint, options)
     answers = [Answer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in prompts]
@@ -152,7 +163,9 @@ def main(options: argparse.Namespace) -> int:
     session = Session(options, checkpoint, dtype, pieces) if traced else None
     code = 0
     try:
-        for step in timed_stream(prompts, answers, checkpoint, dtype, options, timings, session=session):
+        for step in timed_stream(
+            prompts, answers, checkpoint, dtype, options, timings, session=session, guesses=guesses
+        ):
             if options.logprobs is not None:
                 logprobs[step.row].append(_logprobs(step, options.logprobs, tokenizer))
             if session is None or session.done:
@@ -206,11 +219,15 @@ def timed_stream(
     *,
     cache: Cache | None = None,
     session: Session | None = None,
+    guesses: NoGuesses | None = None,
 ) -> Iterator[Step]:
-    """`stream` by the options: each token goes into its answer, and `timings` grows with it; `session` watches."""
+    """`stream` by the options: each token goes into its answer, and `timings` grows with it; `session` watches,
+    `guesses` are --speculate's."""
     from llama3_scratch.model import block
+    from llama3_scratch.speculate import NO_GUESSES
     from llama3_scratch.stream import stream
 
+    guesses = guesses or NO_GUESSES
     started = time.perf_counter()
     timings.prompt_tokens = sum(map(len, prompts)) - (cache.length if cache else 0)
     if session is not None:
@@ -227,6 +244,7 @@ def timed_stream(
         dtype=dtype,
         cache=cache,
         block=block if session is not None else None,
+        guesses=guesses,
     ):
         if session is not None and step.row <= before:  # rows ascend within a pass
             session.passed()
@@ -235,6 +253,7 @@ def timed_stream(
             timings.prefill_s = time.perf_counter() - started
         timings.decode_s = time.perf_counter() - started - timings.prefill_s
         timings.decoded_tokens += len(answers[step.row].tokens) > 1
+        timings.proposed, timings.accepted = guesses.proposed, guesses.accepted
         if step.finish_reason:
             answers[step.row].finish(step.finish_reason)
         yield step

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.sample import Sampler
+    from llama3_scratch.speculate import NoGuesses
 
 log = logging.getLogger("llama3_scratch")
 
@@ -93,12 +94,26 @@ def add_sampling_options(parser: cli.Parser, *, temperature: float, top_p: float
     group.add_argument(
         "--seed", type=cli.number(int, least=-1, most=2**64 - 1), default=-1, metavar="N", help="-1: a random one"
     )
+    group.add_argument(
+        "--speculate",
+        metavar="lookup|MODEL",
+        help="guess tokens ahead and check them in one pass, for the same text sooner: by what followed the last words "
+        "before, or by a smaller model with the same tokenizer",
+    )
+    group.add_argument(
+        "--draft-tokens",
+        type=cli.number(int, least=1, most=15),
+        metavar="N",
+        help="with --speculate: guesses at once, at most (8)",
+    )
     group.add_argument("--max-tokens", type=cli.number(int, least=1), default=512, metavar="N", help="(%(default)s)")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
 
 
 def check_sampling(options: argparse.Namespace) -> None:
     """Refuse what argparse can't see, and settle the seed."""
+    if options.draft_tokens and not options.speculate:
+        raise UsageError("--draft-tokens goes with --speculate")
     if "" in options.stop:
         raise UsageError("--stop: expected some text, got an empty string")
     if options.seed == -1:
@@ -116,6 +131,25 @@ def make_sampler(options: argparse.Namespace) -> Sampler:
         repeat_penalty=options.repeat_penalty,
         seed=options.seed,
     )
+
+
+def make_guesses(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype) -> NoGuesses:
+    """What --speculate means for an answer of this model."""
+    from llama3_scratch import speculate
+
+    if not options.speculate:
+        return speculate.NO_GUESSES
+    most = options.draft_tokens or speculate.MOST
+    if options.speculate == "lookup":
+        return speculate.Guesses(speculate.lookup, most=most)
+    draft = read(options.speculate, options, device=options.device)
+    ours, its = checkpoint.tokenizer, draft.tokenizer
+    if ours is None or its is None or (ours.ranks, ours.special_tokens) != (its.ranks, its.special_tokens):
+        raise UsageError(f"--speculate {options.speculate}: its tokenizer isn't that of {checkpoint.path}")
+    if draft.config.vocab_size != checkpoint.config.vocab_size:
+        sizes = f"{draft.config.vocab_size} tokens, {checkpoint.path} {checkpoint.config.vocab_size}"
+        raise UsageError(f"--speculate {options.speculate}: its vocabulary has {sizes}")
+    return speculate.Guesses(speculate.DraftModel(draft.params, draft.config, dtype=dtype), most=most)
 
 
 def check_device(name: str) -> torch.device:

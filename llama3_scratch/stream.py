@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from llama3_scratch.memory import available, plan, require
 from llama3_scratch.model import Block, decode, fused_block, unembed
 from llama3_scratch.native.decode import fast_decode
 from llama3_scratch.sample import NonFiniteError, Sampler
+from llama3_scratch.speculate import NO_GUESSES, NoGuesses
 
 CHUNK = 512  # tokens of a prompt that go through the model at once: memory stays flat however long the prompt is
 
@@ -48,12 +50,14 @@ def stream(
     chunk: int = CHUNK,
     cache: Cache | None = None,
     block: Block | None = None,
+    guesses: NoGuesses = NO_GUESSES,
 ) -> Iterator[Step]:
     """Yield each prompt's next tokens, step by step, until all have stopped.
 
     `stop(row, token)` hears of every token and says whether it ends that row. `dtype` is that of the activations and
     of the cache. `cache` may hold the beginning of a single prompt already: the loop goes on from there and leaves in
     it all but the last token. `block` is a layer's function, in the place of the fastest way through all layers.
+    `guesses` are for a single prompt: what is guessed right needs no pass of its own, and the tokens stay the same.
     Raises UsageError for a prompt that is empty or longer than the context.
     """
     if not prompts:
@@ -66,6 +70,8 @@ def stream(
             raise UsageError(f"prompt {len(prompt)} tokens, limit {limit - 1}, so that one more fits the context")
         if bad := [token for token in prompt if not 0 <= token < config.vocab_size]:
             raise UsageError(f"token {bad[0]} in the prompt, the model's vocabulary has {config.vocab_size}")
+    if guesses is not NO_GUESSES and len(prompts) > 1:
+        raise UsageError(f"guesses are for one prompt, got {len(prompts)}")
     if cache is not None and (len(prompts) > 1 or cache.length >= len(prompts[0])):
         raise UsageError(
             f"a cache takes one prompt of more tokens than it holds, which are {cache.length}, "
@@ -94,27 +100,44 @@ def stream(
 
     rows = list(range(len(prompts)))
     seen = [list(prompt) for prompt in prompts]
+    most = [min(len(prompt) + max_tokens, limit) for prompt in prompts]
+    guessed: list[int] = []  # what the last pass took in behind the last token: a single prompt's alone
     # The head only for the last position: it is the largest matrix of a small model.
-    logits_BV = unembed(_prefill(hidden, cache, prompts, chunk), params)[:, 0]
-    for count in range(1, max_tokens + 1):
-        going = []
-        for index, row in enumerate(rows):
-            try:
-                token = samplers[row](logits_BV[index], seen[row])
-            except NonFiniteError as error:
-                raise _first_bad_layer(error, seen[row], params, config, dtype) from None
-            seen[row].append(token)
-            full = count == max_tokens or len(seen[row]) >= limit
-            reason = "stop" if stop(row, token) else "length" if full else None
-            if reason is None:
-                going.append(index)
-            yield Step(row, token, logits_BV[index], reason)
-        if not going:
-            return
-        if len(going) < len(rows) and isinstance(cache, RaggedCache):
-            cache.keep(going)
-        rows = [rows[index] for index in going]
-        logits_BV = unembed(hidden(torch.tensor([seen[row][-1:] for row in rows])), params)[:, 0]
+    logits_BTV = unembed(_prefill(hidden, cache, prompts, chunk), params)
+    seconds = 0.0
+    try:
+        while True:
+            going = []
+            for index, row in enumerate(rows):
+                right = 0
+                for place in range(len(guessed) + 1):
+                    try:
+                        token = samplers[row](logits_BTV[index, place], seen[row])
+                    except NonFiniteError as error:
+                        raise _first_bad_layer(error, seen[row], params, config, dtype) from None
+                    seen[row].append(token)
+                    right += guessed[place : place + 1] == [token]
+                    reason = "stop" if stop(row, token) else "length" if len(seen[row]) >= most[row] else None
+                    yield Step(row, token, logits_BTV[index, place], reason)
+                    if reason or right <= place:
+                        break
+                if reason is None:
+                    going.append(index)
+            guesses.learn(len(guessed), right, seconds)
+            if not going:
+                return
+            if len(going) < len(rows) and isinstance(cache, RaggedCache):
+                cache.keep(going)
+            rows = [rows[index] for index in going]
+            if guessed:
+                cache.rewind(len(seen[rows[0]]) - 1)
+            guessed = guesses.guess(seen[rows[0]], most[rows[0]] - len(seen[rows[0]]) - 1) if len(rows) == 1 else []
+            begun = time.perf_counter()
+            logits_BTV = unembed(hidden(torch.tensor([[seen[row][-1], *guessed] for row in rows])), params)
+            seconds = time.perf_counter() - begun
+    finally:  # whoever listens may leave at any token
+        if guessed:
+            cache.rewind(min(cache.length, len(seen[rows[0]]) - 1))
 
 
 def _prefill(hidden: Callable[[Tensor], Tensor], cache: Cache, prompts: Sequence[Sequence[int]], chunk: int) -> Tensor:

@@ -23,6 +23,8 @@ class Timings:
     decode_s: float = 0.0
     prompt_tokens: int = 0
     decoded_tokens: int = 0  # new tokens but the first of each answer
+    proposed: int = 0  # guesses of --speculate, and those that were right
+    accepted: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -30,6 +32,7 @@ class Timings:
             "prefill_tokens_per_s": round(self.prompt_tokens / self.prefill_s, 2) if self.prefill_s else None,
             "decode_tokens_per_s": round(self.decoded_tokens / self.decode_s, 2) if self.decoded_tokens else None,
             "peak_rss_mb": round(peak_rss_bytes() / 1e6),
+            **({"guesses": {"proposed": self.proposed, "accepted": self.accepted}} if self.proposed else {}),
         }
 
     def __str__(self) -> str:
@@ -39,4 +42,6 @@ class Timings:
             parts.append(f"prefill {self.prompt_tokens} tokens, {numbers['prefill_tokens_per_s']:.1f}/s")
         if self.decoded_tokens:
             parts.append(f"decode {self.decoded_tokens} tokens, {numbers['decode_tokens_per_s']:.1f}/s")
+        if self.proposed:
+            parts.append(f"{self.accepted} of {self.proposed} guesses right")
         return " · ".join([*parts, f"peak {numbers['peak_rss_mb']} MB"])

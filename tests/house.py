@@ -30,7 +30,7 @@ ROOMS = {
         "checkpoint.load",
     ],
     "Params → params, and the layer in C": ["quantize", "native.decode"],
-    "From logits to answers": ["sample", "stream", "timings"],
+    "From logits to answers": ["sample", "speculate", "stream", "timings"],
     "The glass box": [
         "difference",
         "hf_layers",
