@@ -140,7 +140,7 @@ def main(options: argparse.Namespace) -> int:
         return _without_weights(options)
     texts = list(_prompts(options))
     started = time.perf_counter()
-    checkpoint, dtype = open_model(options)
+    checkpoint, dtype = open_model(options, traced=traced)
     timings = Timings(load_s=time.perf_counter() - started)
     tokenizer = require_tokenizer(checkpoint)
     prompts = [encode_prompt(text, tokenizer, options) for text in texts]
