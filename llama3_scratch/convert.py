@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
 from llama3_scratch.files import foreign
-from llama3_scratch.options import add_reading_options, read
+from llama3_scratch.options import FORMS, add_reading_options, read
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -30,15 +30,24 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of the weights, for meta and hf; as stored if not given",
+        help="of the weights, for meta and hf; as stored if not given; makes floats of quantised ones",
+    )
+    parser.add_argument(
+        "--quantize", choices=FORMS, help="the form of the matrices, for meta and gguf; embedding and head are int8"
+    )
+    parser.add_argument(
+        "--blocks",
+        choices=("floats", "stored"),
+        default="floats",
+        help="what becomes of a GGUF's Q8_0, Q4_0 and Q4_1: floats, or int8 and int4 of the same numbers (%(default)s)",
     )
     parser.add_argument(
         "--shards", type=cli.number(int, least=1), metavar="N", help="how many consolidated.*.pth, for meta (1)"
     )
     parser.add_argument(
         "--type",
-        choices=("F32", "F16", "BF16", "Q8_0", "Q4_0"),
-        help="of the matrices, for gguf; without it the stored dtype",
+        choices=("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"),
+        help="of the matrices, for gguf; without it the stored dtype or form",
     )
     add_reading_options(parser)
     return parser
@@ -46,13 +55,21 @@ def _parser() -> cli.Parser:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
-    for option, layouts in (("dtype", ("meta", "hf")), ("shards", ("meta",)), ("type", ("gguf",))):
+    layouts_of = {"dtype": ("meta", "hf"), "shards": ("meta",), "type": ("gguf",), "quantize": ("meta", "gguf")}
+    for option, layouts in layouts_of.items():
         if getattr(options, option) is not None and options.to not in layouts:
             raise UsageError(f"--{option} is for --to {' and '.join(layouts)}, got --to {options.to}")
+    for other in ("dtype", "type"):
+        if options.quantize and getattr(options, other):
+            raise UsageError(f"--quantize {options.quantize} and --{other} both say the weights' form; give one")
+    if options.to == "gguf" and options.quantize not in (None, *_BLOCKS):
+        raise UsageError(
+            f"--quantize {options.quantize}: GGUF has no such blocks; take --to meta, or one of {', '.join(_BLOCKS)}"
+        )
     target = options.target.resolve()
     _check_target(target, folder=options.to != "gguf", force=options.force)
 
-    checkpoint = read(options.source, options)
+    checkpoint = read(options.source, options, blocks=options.blocks)
     if target == checkpoint.path.resolve() or target in checkpoint.path.resolve().parents:
         raise UsageError(f"{options.target}: writing there would replace SOURCE; choose another TARGET")
     if checkpoint.tokenizer is None:
@@ -80,16 +97,26 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
     """Write `target`; returns the form of the weights, for the report."""
     import torch
 
-    from llama3_scratch.checkpoint.check import dtype_name, each
+    from llama3_scratch.checkpoint.check import each
+    from llama3_scratch.quantize import dequantize, quantize
+    from llama3_scratch.stored import quantised, stored
 
     config, params, tokenizer = checkpoint.config, checkpoint.params, checkpoint.tokenizer
+    if options.quantize:
+        params = quantize(params, options.quantize)
+    narrow = options.dtype or next((dtype for dtype, kind in _TYPES.items() if kind == options.type), None)
+    if quantised(params) and (narrow or options.type):
+        # In f32, which holds each form's numbers exactly, where blocks of another kind are to be made.
+        params = dequantize(params, getattr(torch, narrow or "float32"))
+    # A layer's, since embedding and head are often in another.
+    form = stored(params, "layers.0.feed_forward.w1").name
     if options.to == "gguf":
         from llama3_scratch.checkpoint.gguf_out import write_gguf
 
-        kind = options.type or _TYPES.get(dtype_name(params["tok_embeddings.weight"].dtype), "F32")
-        if kind in ("Q8_0", "Q4_0"):
+        kind = options.type or _TYPES.get(form) or _BLOCKS.get(form, "F32")
+        if options.type in _BLOCKS.values():
             log.warning("--type %s rounds the weights: %s bits each and a scale for 32", kind, kind[1])
-        else:
+        elif not quantised(params):
             narrow = next(dtype for dtype, its_kind in _TYPES.items() if its_kind == kind)
             matrices = {name: tensor for name, tensor in params.items() if tensor.ndim > 1}
             _check_rounding(matrices, narrow, f"--type {kind}")
@@ -106,11 +133,17 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
     else:
         from llama3_scratch.checkpoint.hf_out import write_hf
 
+        if sibling := quantised(params):
+            raise UsageError(
+                f"{sibling}: Hugging Face's layout has no place for quantised weights; give --dtype to make floats of "
+                "them"
+            )
         write_hf(target, params, config, tokenizer)
-    return dtype_name(params["tok_embeddings.weight"].dtype)
+    return stored(params, "layers.0.feed_forward.w1").name
 
 
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_BLOCKS = {"int8": "Q8_0", "int4": "Q4_1", "int4-sym": "Q4_0"}
 
 
 def _check_rounding(params: Params, name_of_dtype: str, option: str) -> None:

@@ -28,17 +28,20 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Description:
-    """What the headers say. `stored` is bytes by dtype; of the weights once loaded, `mapped` bytes stay in their file
-    and `weights` bytes are allocated."""
+    """What the headers say. `stored` is bytes by dtype, `forms` is weights and bytes by the form they're in; of the
+    weights once loaded, `mapped` bytes stay in their file and `weights` bytes are allocated. `kernels` are those in C
+    that this processor gets, "" where there are none and None where it wasn't asked."""
 
     source: str
     layout: str
     config: Config
     stored: dict[str, int]
+    forms: dict[str, tuple[int, int]]
     mapped: int
     weights: int
     rope: str
     tokenizer: Tokenizer | None
+    kernels: str | None = None
 
     def plan(self, context: int, batch: int = 1) -> Plan:
         """Memory for `batch` prompts of `context` tokens, in float32 as on a CPU."""
@@ -53,8 +56,10 @@ def describe(path_or_name: str | Path) -> Description:
         return _official(name, OFFICIAL[official])
     path = resolve(path_or_name)
     from llama3_scratch.checkpoint.load import layout
+    from llama3_scratch.native import kernels
 
-    return {"meta": _meta, "hf": _hf, "gguf": _gguf, "llama2c": _llama2c}[layout(path)](path)
+    found = {"meta": _meta, "hf": _hf, "gguf": _gguf, "llama2c": _llama2c}[layout(path)](path)
+    return replace(found, kernels=kernels.choose() or "")
 
 
 def _official(name: str, config: Config) -> Description:
@@ -65,6 +70,7 @@ def _official(name: str, config: Config) -> Description:
         layout=f"not downloaded; python -m llama3_scratch.download {name}",
         config=config,
         stored={"bfloat16": n_bytes},
+        forms={"bfloat16": (config.n_parameters, n_bytes)},
         mapped=n_bytes if one else 0,
         weights=0 if one else n_bytes,
         rope=_rope(config),
@@ -77,13 +83,26 @@ def _meta(folder: Path) -> Description:
     from llama3_scratch.checkpoint.load import find_tokenizer
     from llama3_scratch.checkpoint.meta import open_pth, shard_paths
     from llama3_scratch.checkpoint.params_json import read_params_json
+    from llama3_scratch.stored import FORMS
+    from llama3_scratch.stored import stored as form_of
 
     shards = [open_pth(path) for path in shard_paths(folder)]  # mapped, so no weight is read
     config = read_params_json(folder / "params.json", shards)
     stored: Counter[str] = Counter()
+    forms: dict[str, tuple[int, int]] = {}
     for shard in shards:
         for tensor in {tensor.data_ptr(): tensor for tensor in shard.values()}.values():
             stored[dtype_name(tensor.dtype)] += tensor.nbytes
+        seen: set[int] = set()
+        for name, tensor in shard.items():
+            stem = name.removesuffix(".weight")
+            if ".adaptor." in name or stem == name or tensor.data_ptr() in seen:
+                continue
+            seen.add(tensor.data_ptr())
+            parts = [shard[f"{stem}.{part}"] for part in FORMS if f"{stem}.{part}" in shard]
+            form = form_of(shard, stem)
+            n_weights = tensor.numel() if tensor.ndim == 1 else math.prod(form.shape)
+            _count(forms, form.name, n_weights, sum(part.nbytes for part in (tensor, *parts)))
     tok, output = shards[0].get("tok_embeddings.weight"), shards[0].get("output.weight")
     tied = output is None or (tok is not None and tok.data_ptr() == output.data_ptr())
     one = len(shards) == 1
@@ -92,6 +111,7 @@ def _meta(folder: Path) -> Description:
         layout="Meta, 1 file" if one else f"Meta, {len(shards)} shards, merged when loaded",
         config=replace(config, tied=tied),
         stored=dict(stored),
+        forms=forms,
         mapped=stored.total() if one else 0,
         weights=0 if one else stored.total(),
         rope=_rope(config),
@@ -105,16 +125,19 @@ def _hf(folder: Path) -> Description:
 
     config, tensors = read_hf_header(folder)
     stored: Counter[str] = Counter()
+    forms: dict[str, tuple[int, int]] = {}
     copied = 0  # q and k, whose rows are reordered
     for name, (shape, dtype) in tensors.items():
         n_bytes = math.prod(shape) * _BYTES[dtype]
         stored[dtype] += n_bytes
+        _count(forms, dtype, math.prod(shape), n_bytes)
         copied += n_bytes if turned_heads(name, config) else 0
     return Description(
         source=str(folder),
         layout="Hugging Face, safetensors",
         config=config,
         stored=dict(stored),
+        forms=forms,
         mapped=stored.total() - copied,
         weights=copied,
         rope=_rope(config, "config.json"),
@@ -123,21 +146,26 @@ def _hf(folder: Path) -> Description:
 
 
 def _gguf(path: Path) -> Description:
-    from llama3_scratch.checkpoint.gguf import FLOATS, header_config, read_header
+    from llama3_scratch.checkpoint.gguf import FLOATS, allocated, header_config, read_header
     from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary
+    from llama3_scratch.native import kernels
 
     header = read_header(path)
     config = header_config(header)
     stored: Counter[str] = Counter()
-    decoded = 0  # blocks become f32
+    forms: dict[str, tuple[int, int]] = {}
+    decoded = 0  # blocks become f32, or stay what they are where `generate` has kernels for them
+    blocks = "floats" if kernels.library() is None else "stored"
     for tensor in header.tensors.values():
         stored[tensor.kind] += tensor.n_bytes
-        decoded += 0 if tensor.kind in FLOATS else math.prod(tensor.shape) * _BYTES["float32"]
+        _count(forms, tensor.kind, math.prod(tensor.shape), tensor.n_bytes)
+        decoded += allocated(tensor, blocks)
     return Description(
         source=str(path),
         layout="GGUF",
         config=config,
         stored=dict(stored),
+        forms=forms,
         mapped=sum(n_bytes for kind, n_bytes in stored.items() if kind in FLOATS),
         weights=decoded,
         rope=_rope(config, "the file's rope_freqs or metadata"),
@@ -155,11 +183,18 @@ def _llama2c(path: Path) -> Description:
         layout="llama2.c",
         config=config,
         stored={"float32": n_bytes},
+        forms={"float32": (n_bytes // 4, n_bytes)},
         mapped=n_bytes,
         weights=0,
         rope=_rope(config),
         tokenizer=None,
     )
+
+
+def _count(forms: dict[str, tuple[int, int]], form: str, n_weights: int, n_bytes: int) -> None:
+    """Add a tensor to the weights and bytes of its form."""
+    weights_before, bytes_before = forms.get(form, (0, 0))
+    forms[form] = weights_before + n_weights, bytes_before + n_bytes
 
 
 def _if_there(read: Callable[[Path], Tokenizer], folder: Path) -> Tokenizer | None:
@@ -192,6 +227,11 @@ def _as_json(found: Description, memory: Plan, context: int, batch: int) -> dict
         "config": asdict(found.config) | {"head_dim": found.config.head_dim},
         "n_parameters": found.config.n_parameters,
         "stored_bytes": found.stored,
+        "forms": {
+            form: {"weights": n_weights, "bytes": n_bytes, "bits_per_weight": round(8 * n_bytes / n_weights, 3)}
+            for form, (n_weights, n_bytes) in found.forms.items()
+        },
+        "kernels": found.kernels,
         "rope": found.rope,
         "tokenizer": tokenizer
         and {
@@ -217,7 +257,8 @@ def _rows(found: Description, memory: Plan, context: int, batch: int) -> list[tu
         ("model", found.source),
         ("layout", found.layout),
         ("parameters", f"{config.n_parameters:,}{', the head tied to the embedding' if config.tied else ''}"),
-        ("stored as", ", ".join(f"{dtype} {size(n_bytes)}" for dtype, n_bytes in found.stored.items())),
+        ("stored as", _forms_row(found.forms)),
+        *([("kernels", found.kernels or _NO_KERNELS)] if found.kernels is not None else []),
         ("layers", f"{config.n_layers}, each {config.dim} wide, feed-forward {config.hidden_dim}"),
         ("heads", f"{config.n_heads} of queries, {config.n_kv_heads} of keys and values, each {config.head_dim} wide"),
         ("vocabulary", f"{config.vocab_size:,}"),
@@ -232,6 +273,15 @@ def _rows(found: Description, memory: Plan, context: int, batch: int) -> list[tu
         ("activations", f"about {size(memory.activations)}"),
         ("together", f"{size(memory.allocated)} allocated{enough}"),
     ]
+
+
+_NO_KERNELS = "not built: no C compiler was found when the package was installed; everything runs in torch, slower"
+
+
+def _forms_row(forms: dict[str, tuple[int, int]]) -> str:
+    """Each form with its bits a weight, scales included, the largest first."""
+    rows = sorted(forms.items(), key=lambda row: -row[1][1])
+    return ", ".join(f"{form} {size(n_bytes)} ({8 * n_bytes / n:.3g} bits a weight)" for form, (n, n_bytes) in rows)
 
 
 def _tokenizer_row(tokenizer: Tokenizer | None) -> str:

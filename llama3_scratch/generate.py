@@ -150,7 +150,7 @@ def main(options: argparse.Namespace) -> int:
     if options.speculate and (traced or len(texts) > 1):
         raise UsageError("--speculate goes with one prompt, and without --trace, whose passes it would change")
     started = time.perf_counter()
-    checkpoint, dtype = open_model(options)
+    checkpoint, dtype = open_model(options, traced=traced)
     timings = Timings(load_s=time.perf_counter() - started)
     tokenizer = require_tokenizer(checkpoint)
     prompts = [encode_prompt(text, tokenizer, options) for text in texts]

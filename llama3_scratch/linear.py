@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama3_scratch.native import kernels
-from llama3_scratch.stored import Floats, Params, stored
+from llama3_scratch.stored import ROWS, Floats, Params, stored
 
 _TILE = 1 << 19  # elements of a dequantised tile: 2 MB in f32, which stays in the cache until it's used
 
@@ -86,6 +86,7 @@ def _tiles(weight: Floats, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]
     """Yield (slice of rows, those rows as floats); a tile is overwritten by the next."""
     n_rows, n_columns = weight.shape
     step = max(1, min(n_rows, _TILE // n_columns))
+    step = step // ROWS * ROWS or step  # whole tiles of a weight in tiles
     # One buffer for all tiles of a plain weight: a fresh one each time costs more in page faults than the conversion.
     buffer = torch.empty(step, n_columns, dtype=dtype, device=weight.values.device)
     for start in range(0, n_rows, step):

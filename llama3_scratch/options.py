@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("llama3_scratch")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+# Those of `quantize`, told without torch, which takes seconds to import; a test compares them.
+FORMS = ("int8-row", "int8", "int4", "int4-sym", "nf4")
 
 
 def add_reading_options(group: argparse._ActionsContainer) -> None:
@@ -46,6 +50,12 @@ def add_model_options(parser: cli.Parser) -> None:
         choices=DTYPES,
         default="auto",
         help="of activations and cache; weights stay as stored. auto: float32 on a CPU, else the weights' own",
+    )
+    group.add_argument(
+        "--quantize",
+        choices=FORMS,
+        help="round float weights to this form when they're read; embedding and head are int8. "
+        "`convert --quantize` writes a folder that opens at once",
     )
     group.add_argument(
         "--max-seq-len", type=cli.number(int, least=2), metavar="N", help="context to use, at most the model's own"
@@ -167,29 +177,53 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def read(path_or_name: str | Path, options: argparse.Namespace, *, device: torch.device | str = "cpu") -> Checkpoint:
+def read(
+    path_or_name: str | Path,
+    options: argparse.Namespace,
+    *,
+    device: torch.device | str = "cpu",
+    blocks: str = "floats",
+) -> Checkpoint:
     """`load` by the options of `add_reading_options`."""
     from llama3_scratch.checkpoint.load import load
 
     checkpoint = load(
-        path_or_name, device=device, rope_scale_factor=options.rope_scale_factor, allow_extra=options.allow_extra
+        path_or_name,
+        device=device,
+        rope_scale_factor=options.rope_scale_factor,
+        allow_extra=options.allow_extra,
+        blocks=blocks,
     )
     if options.chat_format and checkpoint.tokenizer is not None:
         checkpoint.tokenizer.set_chat_format(options.chat_format)
     return checkpoint
 
 
-def open_model(options: argparse.Namespace) -> tuple[Checkpoint, torch.dtype]:
-    """The model that the options mean, fetched first if it's the default one, and its activations' dtype."""
+def open_model(options: argparse.Namespace, *, traced: bool = False) -> tuple[Checkpoint, torch.dtype]:
+    """The model that the options mean, fetched first if it's the default one, and its activations' dtype.
+
+    Blocks of a GGUF file, and so the default model, stay as they're stored where the kernels multiply by them; a trace
+    looks at floats.
+    """
     from llama3_scratch.checkpoint.names import DEFAULT, resolve
-    from llama3_scratch.download import download
 
     # Before torch, which takes seconds to import: a misspelt name is told at once.
-    path = download(DEFAULT) if options.model in (None, DEFAULT) else resolve(options.model)
+    path = resolve(options.model) if options.model not in (None, DEFAULT) else None
     import torch
 
+    from llama3_scratch.download import download, stored_blocks
+    from llama3_scratch.native import kernels
+
     device = check_device(options.device)
-    checkpoint = read(path, options, device=device)
+    in_kernels = kernels.library() is not None and device.type == "cpu" and options.dtype in ("auto", "float32")
+    blocks = "stored" if in_kernels and not traced and not options.quantize else "floats"
+    if path is None:
+        path = stored_blocks() if options.model is None and blocks == "stored" else download(DEFAULT)
+    checkpoint = read(path, options, device=device, blocks=blocks)
+    if options.quantize:
+        from llama3_scratch.quantize import quantize
+
+        checkpoint = replace(checkpoint, params=quantize(checkpoint.params, options.quantize))
     if options.max_seq_len and options.max_seq_len > checkpoint.config.max_seq_len:
         raise UsageError(
             f"--max-seq-len {options.max_seq_len}: this model was trained for {checkpoint.config.max_seq_len} tokens"

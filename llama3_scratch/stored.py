@@ -15,6 +15,7 @@ its registers: int8 tiles are (tiles, groups, 8, 16, 4), eight times 4 columns o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,7 @@ NF4_LEVELS = (
 )
 # fmt: on
 
+# Ends of the keys that name a form of integers, and of all keys that may stand beside a weight.
 FORMS = ("scales", "zeros", "int8_scales", "int4_scales", "int4_mins", "nf4_scales")
 SIBLINGS = (*FORMS, "adaptor.A.weight", "adaptor.B.weight", "adaptor.scale")
 
@@ -50,12 +52,17 @@ class Floats:
         return self.values.shape[0], self.values.shape[1]
 
     @property
+    def name(self) -> str:
+        """What the form is called: by the types of `quantize`, or the float type."""
+        return str(self.values.dtype).removeprefix("torch.")
+
+    @property
     def dtype(self) -> torch.dtype:
         """The float type nearest to the form: what `embed` yields unless told otherwise."""
         return self.values.dtype
 
     def floats(self, rows: Rows, dtype: torch.dtype) -> Tensor:
-        """The chosen rows: (rows, columns), or (*rows.shape, columns) where `rows` is a tensor of indices."""
+        """The chosen rows: (rows, columns) of a slice without steps, (*rows.shape, columns) of a tensor of indices."""
         return self.values[rows].to(dtype)
 
 
@@ -65,6 +72,11 @@ class Grouped(Floats):
 
     scales: Tensor
     zeros: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        per_row = self.scales.shape[1] == 1 and self.zeros is None
+        return "int8-row" if per_row else f"integers in groups of {self.shape[1] // self.scales.shape[1]}"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,23 +102,37 @@ class Tiles(Floats):
         return self.values.shape[0] * ROWS, self.values.shape[1] * COLUMNS
 
     @property
+    def name(self) -> str:
+        return "int8" if self.bits == 8 else "int4-sym" if self.mins is None else "int4"
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.float32
 
     def floats(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         if isinstance(rows, slice):
-            rows = torch.arange(*rows.indices(self.shape[0]), device=self.values.device)
-        tiles, row = rows // ROWS, rows % ROWS
-        values = self.values[tiles, :, :, row]  # (…, groups, quads, 4)
+            first, end, _ = rows.indices(self.shape[0])
+            tiles = slice(first // ROWS, -(-end // ROWS))
+            values = untiled_values(self.values[tiles])
+            mins = None if self.mins is None else untiled(self.mins[tiles])
+            return self._floats(values, untiled(self.scales[tiles]), mins, dtype)[first % ROWS :][: end - first]
+        at = rows // ROWS, slice(None), rows % ROWS
+        values = self.values[at[0], :, :, at[2]].flatten(-2)
+        return self._floats(values, self.scales[at], None if self.mins is None else self.mins[at], dtype)
+
+    def _floats(self, values: Tensor, scales: Tensor, mins: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Numbers as they're stored (…, groups, bytes), scales and mins (…, groups): (…, columns)."""
         if self.bits == 4:
-            values = torch.cat((values & 15, values >> 4), dim=-2)
+            values = torch.cat((values & 15, values >> 4), dim=-1)
         # In f32 as ggml has it, so that a file's blocks mean the same to the last bit; f64 keeps its own.
         wide = torch.promote_types(dtype, torch.float32)
-        grouped = values.flatten(-2).to(wide)
-        scales = self.scales[tiles, :, row].to(wide)[..., None]
-        if self.mins is not None:
-            return (grouped * scales + self.mins[tiles, :, row].to(wide)[..., None]).flatten(-2).to(dtype)
-        return ((grouped - 8 if self.bits == 4 else grouped) * scales).flatten(-2).to(dtype)
+        grouped = values.to(wide)
+        if self.bits == 4 and mins is None:
+            grouped -= 8
+        grouped *= scales.to(wide)[..., None]
+        if mins is not None:
+            grouped += mins.to(wide)[..., None]
+        return grouped.flatten(-2).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -120,8 +146,12 @@ class NormalFloats(Floats):
         return self.values.shape[0], self.values.shape[1] * 2
 
     @property
+    def name(self) -> str:
+        return "nf4"
+
+    @property
     def dtype(self) -> torch.dtype:
-        return self.scales.dtype
+        return torch.float32
 
     def floats(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         packed = self.values[rows]
@@ -129,6 +159,37 @@ class NormalFloats(Floats):
         values = levels[torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2).long()]
         grouped = values.unflatten(-1, (self.scales.shape[-1], -1))
         return (grouped * self.scales[rows].to(dtype)[..., None]).flatten(-2)
+
+
+def tiled(of_groups: Tensor) -> Tensor:
+    """A number for each group of a row (rows, groups) in the order of tiles: (tiles, groups, 16)."""
+    return of_groups.unflatten(0, (-1, ROWS)).transpose(1, 2).contiguous()
+
+
+def untiled(of_groups: Tensor) -> Tensor:
+    """The inverse of `tiled`: (rows, groups)."""
+    return of_groups.transpose(1, 2).flatten(0, 1)
+
+
+def tiled_values(values: Tensor) -> Tensor:
+    """The bytes of each group of a row (rows, groups, bytes) in the order of tiles: (tiles, groups, bytes / 4, 16, 4).
+
+    int4's bytes are a column and the one 16 further on, as in GGUF's blocks.
+    """
+    four = values.contiguous().view(torch.int32)  # a move of four bytes at once, many times faster
+    return four.unflatten(0, (-1, ROWS)).permute(0, 2, 3, 1).contiguous().view(values.dtype).unflatten(-1, (-1, 4))
+
+
+def untiled_values(values: Tensor) -> Tensor:
+    """The inverse of `tiled_values`: (rows, groups, bytes)."""
+    four = values.flatten(-2).view(torch.int32)
+    return four.permute(0, 3, 1, 2).contiguous().view(values.dtype).flatten(0, 1)
+
+
+def quantised(names: Iterable[str]) -> str | None:
+    """The first key that names a form of integers; None where all weights are floats."""
+    ends = tuple(f".{part}" for part in FORMS)
+    return next((name for name in names if name.endswith(ends)), None)
 
 
 def stored(params: Params, name: str) -> Floats:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from llama3_scratch.config import Config
 from llama3_scratch.linear import Params
+from llama3_scratch.quantize import quantize
+from llama3_scratch.stored import FORMS as ENDS
+from llama3_scratch.stored import NF4_LEVELS, stored
+from tests import tiny
 
 
 def quantised(params: Params, *, group: int, bits: int, zeros: bool = False, only: tuple[str, ...]) -> Params:
@@ -42,7 +48,8 @@ def with_adaptors(params: Params, *, rank: int = 3, names: tuple[str, ...] = PRO
     for name in params:
         if not name.endswith(tuple(f"{part}.weight" for part in names)):
             continue
-        stem, (rows, columns) = name.removesuffix(".weight"), params[name].shape
+        stem = name.removesuffix(".weight")
+        rows, columns = stored(params, stem).shape
         made[f"{stem}.adaptor.A.weight"] = (0.2 * torch.randn(rank, columns, generator=generator)).to(dtype)
         made[f"{stem}.adaptor.B.weight"] = (0.2 * torch.randn(rows, rank, generator=generator)).to(dtype)
         made[f"{stem}.adaptor.scale"] = torch.tensor(0.5)
@@ -65,7 +72,22 @@ FORMS: dict[str, Callable[[Params], Params]] = {
     "adaptors on f32": with_adaptors,
     "adaptors on bf16": lambda params: with_adaptors({name: weight.bfloat16() for name, weight in params.items()}),
     "adaptors on int4": lambda params: with_adaptors(_int4(params)),
+    "int8-row": lambda params: quantize(params, "int8-row", embeddings="int8-row"),
+    "int8 tiles": lambda params: quantize(params, "int8"),
+    "int4 tiles": lambda params: quantize(params, "int4"),
+    "int4-sym tiles": lambda params: quantize(params, "int4-sym", embeddings="int4-sym"),
+    "nf4": lambda params: quantize(params, "nf4", embeddings="nf4"),
+    "adaptors on nf4": lambda params: with_adaptors(quantize(params, "nf4")),
 }
+_TILED = ("int8 tiles", "int4 tiles", "int4-sym tiles", "nf4", "adaptors on nf4")
+
+
+def fitting(form: str, config: Config = tiny.CONFIG) -> Config:
+    """`config`, or one like it with sizes that the form divides."""
+    if form not in _TILED:
+        return config
+    sizes = {"dim": tiny.TILED.dim, "vocab_size": tiny.TILED.vocab_size, "hidden_dim": tiny.TILED.hidden_dim}
+    return replace(config, **sizes)
 
 
 def plain(params: Params) -> Params:
@@ -75,16 +97,43 @@ def plain(params: Params) -> Params:
         stem = name.removesuffix(".weight")
         if not name.endswith(".weight") or ".adaptor." in name:
             continue
-        dense = weight.double()
-        if f"{stem}.scales" in params:
-            scales = params[f"{stem}.scales"].double()
-            dense = dense - widened(params.get(f"{stem}.zeros", torch.zeros_like(scales)), dense)
-            dense = dense * widened(scales, dense)
+        dense = _dense(weight, {part: params[f"{stem}.{part}"] for part in ENDS if f"{stem}.{part}" in params})
         if f"{stem}.adaptor.A.weight" in params:
             down, up = params[f"{stem}.adaptor.A.weight"], params[f"{stem}.adaptor.B.weight"]
             dense = dense + params[f"{stem}.adaptor.scale"].double() * (up.double() @ down.double())
         made[name] = dense
     return made
+
+
+def _dense(weight: Tensor, beside: dict[str, Tensor]) -> Tensor:
+    """A weight's numbers by the words of `stored`'s docstring, a column at a time."""
+    kinds = {"int8_scales", "int4_scales", "nf4_scales"} & set(beside)
+    if not kinds:
+        dense = weight.double()
+        if "scales" in beside:
+            scales = beside["scales"].double()
+            dense = dense - widened(beside.get("zeros", torch.zeros_like(scales)), dense)
+            dense = dense * widened(scales, dense)
+        return dense
+    (kind,) = kinds
+    scales, mins = beside[kind].double(), beside.get("int4_mins")
+    if kind == "nf4_scales":
+        levels = torch.tensor(NF4_LEVELS, dtype=torch.float64)
+        dense = torch.empty(weight.shape[0], 2 * weight.shape[1], dtype=torch.float64)
+        dense[:, 0::2], dense[:, 1::2] = levels[(weight % 16).long()], levels[(weight // 16).long()]
+        return dense * widened(scales, dense)
+    columns = []
+    for column in range(32 * weight.shape[1]):  # each of all rows: (tiles, 16)
+        group, within = divmod(column, 32)
+        scale = scales[:, group]
+        if kind == "int8_scales":
+            values = weight[:, group, within // 4, :, within % 4].double() * scale
+        else:
+            byte = weight[:, group, within % 16 // 4, :, within % 4]
+            q = (byte % 16 if within < 16 else byte // 16).double()
+            values = (q - 8) * scale if mins is None else q * scale + mins[:, group].double()
+        columns.append(values.flatten())
+    return torch.stack(columns, dim=1)
 
 
 def widened(of_groups: Tensor, like: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from llama3_scratch.checkpoint.check import check, known_names, n_bytes, scan
 from llama3_scratch.config import expected
 from llama3_scratch.errors import FileError
+from llama3_scratch.quantize import quantize
 from tests import tiny
-from tests.forms import FORMS
+from tests.forms import FORMS, fitting
 
 W = "layers.1.feed_forward.w2"  # [48, 40]
 INT4 = FORMS["adaptors on int4"](tiny.params())
@@ -18,7 +19,8 @@ INT4 = FORMS["adaptors on int4"](tiny.params())
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "f64"])
 def test_every_form_is_known(form):
-    check(FORMS[form](tiny.params()), tiny.CONFIG, "here")
+    config = fitting(form)
+    check(FORMS[form](tiny.params(config)), config, "here")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,113 @@ def test_refused(changes, said):
     with pytest.raises(FileError, match=said) as caught:
         check(params, tiny.CONFIG, "here")
     assert caught.value.exit_code == 3 and str(caught.value).startswith("here: ")
+
+
+V = "layers.1.feed_forward.w1"  # [64, 192] of tiny.TILED
+SMALL = {form: quantize(tiny.params(tiny.TILED), form) for form in ("int8", "int4", "nf4")}
+
+
+@pytest.mark.parametrize(
+    "form, changes, said",
+    [
+        pytest.param(
+            "int8",
+            {f"{V}.weight": torch.ones(64, 192).char()},
+            rf"{V}.weight: shape \[64, 192\], expected \[4, 6, 8, 16, 4\] \(from dim, .*, beside int8_scales\)",
+            id="F019-int8",
+        ),
+        pytest.param(
+            "int8", {f"{V}.int8_scales": None}, rf"{V}.weight: shape \[4, .*, expected \[64, 192\]", id="int8-alone"
+        ),
+        pytest.param(
+            "int8",
+            {f"{V}.int8_scales": torch.ones(64, 6).half()},
+            rf"{V}.int8_scales: shape \[64, 6\], expected \[4, 6, 16\] \(of a weight of 64 × 192\)",
+            id="F019-int8-scales",
+        ),
+        pytest.param(
+            "int8",
+            {f"{V}.int8_scales": torch.ones(4, 6, 16)},
+            f"{V}.int8_scales: dtype float32, expected float16",
+            id="F020-int8-scales",
+        ),
+        pytest.param(
+            "int8",
+            {f"{V}.weight": torch.ones(4, 6, 8, 16, 4).byte()},
+            f"{V}.weight: dtype uint8 beside its scales, expected int8",
+            id="F020-int8",
+        ),
+        pytest.param(
+            "int8",
+            {f"{V}.scales": torch.ones(64, 1)},
+            f"{V} has scales and int8_scales, expected one form",
+            id="two-forms",
+        ),
+        pytest.param(
+            "int8",
+            {f"{V}.int4_mins": torch.ones(4, 6, 16).half()},
+            f"{V}.int4_mins without {V}.int4_scales, expected both or neither",
+            id="mins-alone",
+        ),
+        pytest.param(
+            "int4",
+            {f"{V}.int4_mins": torch.ones(4, 6, 8).half()},
+            rf"{V}.int4_mins: shape \[4, 6, 8\], expected \[4, 6, 16\] \(that of the scales\)",
+            id="F019-mins",
+        ),
+        pytest.param(
+            "int4",
+            {f"{V}.int4_mins": torch.ones(4, 6, 16)},
+            f"{V}.int4_mins: dtype float32, expected float16",
+            id="F020-mins",
+        ),
+        pytest.param(
+            "int4",
+            {f"{V}.weight": torch.ones(4, 6, 8, 16, 4).byte()},
+            rf"{V}.weight: shape .*, expected \[4, 6, 4, 16, 4\]",
+            id="F019-int4",
+        ),
+        pytest.param(
+            "nf4",
+            {f"{V}.weight": torch.ones(64, 192).byte()},
+            rf"{V}.weight: shape \[64, 192\], expected \[64, 96\]",
+            id="F019-nf4",
+        ),
+        pytest.param(
+            "nf4",
+            {f"{V}.nf4_scales": torch.ones(64, 6).half()},
+            rf"{V}.nf4_scales: shape \[64, 6\], expected \[64, 3\] \(of a weight of 64 × 192\)",
+            id="F019-nf4-scales",
+        ),
+        pytest.param(
+            "nf4", {f"{V}.nf4_scales": torch.ones(64, 3).int()}, f"{V}.nf4_scales: dtype int32", id="F020-nf4-scales"
+        ),
+        pytest.param(
+            "int4", {"norm.int4_mins": torch.ones(4)}, "norm.int4_mins is not part of a Llama", id="F018-mins"
+        ),
+    ],
+)
+def test_quantised_forms_refused(form, changes, said):
+    params = {name: tensor for name, tensor in (SMALL[form] | changes).items() if tensor is not None}
+    with pytest.raises(FileError, match=said) as caught:
+        check(params, tiny.TILED, "here")
+    assert caught.value.exit_code == 3 and str(caught.value).startswith("here: ")
+
+
+def test_tiles_of_a_weight_that_has_none_are_refused():
+    params = tiny.params() | {f"{W}.int8_scales": torch.ones(3, 1, 16).half()}
+    with pytest.raises(
+        FileError, match=rf"{W}.int8_scales: a weight of 48 × 40, expected rows in 16s and columns in 32s"
+    ):
+        check(params, tiny.CONFIG, "here")
+
+
+@pytest.mark.parametrize("part", ["int4_scales", "int4_mins"])
+def test_f021_in_scales_of_tiles(part):
+    params = {key: tensor.clone() for key, tensor in SMALL["int4"].items()}
+    params[f"{V}.{part}"][2, 1, 7] = float("nan")
+    with pytest.raises(FileError, match=rf"here: {V}.{part}: 1 NaN or infinite values, the first at \[2, 1, 7\]"):
+        scan(params, "here")
 
 
 def test_f017_ten_names_and_a_count():

@@ -13,12 +13,16 @@ from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.init import init
 from llama3_scratch.model import forward
+from llama3_scratch.quantize import FORMS, dequantize, quantize
 from llama3_scratch.tokenizer import PATTERN, Tokenizer
 from tests import tiny
 
 # 8 shards divide H, G, F and V; rows are whole blocks of 32 for Q4_0; with K = 8 one of the RoPE pairs turns slowly
 # enough to show the whole scaling factor, of which GGUF only says what it does to each pair.
 CONFIG = Config(128, 2, 16, 8, 304, 96, rope_scaling=RopeScaling(8.0), max_seq_len=131_072)
+
+# The same in whole tiles and groups of 64.
+SMALL = replace(CONFIG, hidden_dim=192)
 
 
 def tokenizer():
@@ -164,9 +168,56 @@ def test_lossy_gguf_is_said(tmp_path, capsys, kind):
         assert (params[name].float() - tensor).abs().max() <= bound, name
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_quantize_to_metas_layout(tmp_path, capsys, form):
+    ours = load(source(tmp_path / "source", SMALL, torch.bfloat16))
+    arguments = [str(tmp_path / "source"), str(tmp_path / "out"), "--to", "meta", "--quantize", form]
+    assert convert.main(arguments) == 0
+    n_bytes = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
+    assert capsys.readouterr().out.endswith(f"out: Meta's layout, {form}, {n_bytes:,} bytes\n")
+    found = load(tmp_path / "out")
+    wanted = quantize(ours.params, form)
+    assert found.config == ours.config and found.params.keys() == wanted.keys()
+    assert all(found.params[name].equal(tensor) for name, tensor in wanted.items())
+    assert convert.main([str(tmp_path / "out"), str(tmp_path / "again"), "--to", "meta", "--quantize", form]) == 2
+    assert "this model's weights are quantised already; take its float weights" in capsys.readouterr().err
+
+    assert convert.main([str(tmp_path / "out"), str(tmp_path / "hf"), "--to", "hf"]) == 2
+    assert "Hugging Face's layout has no place for quantised weights; give --dtype" in capsys.readouterr().err
+    assert convert.main([str(tmp_path / "out"), str(tmp_path / "hf"), "--to", "hf", "--dtype", "float32"]) == 0
+    floats = load(tmp_path / "hf").params
+    assert all(floats[name].equal(tensor) for name, tensor in dequantize(wanted, torch.float32).items())
+
+
+@pytest.mark.parametrize(("form", "kind"), [("int8", "Q8_0"), ("int4", "Q4_1"), ("int4-sym", "Q4_0")])
+def test_quantize_to_gguf_and_blocks_kept_as_stored(tmp_path, capsys, form, kind):
+    pytest.importorskip("gguf")
+    ours = load(source(tmp_path / "source", SMALL))
+    path = tmp_path / "model.gguf"
+    assert convert.main([str(tmp_path / "source"), str(path), "--to", "gguf", "--quantize", form]) == 0
+    assert f": GGUF, {kind}, " in capsys.readouterr().out
+    assert convert.main([str(path), str(tmp_path / "meta"), "--to", "meta", "--blocks", "stored"]) == 0
+    assert f": Meta's layout, {form}, " in capsys.readouterr().out
+    found, wanted = load(tmp_path / "meta").params, quantize(ours.params, form)
+    assert found.keys() == wanted.keys() == load(path, blocks="stored").params.keys()
+    assert all(found[name].equal(tensor) for name, tensor in wanted.items())
+    assert convert.main([str(tmp_path / "meta"), str(tmp_path / "again.gguf"), "--to", "gguf"]) == 0
+    again = load(tmp_path / "again.gguf", blocks="stored").params
+    assert all(again[name].equal(tensor) for name, tensor in wanted.items())
+    assert convert.main([str(tmp_path / "meta"), str(tmp_path / "f.gguf"), "--to", "gguf", "--type", "F32"]) == 0
+    floats = load(tmp_path / "f.gguf").params
+    assert all(floats[name].equal(tensor) for name, tensor in dequantize(wanted, torch.float32).items())
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        (["--to", "hf", "--quantize", "int8"], "--quantize is for --to meta and gguf, got --to hf"),
+        (["--to", "gguf", "--quantize", "nf4"], "--quantize nf4: GGUF has no such blocks; take --to meta"),
+        (["--to", "gguf", "--quantize", "int8-row"], "--quantize int8-row: GGUF has no such blocks; take --to meta"),
+        (["--to", "meta", "--quantize", "int8", "--dtype", "float16"], "--quantize int8 and --dtype both say"),
+        (["--to", "gguf", "--quantize", "int8", "--type", "F16"], "--quantize int8 and --type both say"),
+        (["--to", "meta", "--quantize", "int8", "--shards", "2"], "go into one shard"),
         (["--to", "hf", "--shards", "2"], "--shards is for --to meta, got --to hf"),
         (["--to", "hf", "--type", "F16"], "--type is for --to gguf, got --to hf"),
         (["--to", "gguf", "--dtype", "float16"], "--dtype is for --to meta and hf, got --to gguf"),

@@ -19,6 +19,8 @@ from llama3_scratch.config import OFFICIAL, RopeScaling, expected
 from llama3_scratch.describe import describe
 from llama3_scratch.errors import ResourceError
 from llama3_scratch.memory import Plan, plan, require, size
+from llama3_scratch.native import kernels
+from llama3_scratch.quantize import quantize
 
 from . import tiny
 
@@ -101,9 +103,43 @@ def test_gguf(tmp_path):
     assert found.config == config and found.tokenizer is None
     matrices = sum(math.prod(shape) for shape in expected(config).values() if len(shape) == 2)
     assert found.stored["Q8_0"] == matrices // 32 * 34
-    assert found.weights == 4 * matrices
+    assert found.forms["Q8_0"] == (matrices, matrices // 32 * 34)
+    # Stored as they are where there are kernels for them, but for embedding and head, whose 67 rows aren't in 16s.
+    odd = 2 * config.vocab_size * config.dim
+    assert found.weights == ((matrices - odd) // 32 * 34 + 4 * odd if kernels.library() else 4 * matrices)
     assert found.mapped == found.stored["F32"]
     assert "scaled by 8: the file's rope_freqs" in found.rope
+
+
+@pytest.mark.parametrize(("form", "bits"), [("int8", 8.5), ("int4", 5.0), ("int4-sym", 4.5), ("nf4", 4.25)])
+def test_forms_and_their_bits(tmp_path, capsys, form, bits):
+    config = replace(tiny.TILED, tied=True)
+    write_meta(tmp_path / "m", quantize(tiny.params(config), form), config, None)
+    found = describe(tmp_path / "m")
+    embedding, norms = config.vocab_size * config.dim, config.dim * (2 * config.n_layers + 1)
+    layers = config.n_parameters - embedding - norms
+    if form == "int8":
+        layers += embedding
+    assert found.config == config
+    assert found.forms[form] == (layers, layers * bits / 8)
+    assert found.forms["float32"] == (norms, 4 * norms)
+    assert found.mapped == sum(found.stored.values()) == sum(n_bytes for _, n_bytes in found.forms.values())
+    assert verb.main([str(tmp_path / "m"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["forms"][form]["bits_per_weight"] == bits
+    assert verb.main([str(tmp_path / "m")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"stored as {form} " in said and f"({bits:.3g} bits a weight)" in said
+
+
+def test_kernels_or_a_plain_message(tmp_path, capsys, monkeypatch):
+    write_meta(tmp_path / "m", tiny.params(), tiny.CONFIG, None)
+    for chosen, words in (
+        ("AVX2", "kernels AVX2"),
+        (None, "not built: no C compiler was found when the package was installed; everything runs in torch, slower"),
+    ):
+        monkeypatch.setattr(kernels, "choose", lambda chosen=chosen: chosen)
+        assert verb.main([str(tmp_path / "m")]) == 0
+        assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_llama2c_and_the_table(capsys):

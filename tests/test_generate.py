@@ -5,12 +5,19 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from llama3_scratch import generate, stream
+from llama3_scratch.checkpoint.gguf_out import write_gguf
+from llama3_scratch.checkpoint.meta import write_meta
+from llama3_scratch.native import kernels
+from llama3_scratch.options import open_model
+from llama3_scratch.quantize import quantize
+from llama3_scratch.stored import stored
 from llama3_scratch.text import Answer
 from tests import tiny
 
@@ -276,3 +283,37 @@ def test_ids_past_the_tokenizer_are_tokens_without_text():
     answer = Answer(tiny.tokenizer())
     assert [answer.take(token) for token in (104, 270, 105)] == [False] * 3
     assert (answer.text, answer.tokens) == ("hi", [104, 270, 105])
+
+
+def test_quantize_on_the_fly(tmp_path, capsys):
+    """A folder of the same form answers the same; one that is quantised already is refused."""
+    config = replace(tiny.TILED, vocab_size=272)
+    write_meta(tmp_path / "m", tiny.params(config), config, tiny.tokenizer())
+    write_meta(tmp_path / "small", quantize(tiny.params(config), "int4"), config, tiny.tokenizer())
+    answers = []
+    for arguments in (["--model", str(tmp_path / "m"), "--quantize", "int4"], ["--model", str(tmp_path / "small")]):
+        assert generate.main(["hello", *arguments, "--max-tokens", "9", "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert len(answers[0]) == 9 and answers[0] == answers[1]
+    assert generate.main(["hello", "--model", str(tmp_path / "small"), "--quantize", "int8"]) == 2
+    assert "this model's weights are quantised already; take its float weights" in capsys.readouterr().err
+    assert generate.main(["hello", "--model", str(tmp_path / "m"), "--quantize", "int3"]) == 2
+    assert "invalid choice: 'int3'" in capsys.readouterr().err
+    assert generate.main(["hello", "--model", str(tiny.folder(tmp_path / "odd")), "--quantize", "int8"]) == 0
+    assert "stored as int8-row: int8 takes rows in 16s and columns in 32s" in capsys.readouterr().err
+
+
+def test_a_ggufs_blocks_stay_as_stored_where_the_kernels_take_them(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    config, path = replace(tiny.TILED, vocab_size=272), tmp_path / "m.gguf"
+    write_gguf(path, quantize(tiny.params(config), "int4-sym"), config, tiny.tokenizer(), kind="Q4_0")
+
+    def form(*argv, **how):
+        checkpoint, _ = open_model(generate._parser().parse_args(["hi", "--model", str(path), *argv]), **how)
+        return stored(checkpoint.params, "layers.0.attention.wq").name
+
+    assert form() == ("int4-sym" if kernels.library() else "float32")
+    assert form("--dtype", "float64") == form(traced=True) == "float32"
+    assert form("--quantize", "int8") == "int8"
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert form() == "float32"

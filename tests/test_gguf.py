@@ -29,6 +29,8 @@ from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.linear import Params
 from llama3_scratch.model import forward, rope_frequencies
+from llama3_scratch.quantize import quantize
+from llama3_scratch.stored import stored
 from llama3_scratch.tokenizer import Tokenizer
 from tests import tiny
 from tests.reference import smollm2_gguf
@@ -540,6 +542,62 @@ def test_quantised_tensors_are_decoded_in_place_of_the_file(tmp_path):
         assert torch.equal(tensor, wanted.to(dtype or torch.float32))
 
 
+@pytest.mark.parametrize(("form", "kind"), [("int8", "Q8_0"), ("int4", "Q4_1"), ("int4-sym", "Q4_0")])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_tiles_are_written_as_blocks_and_read_as_tiles(form, kind, tied, tmp_path, torch_only):
+    """Number for number, and llama.cpp's own package reads the same floats; no float is made on the way."""
+    gguf = pytest.importorskip("gguf")
+    config = replace(tiny.TILED, tied=tied)
+    params, path = quantize(tiny.params(config), form), tmp_path / "model.gguf"
+    write_gguf(path, params, config, None, kind=kind)
+    kinds = {name: tensor.kind for name, tensor in read_header(path).tensors.items()}
+    assert kinds["blk.0.ffn_down.weight"] == kind and kinds["token_embd.weight"] == "Q8_0"
+    read_config, again, _ = read_gguf(path, blocks="stored")
+    assert read_config == config and again.keys() == params.keys()
+    assert all(again[name].equal(tensor) and again[name].dtype == tensor.dtype for name, tensor in params.items())
+    if tied:
+        assert again["output.weight"] is again["tok_embeddings.weight"]
+        assert again["output.int8_scales"] is again["tok_embeddings.int8_scales"]
+    _, floats, _ = read_gguf(path)
+    tokens_BT = tiny.tokens(1, 33)
+    assert forward(tokens_BT, again, config).equal(forward(tokens_BT, floats, config))
+    (theirs,) = (tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == "blk.2.attn_v.weight")
+    wanted = torch.from_numpy(gguf.dequantize(theirs.data, theirs.tensor_type).reshape(64, 192).copy())
+    assert floats["layers.2.attention.wv.weight"].equal(wanted)
+
+
+def test_blocks_that_have_no_tiles_become_floats(tmp_path):
+    """40 rows aren't in 16s; Q6_K is no form of ours; both stay what they mean."""
+    rng = np.random.default_rng(5)
+    rows = table(weights())
+    blocks = random_blocks("Q8_0", 40 * 64 // 32, rng)
+    rows["token_embd.weight"] = ((64, 40), 8, rows["token_embd.weight"][2], blocks.tobytes().ljust(40 * 64 * 4, b"\0"))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(file(rows=rows))
+    params = read_gguf(path, blocks="stored")[1]
+    assert "tok_embeddings.int8_scales" not in params
+    assert params["tok_embeddings.weight"].equal(dequantize(torch.from_numpy(blocks).flatten(), "Q8_0").view(40, 64))
+    assert params["layers.0.attention.wq.weight"].dtype == torch.float32
+    with pytest.raises(UsageError, match="blocks: expected 'floats' or 'stored', got 'tiles'"):
+        read_gguf(path, blocks="tiles")
+
+
+def test_rows_that_are_not_whole_tiles_are_written_as_f16(tmp_path, caplog):
+    pytest.importorskip("gguf")
+    config = replace(tiny.TILED, hidden_dim=40)
+    params, path = quantize(tiny.params(config), "int4"), tmp_path / "model.gguf"
+    write_gguf(path, params, config, None, kind="Q4_1")
+    kinds = {name: tensor.kind for name, tensor in read_header(path).tensors.items()}
+    assert (kinds["blk.0.ffn_down.weight"], kinds["blk.0.ffn_up.weight"], kinds["blk.0.attn_q.weight"]) == (
+        "F16",
+        "F16",
+        "Q4_1",
+    )
+    name = "layers.0.feed_forward.w2"
+    wanted = stored(params, name).floats(slice(None), torch.float32).half()
+    assert read_gguf(path)[1][f"{name}.weight"].equal(wanted)
+
+
 def with_rope(tmp_path: Path, divisors: np.ndarray, **values: bytes) -> Path:
     path = tmp_path / "model.gguf"
     config = LONG
@@ -708,7 +766,7 @@ def test_written_and_read_again_is_the_same_model(kind, dtype, tied, rope, tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
 def test_quantised_kinds_hold_what_the_gguf_package_makes(kind, tmp_path):
     gguf = pytest.importorskip("gguf")
     config = Config(64, 1, 4, 2, 300, 48, max_seq_len=64)  # rows of 48 aren't whole blocks
@@ -748,11 +806,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_what_a_gguf_file_cannot_hold_is_refused(tmp_path, monkeypatch):
     path, params = tmp_path / "model.gguf", tiny.params()
-    with pytest.raises(UsageError, match=r"one of F32, F16, BF16, Q8_0, Q4_0, got 'Q6_K'"):
+    with pytest.raises(UsageError, match=r"one of F32, F16, BF16, Q8_0, Q4_0, Q4_1, got 'Q6_K'"):
         write_gguf(path, params, tiny.CONFIG, None, kind="Q6_K")
     adapter = {"layers.0.attention.wq.adaptor.A.weight": torch.zeros(2, 48)}
-    with pytest.raises(UsageError, match=r"adaptor\.A\.weight: quantised weights and adapters have no place"):
+    with pytest.raises(UsageError, match=r"adaptor\.A\.weight: adapters and weights in forms other than floats"):
         write_gguf(path, params | adapter, tiny.CONFIG, None, kind="F32")
+    with pytest.raises(UsageError, match=r"wq\.weight: adapters and weights in forms other than floats, int8, int4"):
+        write_gguf(path, quantize(tiny.params(tiny.TILED), "nf4"), tiny.TILED, None, kind="F32")
     with pytest.raises(UsageError, match=r"the tokenizer has 258 tokens, the embedding 67 rows"):
         write_gguf(path, params, tiny.CONFIG, tiny.tokenizer("chatml"), kind="F32")
     odd = tiny.tokenizer("chatml")

@@ -11,7 +11,7 @@ from llama3_scratch.linear import embed, linear
 from llama3_scratch.stored import Floats, stored
 from tests import tiny
 from tests.compare import check
-from tests.forms import FORMS, plain, quantised, with_adaptors
+from tests.forms import FORMS, fitting, plain, quantised, with_adaptors
 
 NAMES = ["layers.0.attention.wk", "layers.1.feed_forward.w2", "output"]
 
@@ -23,7 +23,7 @@ def seeded():
 
 @pytest.fixture(params=FORMS, ids=list(FORMS))
 def params(request):
-    return FORMS[request.param](tiny.params())
+    return FORMS[request.param](tiny.params(fitting(request.param)))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def small_tiles(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_linear_is_the_plain_product(params, name, small_tiles):
+def test_linear_is_the_plain_product(params, name, small_tiles, torch_only):
     dense = plain(params)[f"{name}.weight"]
     x = torch.randn(2, 5, dense.shape[1])
     for dtype, tolerance in ((torch.float32, 3e-6), (torch.float64, 1e-12)):
@@ -43,7 +43,7 @@ def test_linear_is_the_plain_product(params, name, small_tiles):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_leading_axes(params, name):
+def test_any_leading_axes(params, name, torch_only):
     x = torch.randn(2, 3, 4, plain(params)[f"{name}.weight"].shape[1])
     whole = linear(x, params, name)
     check(linear(x[1, 2, 3], params, name), whole[1, 2, 3], 1e-5)

@@ -14,11 +14,14 @@ import pytest
 import torch
 
 from llama3_scratch.checkpoint import meta
+from llama3_scratch.checkpoint.check import check
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import open_pth, read_meta, shard_paths, write_meta
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.model import forward
+from llama3_scratch.quantize import quantize
+from llama3_scratch.stored import stored
 from tests import tiny
 from tests.forms import PROJECTIONS, plain, quantised, with_adaptors
 
@@ -622,3 +625,20 @@ def test_messages_are_not_repeated(folder, caplog):
     with caplog.at_level(logging.INFO, "llama3_scratch"):
         load(folder)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["RoPE scaling factor 32"]
+
+
+@pytest.mark.parametrize("form", ["int8-row", "int8", "int4", "int4-sym", "nf4"])
+def test_quantised_weights_come_back_as_they_were_and_go_into_one_shard(tmp_path, form, caplog):
+    params = quantize(tiny.params(tiny.TILED), form)
+    write_meta(tmp_path / "m", params, tiny.TILED, None)
+    assert "quantization_args" not in json.loads((tmp_path / "m" / "params.json").read_text())
+    config, found = read_meta(tmp_path / "m")
+    check(found, config, tmp_path)
+    assert config == tiny.TILED and found.keys() == params.keys()
+    assert all(found[name].equal(params[name]) and found[name].dtype == params[name].dtype for name in params)
+    assert not caplog.records
+    with pytest.raises(UsageError, match="--shards 2: quantised weights and adapters go into one shard, here is tok_"):
+        write_meta(tmp_path / "two", params, tiny.TILED, None, shards=2)
+    if stored(found, "layers.0.feed_forward.w1").values.ndim > 2:  # rows are counted first, and say two shards too
+        torch.save(found, tmp_path / "m" / "consolidated.01.pth")
+        refused(lambda: read_meta(tmp_path / "m"), "quantised weights and adapters are read from one shard, got 2")

@@ -18,7 +18,7 @@ from llama3_scratch.linear import linear, product
 from llama3_scratch.model import decode, embed, forward, fused_block, unembed
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import NativeDecode, fast_decode
-from llama3_scratch.quantize import int4, int8, quantize
+from llama3_scratch.quantize import FORMS, quantize
 from llama3_scratch.sample import sampler
 from llama3_scratch.stored import Floats, Params, Tiles, stored
 from llama3_scratch.stream import stream
@@ -41,12 +41,6 @@ def level(request):
     kernels.choose()
 
 
-def signs(weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """int4 tiles without mins."""
-    parts = int4(weight)
-    return {"weight": parts["weight"], "int4_scales": parts["int4_scales"]}
-
-
 def one(form: str, weight: torch.Tensor) -> Params:
     """The weight "w" in a form."""
     plain = {"f32": weight, "bf16": weight.bfloat16(), "f16": weight.half()}
@@ -56,7 +50,7 @@ def one(form: str, weight: torch.Tensor) -> Params:
         return quantised({"w.weight": weight}, group=0, bits=8, only=("w",))
     if form == "int8 groups of 8":
         return quantised({"w.weight": weight}, group=8, bits=8, only=("w",))
-    made = {"int8": int8, "int4": signs, "int4 with mins": int4}[form](weight)
+    made = FORMS[{"int4": "int4-sym", "int4 with mins": "int4"}.get(form, form)].stored(weight)
     return {f"w.{part}": tensor for part, tensor in made.items()}
 
 

@@ -16,7 +16,7 @@ from llama3_scratch.checkpoint import load
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.model import rope_frequencies
 from tests import tiny
-from tests.forms import FORMS
+from tests.forms import FORMS, fitting
 
 pytest.importorskip("transformers", reason="the parity extra: pip install 'llama3_scratch[parity]'")
 
@@ -63,7 +63,8 @@ def test_stories260k_agrees(capsys):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_agrees_with_its_plain_weights(form):
-    wrong, top1, _ = compared(FORMS[form](tiny.params(CONFIG)))
+    config = fitting(form, CONFIG)
+    wrong, top1, _ = compared(FORMS[form](tiny.params(config)), config)
     assert not wrong and top1 == 1
 
 

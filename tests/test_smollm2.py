@@ -9,9 +9,17 @@ import pytest
 import torch
 
 from llama3_scratch import generate, load
+from llama3_scratch.checkpoint.check import n_bytes
 from llama3_scratch.checkpoint.meta import open_pth
+from llama3_scratch.checkpoint.names import BLOCKS
+from llama3_scratch.download import download
+from llama3_scratch.errors import FileError
 from llama3_scratch.model import block, forward
+from llama3_scratch.native import kernels
+from llama3_scratch.options import open_model
+from llama3_scratch.quantize import dequantize
 from llama3_scratch.sample import sampler
+from llama3_scratch.stored import stored
 from llama3_scratch.stream import stream
 from tests import smollm2_golden as golden
 
@@ -73,6 +81,55 @@ def test_perplexity_equals_transformers(checkpoint, n_tokens):
 def test_the_readmes_question_is_answered_rightly(smollm2, capsys):
     assert generate.main(["What is the capital of France?", "--model", str(smollm2)]) == 0
     assert capsys.readouterr().out == "The capital of France is Paris.\n"
+
+
+@pytest.fixture(scope="module")
+def blocks(smollm2):
+    try:
+        return load(download(BLOCKS))
+    except FileError as error:
+        pytest.skip(f"the model's blocks can't be fetched: {error}")
+
+
+def test_its_blocks_are_a_quarter_of_its_floats_and_mean_the_same_to_the_last_bit(blocks, checkpoint, torch_only):
+    """KL 0 between the two: no figure of quality, since these floats were made from these blocks."""
+    assert n_bytes(blocks.params) < 97_000_000 < n_bytes(checkpoint.params) / 5
+    assert {stored(blocks.params, f"layers.{i}.feed_forward.w2").name for i in range(30)} == {"int4"}
+    assert stored(blocks.params, "output").name == "int8" and blocks.config == checkpoint.config
+    assert blocks.params["output.weight"] is blocks.params["tok_embeddings.weight"]
+    assert dequantize(blocks.params, torch.float32).keys() == checkpoint.params.keys()
+    for name, floats in dequantize(blocks.params, torch.float32).items():
+        assert floats.equal(checkpoint.params[name]), name
+    ids = golden.prompts(checkpoint)[0]
+    with torch.inference_mode():
+        ours, wanted = (forward(torch.tensor([ids]), ck.params, ck.config) for ck in (blocks, checkpoint))
+    assert ours.allclose(wanted, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="the kernels weren't built: no C compiler")
+def test_the_kernels_rounding_of_inputs_costs_little(blocks, checkpoint):
+    ids = torch.tensor(golden.prompts(checkpoint)[5:6])
+    with torch.inference_mode():
+        ours, wanted = (forward(ids, ck.params, ck.config)[0].log_softmax(-1) for ck in (blocks, checkpoint))
+    divergence = (wanted.exp() * (wanted - ours)).sum(-1).mean().item()
+    assert 1e-6 < divergence < 0.02
+
+
+def test_generate_without_a_model_runs_from_the_blocks(blocks, checkpoint, monkeypatch):
+    """Where the kernels multiply by them; what looks at floats gets floats."""
+
+    def opened(*argv, **how):
+        checkpoint, dtype = open_model(generate._parser().parse_args(["hi", *argv]), **how)
+        assert dtype == (torch.float64 if "float64" in argv else torch.float32)
+        return checkpoint.path.name, stored(checkpoint.params, "layers.0.attention.wq").name
+
+    built = ("smollm2-135m-blocks", "int4") if kernels.library() else ("smollm2-135m", "float32")
+    assert opened() == opened("--dtype", "float32") == built
+    floats = ("smollm2-135m", "float32")
+    assert opened("--model", "smollm2-135m") == opened("--dtype", "float64") == opened(traced=True) == floats
+    assert opened("--quantize", "int8") == ("smollm2-135m", "int8")
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert opened() == floats
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from llama3_scratch.tokenizer import PATTERN, Tokenizer
 
 # D=48 L=5 H=6 G=2 (R=3) V=67 F=40, K=8, J=4
 CONFIG = Config(48, 5, 6, 2, 67, 40, rope_scaling=RopeScaling(32.0), max_seq_len=4096)
+# The same for forms in tiles and groups of 64: D=192 L=5 H=6 G=2 (R=3) V=80 F=64, K=32, J=16
+TILED = replace(CONFIG, dim=192, vocab_size=80, hidden_dim=64)
 
 META_SPECIAL = [
     f"<|{name}|>"
@@ -24,8 +27,14 @@ META_SPECIAL = [
 ]
 
 
-def params(config: Config = CONFIG, *, seed: int = 0, std: float = 0.3, dtype: torch.dtype = torch.float32) -> Params:
-    """Weights wild enough for a wrong eps or an unpermuted query to show: matrices N(0, std), norms 1 + 0.2 N(0, 1)."""
+def params(
+    config: Config = CONFIG, *, seed: int = 0, std: float | None = None, dtype: torch.dtype = torch.float32
+) -> Params:
+    """Weights wild enough for a wrong eps or an unpermuted query to show: matrices N(0, std), norms 1 + 0.2 N(0, 1).
+
+    `std` is 0.3 for the tiny world and less for a wider one, whose sums are longer.
+    """
+    std = 0.3 * math.sqrt(CONFIG.dim / config.dim) if std is None else std
     return init(config, seed=seed, std=std, norm_std=0.2, dtype=dtype)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
 from llama3_scratch.files import listed
-from llama3_scratch.stored import SIBLINGS, Params
+from llama3_scratch.stored import COLUMNS, NF4_GROUP, ROWS, SIBLINGS, Params
 
 log = logging.getLogger("llama3_scratch")
 
@@ -33,6 +33,14 @@ _FIELDS = {
     "w1": "dim, multiple_of, ffn_dim_multiplier",
     "w2": "dim, multiple_of, ffn_dim_multiplier",
     "w3": "dim, multiple_of, ffn_dim_multiplier",
+}
+
+# What names a form beside a weight: rows and columns that share its scales' dimensions, and the weight's own dtype.
+_BESIDE = {
+    "scales": (1, 1, torch.int8),
+    "int8_scales": (ROWS, COLUMNS, torch.int8),
+    "int4_scales": (ROWS, COLUMNS, torch.uint8),
+    "nf4_scales": (1, NF4_GROUP, torch.uint8),
 }
 
 
@@ -62,25 +70,14 @@ def check(params: Params, config: Config, source: Path | str) -> None:
 
 
 def _check_tensor(params: Params, name: str, shape: tuple[int, ...], source: Path | str) -> None:
-    tensor, stem = params[name], name.removesuffix(".weight")
-    field = _FIELDS.get(stem.rpartition(".")[2], "dim")
-    _check_shape(tensor, name, shape, f"from {field}", source)
-    scales, zeros = params.get(f"{stem}.scales"), params.get(f"{stem}.zeros")
-    if scales is None:
-        _check_dtype(tensor, name, FLOATS, source)
-        if zeros is not None:
-            raise FileError(f"{source}: {stem}.zeros without {stem}.scales, expected both or neither")
-    else:
-        _check_dtype(tensor, name, (torch.int8,), source)
-        _check_dtype(scales, f"{stem}.scales", FLOATS, source)
-        groups = scales.shape[1] if scales.ndim == 2 else 0
-        if not groups or scales.shape[0] != shape[0] or shape[1] % groups:
-            raise FileError(
-                f"{source}: {stem}.scales: shape {list(scales.shape)}, expected [{shape[0]}, groups] with groups "
-                f"dividing {shape[1]}"
-            )
-        if zeros is not None:
-            _check_shape(zeros, f"{stem}.zeros", tuple(scales.shape), "that of the scales", source)
+    stem = name.removesuffix(".weight")
+    forms = [part for part in _BESIDE if f"{stem}.{part}" in params]
+    for part, needed in (("zeros", "scales"), ("int4_mins", "int4_scales")):
+        if f"{stem}.{part}" in params and needed not in forms:
+            raise FileError(f"{source}: {stem}.{part} without {stem}.{needed}, expected both or neither")
+    if len(forms) > 1:
+        raise FileError(f"{source}: {stem} has {' and '.join(forms)}, expected one form of a weight")
+    _check_form(params, stem, shape, forms[0] if forms else "", source)
     adaptor = {part: params.get(f"{stem}.adaptor.{part}") for part in ("A.weight", "B.weight", "scale")}
     down, up, scale = adaptor.values()
     if down is None and up is None and scale is None:
@@ -98,16 +95,63 @@ def _check_tensor(params: Params, name: str, shape: tuple[int, ...], source: Pat
         )
 
 
+def _check_form(params: Params, stem: str, shape: tuple[int, ...], form: str, source: Path | str) -> None:
+    """Shapes and dtypes of a weight of `shape` and of what stands beside it: nothing, or the scales named `form`."""
+    name = f"{stem}.weight"
+    why = f"from {_FIELDS.get(stem.rpartition('.')[2], 'dim')}"
+    if not form:
+        _check_shape(params[name], name, shape, why, source)
+        _check_dtype(params[name], name, FLOATS, source)
+        return
+    rows, columns = shape
+    row_unit, column_unit, dtype = _BESIDE[form]
+    if rows % row_unit or columns % column_unit:
+        raise FileError(
+            f"{source}: {stem}.{form}: a weight of {rows} × {columns}, expected rows in {row_unit}s and columns in "
+            f"{column_unit}s"
+        )
+    groups = columns // column_unit
+    of_groups: tuple[int, ...] = (rows, groups) if row_unit == 1 else (rows // ROWS, groups, ROWS)
+    values = {
+        "scales": shape,
+        "int8_scales": (rows // ROWS, groups, 8, ROWS, 4),
+        "int4_scales": (rows // ROWS, groups, 4, ROWS, 4),
+        "nf4_scales": (rows, columns // 2),
+    }[form]
+    beside = "" if form == "scales" else f", beside {form}"
+    _check_shape(params[name], name, values, f"{why}{beside}", source)
+    _check_dtype(params[name], name, (dtype,), source, beside=True)
+    scales = params[f"{stem}.{form}"]
+    if form == "scales":
+        groups = scales.shape[1] if scales.ndim == 2 else 0
+        if not groups or scales.shape[0] != rows or columns % groups:
+            raise FileError(
+                f"{source}: {stem}.scales: shape {list(scales.shape)}, expected [{rows}, groups] with groups "
+                f"dividing {columns}"
+            )
+        of_groups = (rows, groups)
+    _check_shape(scales, f"{stem}.{form}", of_groups, f"of a weight of {rows} × {columns}", source)
+    _check_dtype(scales, f"{stem}.{form}", (torch.float16,) if row_unit > 1 else FLOATS, source)
+    for part in ("zeros", "int4_mins"):
+        if (offsets := params.get(f"{stem}.{part}")) is not None:
+            _check_shape(offsets, f"{stem}.{part}", of_groups, "that of the scales", source)
+            if part == "int4_mins":
+                _check_dtype(offsets, f"{stem}.{part}", (torch.float16,), source)
+
+
 def _check_shape(tensor: Tensor, name: str, shape: tuple[int, ...], why: str, source: Path | str) -> None:
     if tuple(tensor.shape) != shape:
         raise FileError(f"{source}: {name}: shape {list(tensor.shape)}, expected {list(shape)} ({why})")
 
 
-def _check_dtype(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...], source: Path | str) -> None:
+def _check_dtype(
+    tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...], source: Path | str, *, beside: bool = False
+) -> None:
     if tensor.dtype not in dtypes:
-        beside = " beside its scales" if dtypes == (torch.int8,) else ""
         wanted = " or ".join(dtype_name(dtype) for dtype in dtypes)
-        raise FileError(f"{source}: {name}: dtype {dtype_name(tensor.dtype)}{beside}, expected {wanted}")
+        raise FileError(
+            f"{source}: {name}: dtype {dtype_name(tensor.dtype)}{' beside its scales' * beside}, expected {wanted}"
+        )
 
 
 def scan(params: Params, source: Path | str) -> None:

@@ -1,4 +1,6 @@
-"""GGML's block formats turned into floats: a block is a few scales and the small integers that they stretch.
+"""GGML's block formats turned into floats or, where a stored form has the same numbers, into that, and back.
+
+A block is a few scales and the small integers that they stretch.
 
 The order of the float operations is that of the `gguf` package, so the results are its results, bit for bit.
 Sources: ggml-quants.c (`dequantize_row_*`), ggml-common.h (`block_*`).
@@ -11,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from llama3_scratch.stored import COLUMNS, ROWS, Floats, Tiles, tiled, tiled_values, untiled, untiled_values
 
 
 def _half(blocks: Tensor, start: int) -> Tensor:
@@ -114,3 +118,41 @@ def dequantize(data: Tensor, kind: str, dtype: torch.dtype = torch.float32) -> T
     for start in range(0, len(blocks), piece):
         out[start : start + piece] = decode(blocks[start : start + piece])
     return out.flatten()
+
+
+# Formats that are a form of `stored` in another order: the weight's dtype, and the keys of the f16 numbers that begin
+# a block.
+TILED = {
+    "Q8_0": (torch.int8, ("int8_scales",)),
+    "Q4_0": (torch.uint8, ("int4_scales",)),
+    "Q4_1": (torch.uint8, ("int4_scales", "int4_mins")),
+}
+
+
+def has_tiles(kind: str, shape: tuple[int, ...]) -> bool:
+    """Whether blocks of `kind` can lie in tiles: rows in 16s, columns in 32s."""
+    return kind in TILED and len(shape) == 2 and shape[0] % ROWS == 0 and shape[1] % COLUMNS == 0
+
+
+def tiles_of_blocks(data: Tensor, kind: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Blocks [bytes] u8 of a weight (rows, columns) in tiles, by the ends of the keys: every number stays itself."""
+    dtype, halves = TILED[kind]
+    blocks = data.view(shape[0], -1, BLOCK_FORMATS[kind].n_bytes)
+    made = {"weight": tiled_values(blocks[..., 2 * len(halves) :].contiguous().view(dtype))}
+    for index, part in enumerate(halves):
+        of_groups = blocks[..., 2 * index : 2 * index + 2].contiguous().view(torch.float16).squeeze(-1)
+        made[part] = tiled(of_groups)
+    return made
+
+
+def block_format(weight: Floats) -> str | None:
+    """The format whose blocks are this weight in another order, if there is one."""
+    if not isinstance(weight, Tiles):
+        return None
+    return "Q8_0" if weight.bits == 8 else "Q4_0" if weight.mins is None else "Q4_1"
+
+
+def blocks_of_tiles(weight: Tiles) -> Tensor:
+    """The inverse of `tiles_of_blocks`: blocks (rows, bytes) u8."""
+    halves = [untiled(part)[..., None].view(torch.uint8) for part in (weight.scales, weight.mins) if part is not None]
+    return torch.cat([*halves, untiled_values(weight.values).view(torch.uint8)], dim=-1).flatten(1)

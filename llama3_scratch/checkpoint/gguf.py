@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize
+from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize, has_tiles, tiles_of_blocks
 from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
@@ -381,38 +381,62 @@ def _with_rope(header: Header, config: Config) -> Config:
     return replace(config, rope_divisors=tuple(divisors.tolist()))
 
 
-def _weights(stored: StoredTensor, mapped: torch.UntypedStorage, dtype: torch.dtype | None) -> Tensor:
-    """One tensor: mapped as it stands where it is float, decoded into memory where it is in blocks."""
+def _weights(
+    stored: StoredTensor, mapped: torch.UntypedStorage, dtype: torch.dtype | None, blocks: str
+) -> dict[str, Tensor]:
+    """One tensor, mapped as it stands where it is float, decoded into memory where it is in blocks or, if these are to
+    be kept as they're `stored`, put in tiles with their scales beside them."""
     # A storage of its own for each tensor, so that saving one doesn't save the whole file.
     data = mapped[stored.start : stored.start + stored.n_bytes]
     if stored.kind in BLOCK_FORMATS:
         flat = torch.empty(0, dtype=torch.uint8).set_(data)
-        return dequantize(flat, stored.kind, dtype or torch.float32).view(stored.shape)
+        if _stays(stored, blocks):
+            return tiles_of_blocks(flat, stored.kind, stored.shape)
+        return {"weight": dequantize(flat, stored.kind, dtype or torch.float32).view(stored.shape)}
     tensor = torch.empty(0, dtype=FLOATS[stored.kind]).set_(data).view(stored.shape)
-    return tensor if dtype is None else tensor.to(dtype)
+    return {"weight": tensor if dtype is None else tensor.to(dtype)}
 
 
-def read_gguf(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Config, Params, Tokenizer | None]:
+def _stays(stored: StoredTensor, blocks: str) -> bool:
+    return blocks == "stored" and has_tiles(stored.kind, stored.shape)
+
+
+def allocated(stored: StoredTensor, blocks: str, dtype: torch.dtype | None = None) -> int:
+    """Bytes of memory that a tensor takes: none where it stays mapped."""
+    if stored.kind not in BLOCK_FORMATS:
+        return 0
+    return stored.n_bytes if _stays(stored, blocks) else math.prod(stored.shape) * (dtype or torch.float32).itemsize
+
+
+def read_gguf(
+    path: Path, *, dtype: torch.dtype | None = None, blocks: str = "floats"
+) -> tuple[Config, Params, Tokenizer | None]:
     """(config, params, tokenizer) of a llama GGUF file, under Meta's names.
 
     Float tensors stay mapped in their own dtype, quantised ones become f32; `dtype` turns all of them into one.
+    With `blocks` "stored" those in Q8_0, Q4_0 and Q4_1 become int8, int4-sym and int4 instead, number for number.
     The tokenizer is None where the file has none that can be used; a logged note says why.
     """
+    if blocks not in ("floats", "stored"):
+        raise UsageError(f"blocks: expected 'floats' or 'stored', got {blocks!r}")
     path = Path(path)
     header = read_header(path)
     config = header_config(header)
     tokenizer = read_vocabulary(header.values, header.path, config.vocab_size)
-    in_blocks = sum(math.prod(stored.shape) for stored in header.tensors.values() if stored.kind in BLOCK_FORMATS)
-    require(Plan(0, in_blocks * (dtype or torch.float32).itemsize, 0, 0), available())
+    needed = sum(allocated(stored, blocks, dtype) for stored in header.tensors.values())
+    require(Plan(0, needed, 0, 0), available())
     mapped = {
         part: torch.from_file(str(part), shared=False, size=part.stat().st_size, dtype=torch.uint8).untyped_storage()
         for part in {tensor.path for tensor in header.tensors.values()}
     }
     params: Params = {}
     for name in expected(config):
-        if config.tied and name == "output.weight":
-            params[name] = params["tok_embeddings.weight"]
+        stem, of = name.removesuffix(".weight"), gguf_name(name)
+        if config.tied and stem == "output":
+            head = {f"output.{key.partition('.')[2]}": t for key, t in params.items() if key.startswith("tok_")}
+            params |= head
             continue
-        stored = header.tensors[gguf_name(name)]
-        params[name] = _weights(stored, mapped[stored.path], dtype)
+        stored = header.tensors[of]
+        parts = _weights(stored, mapped[stored.path], dtype, blocks)
+        params |= {f"{stem}.{part}": tensor for part, tensor in parts.items()}
     return config, params, tokenizer

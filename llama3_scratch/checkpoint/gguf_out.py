@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from llama3_scratch.checkpoint.ggml_blocks import block_format, blocks_of_tiles
 from llama3_scratch.checkpoint.gguf import ROPE_FREQS, gguf_name, scaling_divisors
 from llama3_scratch.checkpoint.gguf_vocab import vocabulary
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.files import fresh_file, unwritable
-from llama3_scratch.linear import Params
+from llama3_scratch.stored import Floats, Params, Tiles, stored
 from llama3_scratch.tokenizer import Tokenizer
 
 # `general.file_type` of each kind (llama.h, enum llama_ftype).
-FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3}
 
 
 def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer | None, *, kind: str) -> None:
-    """Write a GGUF file with matrices of `kind`: F32, F16, BF16, Q8_0 or Q4_0. It appears whole or not at all.
+    """Write a GGUF file with matrices of `kind`: F32, F16, BF16, Q8_0, Q4_0 or Q4_1. It appears whole or not at all.
 
-    Norms stay F32; under Q4_0 embedding and head are Q8_0; rows that aren't whole blocks are F16.
+    Norms stay F32; under Q4_0 and Q4_1 embedding and head are Q8_0; rows that aren't whole blocks are F16. A matrix
+    that is int8, int4 or int4-sym already is written as those blocks, number for number, whatever `kind` says of the
+    others; int8-row, the form of rows that aren't whole tiles, becomes F16.
     """
     try:
         import gguf
@@ -34,11 +37,17 @@ def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer 
     if kind not in FILE_TYPES:
         raise UsageError(f"GGUF is written as one of {', '.join(FILE_TYPES)}, got {kind!r}")
     names = [name for name in expected(config) if not (config.tied and name == "output.weight")]
-    if others := [name for name in params if name not in names and name != "output.weight"]:
-        raise UsageError(f"{others[0]}: quantised weights and adapters have no place in a GGUF file of a Llama")
-
+    stems = tuple(name.removesuffix("weight") for name in [*names, "output.weight"])
+    unwritten = [name for name in params if ".adaptor." in name or not name.startswith(stems)]
+    weights = {name: stored(params, name.removesuffix(".weight")) for name in names}
+    unwritten += [name for name in names if params[name].ndim > 1 and not _has_place(weights[name])]
+    if unwritten:
+        raise UsageError(
+            f"{unwritten[0]}: adapters and weights in forms other than floats, int8, int4, int4-sym and int8-row have "
+            "no place in a GGUF file of a Llama; merge the adapters, or give the weights as floats"
+        )
     path = Path(path)
-    kinds = {name: _kind(params[name], name, kind) for name in names}
+    kinds = {name: _kind(weights[name], name, kind) for name in names}
     divisors = _divisors(config)
     words = {"tokenizer.ggml.model": "none"} if tokenizer is None else vocabulary(tokenizer, config.vocab_size)
     try:
@@ -53,8 +62,8 @@ def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer 
             for name in names:
                 number = gguf.GGMLQuantizationType[kinds[name]]
                 block, block_bytes = gguf.GGML_QUANT_SIZES[number]
-                shape = tuple(params[name].shape)
-                n_bytes = params[name].numel() // block * block_bytes
+                shape = tuple(params[name].shape) if params[name].ndim == 1 else weights[name].shape
+                n_bytes = math.prod(shape) // block * block_bytes
                 writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.float32), n_bytes, raw_dtype=number)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
@@ -62,7 +71,7 @@ def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer 
             if divisors is not None:
                 writer.write_tensor_data(divisors)
             for name in names:
-                writer.write_tensor_data(_encoded(params[name], name, kinds[name]))
+                writer.write_tensor_data(_encoded(weights[name], name, kinds[name]))
     except OSError as error:
         raise unwritable(path, error) from error
 
@@ -100,9 +109,15 @@ def _divisors(config: Config) -> np.ndarray | None:
     return None
 
 
-def _kind(weight: Tensor, name: str, kind: str) -> str:
-    if weight.ndim == 1:
+def _has_place(weight: Floats) -> bool:
+    return type(weight) is Floats or block_format(weight) is not None or weight.name == "int8-row"
+
+
+def _kind(weight: Floats, name: str, kind: str) -> str:
+    if weight.values.ndim == 1:
         return "F32"
+    if type(weight) is not Floats:
+        return block_format(weight) or "F16"
     if kind.startswith("Q"):
         if weight.shape[1] % 32:
             return "F16"
@@ -111,17 +126,19 @@ def _kind(weight: Tensor, name: str, kind: str) -> str:
     return kind
 
 
-def _encoded(weight: Tensor, name: str, kind: str) -> np.ndarray:
+def _encoded(weight: Floats, name: str, kind: str) -> np.ndarray:
     """The bytes of one tensor, as an array."""
     import gguf
 
-    weight = weight.detach().cpu()
+    if isinstance(weight, Tiles):
+        return blocks_of_tiles(weight).numpy()
+    plain = weight.floats(slice(None), weight.dtype).detach().cpu()
     if kind == "BF16":
-        return weight.bfloat16().contiguous().view(torch.int16).numpy()
+        return plain.bfloat16().contiguous().view(torch.int16).numpy()
     if kind == "F16":
-        halves = weight.half().contiguous()
+        halves = plain.half().contiguous()
         if not halves.isfinite().all():
             raise UsageError(f"{name} has values beyond 65504, which F16 can't hold; write F32 or BF16")
         return halves.numpy()
-    floats = weight.float().contiguous().numpy()
+    floats = plain.float().contiguous().numpy()
     return floats if kind == "F32" else gguf.quantize(floats, gguf.GGMLQuantizationType[kind])

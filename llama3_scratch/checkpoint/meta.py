@@ -21,7 +21,7 @@ from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import fresh_folder, read_json, real, require_file
 from llama3_scratch.memory import Plan, available, require
-from llama3_scratch.stored import SIBLINGS, Params
+from llama3_scratch.stored import FORMS, SIBLINGS, Params
 from llama3_scratch.tokenizer import Tokenizer, write_tokenizer
 
 log = logging.getLogger("llama3_scratch")
@@ -29,7 +29,7 @@ log = logging.getLogger("llama3_scratch")
 # Along which axis Meta's shards are joined; what isn't named here (the norms) is the same in every shard.
 _AXIS = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "tok_embeddings": 0, "wo": 1, "w2": 1}
 # What Meta publishes in one shard only, and how it would be cut nobody has said.
-_WHOLE_ONLY = (".scales", ".adaptor.A.weight", ".adaptor.B.weight")
+_WHOLE_ONLY = (*(f".{part}" for part in FORMS), ".adaptor.A.weight", ".adaptor.B.weight")
 
 
 def read_meta(
@@ -50,7 +50,7 @@ def read_meta(
     tied = all([_tie(shard) for shard in shards])
     params = shards[0] if len(shards) == 1 else _merge(shards, paths, config)
     if tied:
-        params["output.weight"] = params["tok_embeddings.weight"]
+        params |= _head(params)
     return replace(config, tied=tied), params
 
 
@@ -240,13 +240,19 @@ def _tie(params: Params) -> bool:
     if tok is None:
         return False
     if output is None:
-        params |= {name.replace("tok_embeddings", "output"): t for name, t in params.items() if name.startswith("tok_")}
+        params |= _head(params)
         return True
     siblings = [(params.get(f"tok_embeddings.{part}"), params.get(f"output.{part}")) for part in SIBLINGS]
     if not all(same(ours, theirs) for ours, theirs in [(tok, output), *siblings]):
         return False
-    params["output.weight"] = tok
+    params |= _head(params)
     return True
+
+
+def _head(params: Params) -> Params:
+    """The embedding's tensors, whatever its form, under the names of a tied head."""
+    embedding = ((part, params.get(f"tok_embeddings.{part}")) for part in ("weight", *FORMS))
+    return {f"output.{part}": tensor for part, tensor in embedding if tensor is not None}
 
 
 def write_meta(folder: Path, params: Params, config: Config, tokenizer: Tokenizer | None, *, shards: int = 1) -> None:
@@ -264,10 +270,10 @@ def write_meta(folder: Path, params: Params, config: Config, tokenizer: Tokenize
             part = {
                 name: _part(tensor, _axis(name, tensor, config), index, shards)
                 for name, tensor in params.items()
-                if not name.endswith(".adaptor.scale") and not (config.tied and name == "output.weight")
+                if not name.endswith(".adaptor.scale") and not (config.tied and name in _head(params))
             }
             if config.tied:
-                part["output.weight"] = part["tok_embeddings.weight"]
+                part |= _head(part)
             try:
                 torch.save(part, temporary / f"consolidated.{index:02d}.pth")
             except RuntimeError as error:  # torch's writer meets a full disk as a wrong file position

@@ -10,6 +10,7 @@ from llama3_scratch.config import OFFICIAL, official_name
 from llama3_scratch.errors import FileError, UsageError
 
 DEFAULT = "smollm2-135m"
+BLOCKS = f"{DEFAULT}-blocks"  # the same numbers in 4 and 8 bits, as its file has them: what generates fastest
 _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 
 
@@ -25,8 +26,8 @@ def weights_dir() -> Path:
 
 def canonical(name: str) -> str:
     """The folder of a known name within `weights_dir()`: `smollm2-135m`, `llama3.2-1b-instruct`, `owner/name`."""
-    if name.lower() == DEFAULT:
-        return DEFAULT
+    if name.lower() in (DEFAULT, BLOCKS):
+        return name.lower()
     if official := official_name(name):
         # Of Llama 3.3 there is only the instruct model.
         instruct = name.lower().endswith("-instruct") or official == "llama3.3-70b"

@@ -184,7 +184,7 @@ def params_json(config: Config, params: Params) -> dict[str, Any]:
         data["use_scaled_rope"] = True
         if scaling.factor != rope_factor(config)[0]:
             data["rope_scaling_factor"] = scaling.factor
-    if any(name.endswith(".scales") for name in params):
+    if any(name.endswith(".scales") and tensor.shape[-1] > 1 for name, tensor in params.items()):  # int4, as Meta's
         data["quantization_args"] = {"scheme": _SCHEME, "group_size": _group_size(params), "spinquant": False}
     adaptors = [name.removesuffix("A.weight") for name in params if name.endswith(".adaptor.A.weight")]
     if adaptors:
