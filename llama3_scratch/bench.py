@@ -27,7 +27,7 @@ from llama3_scratch.bench_peers import BYTES, HF_BYTES, PEERS, llama_cpp_form, r
 from llama3_scratch.bench_report import (
     OURS,
     Row,
-    Test,
+    Trial,
     draw,
     markdown,
     report,
@@ -142,14 +142,16 @@ def _subjects(options: argparse.Namespace) -> list[Subject]:
 
     names = options.models or ([] if options.shape else [DEFAULT])
     paths = [download(name) if name == DEFAULT else resolve(name) for name in names]
-    real = [Subject(path.name, str(path), None) for path in paths]
-    return real + [Subject(f"{shape} (random)", None, shape) for shape in filter(None, map(official_name, options.shape))]
+    real = [Subject(name, str(path), None) for name, path in zip(names, paths, strict=True)]
+    return real + [
+        Subject(f"{shape} (random)", None, shape) for shape in filter(None, map(official_name, options.shape))
+    ]
 
 
 def measured(subjects: Sequence[Subject], options: argparse.Namespace, command: str) -> dict:
     """Measure everything that the options ask for, all engines and forms of a model and batch in turns."""
-    tests = [Test(options.pp)] if options.pp else []
-    tests += [Test(options.tg, context) for context in options.contexts] if options.tg else []
+    tests = [Trial(options.pp)] if options.pp else []
+    tests += [Trial(options.tg, context) for context in options.contexts] if options.tg else []
     peers = [peer for peer in options.against if _installed(peer)]
     rows: list[Row] = []
     roofs: list[dict[str, float]] = []
@@ -169,7 +171,7 @@ def measured(subjects: Sequence[Subject], options: argparse.Namespace, command: 
     return report(rows, tests, roofs, **_about(command, options), threads=threads)
 
 
-def _turn(group: list[tuple[Row, Worker]], tests: Sequence[Test]) -> None:
+def _turn(group: list[tuple[Row, Worker]], tests: Sequence[Trial]) -> None:
     """Measure each test once with every engine: A B C, so that a disturbance hits all alike."""
     for test in tests:
         for row, worker in group:
@@ -194,7 +196,7 @@ def _group(
     batch: int,
     threads: int,
     peers: Sequence[str],
-    tests: Sequence[Test],
+    tests: Sequence[Trial],
     folder: Path,
     options: argparse.Namespace,
     stack: contextlib.ExitStack,
@@ -226,9 +228,9 @@ def _group(
                 log.warning("%s %s is left out: %s", peer, kind, error)
                 continue
             if peer == "hf":
-                kv, widths = 8 * HF_BYTES[kind], (HF_BYTES[kind], HF_BYTES[kind])
+                kv, of_layers, of_head = 8 * HF_BYTES[kind], float(HF_BYTES[kind]), float(HF_BYTES[kind])
             else:
-                kv, widths = 16, BYTES[kind]  # llama.cpp's own choice
+                kv, (of_layers, of_head) = 16, BYTES[kind]  # llama.cpp's own choice
             row = Row(
                 subject.name,
                 peer,
@@ -237,15 +239,13 @@ def _group(
                 batch,
                 config,
                 load_s=worker("about")["load_s"],
-                read_bytes=read_bytes(config, *widths),
+                read_bytes=read_bytes(config, of_layers, of_head),
                 slot_bytes=config.kv_bytes(1, 1, kv // 8),
             )
             yield row, worker
 
 
-def _peer(
-    peer: str, kind: str, subject: Subject, vocab_size: int, common: dict[str, int], folder: Path
-) -> Worker:
+def _peer(peer: str, kind: str, subject: Subject, vocab_size: int, common: dict[str, int], folder: Path) -> Worker:
     """A peer's process, its files written first where it needs others than there are."""
     if peer == "hf":
         source = subject.path
@@ -288,8 +288,7 @@ def _cpu() -> str:
 def _startup(subjects: Sequence[Subject], options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of whole commands in turns: one token of each model, and what torch alone takes to be imported."""
     commands = [
-        ["-m", "llama3_scratch.generate", "Hello", "--model", str(subject.path), "--max-tokens", "1"]
-        for subject in subjects
+        ["-m", "llama3_scratch.generate", "Hello", "--model", subject.name, "--max-tokens", "1"] for subject in subjects
     ]
     commands.append(["-c", "import torch"])
     rows: list[dict[str, Any]] = [{"command": shlex.join(["python", *words]), "seconds": []} for words in commands]

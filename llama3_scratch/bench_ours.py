@@ -17,7 +17,7 @@ from llama3_scratch.checkpoint.load import load
 from llama3_scratch.config import OFFICIAL, Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import Params, embed
-from llama3_scratch.machine import measure
+from llama3_scratch.machine import measure, peaks
 from llama3_scratch.memory import available, plan, require
 from llama3_scratch.model import unembed
 from llama3_scratch.native import kernels
@@ -184,4 +184,5 @@ class Roof:
         return {"threads": torch.get_num_threads()}
 
     def measure(self) -> dict[str, float]:
-        return asdict(measure(torch.device("cpu"), torch.float32))
+        """Bytes/s that all threads read together, and FLOP/s by type."""
+        return {"bandwidth": measure(torch.device("cpu"), torch.float32).bandwidth, **peaks()}

@@ -17,7 +17,7 @@ PEERS = {"hf": "transformers", "llama.cpp": "xllamacpp"}  # and the package that
 TWINS = {"f32": "F32", "bf16": "F16", "f16": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 # Bytes a weight of the layers, and of the head.
 BYTES = {"F32": (4.0, 4.0), "F16": (2.0, 2.0), "Q8_0": (34 / 32, 34 / 32), "Q4_0": (18 / 32, 34 / 32)}
-HF_BYTES = {"f32": 4, "bf16": 2}
+HF_BYTES = {"f32": 4, "bf16": 2}  # a weight
 _PATIENCE = 120  # seconds that one measurement may take before it is left out
 
 
@@ -100,6 +100,7 @@ class HuggingFace:
             config = transformers.LlamaConfig.from_dict(sizes)
             self._model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
         else:
+            assert folder is not None
             self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self._model.eval()
         self._load_s = time.perf_counter() - begun

@@ -14,10 +14,11 @@ from llama3_scratch.errors import FileError
 from llama3_scratch.files import unwritable
 
 OURS = "llama3_scratch"
+Machine = dict[str, float]  # "bandwidth" in bytes/s, and FLOP/s by type: "f32", "bf16", "int8"
 
 
 @dataclass(frozen=True)
-class Test:
+class Trial:
     """One thing to time: `tokens` of each prompt, or as many new ones after `context` tokens."""
 
     tokens: int
@@ -46,11 +47,22 @@ class Row:
     peak_bytes: int = 0
     rates: dict[str, list[float]] = field(default_factory=dict)
 
-    def limit(self, test: Test, bandwidth: float, flops: float) -> float:
-        """Tokens/s that this machine can't exceed: by its FLOP/s for a prompt, by its bytes/s for new tokens."""
+    def limit(self, test: Trial, machine: Machine) -> float:
+        """Tokens/s that this machine can't exceed: by its FLOP/s for a prompt, by its bytes/s for new tokens.
+
+        Weights in fewer bits may be multiplied in any type that is at least as wide, so the fastest of these counts.
+        """
         if test.context is None:
+            flops = max(machine[kind] for kind in _types(self.form) if kind in machine)
             return test.tokens * self.batch * flops / prefill_flops(self.config, test.tokens, self.batch)
-        return self.batch * bandwidth / step_bytes(self.read_bytes, self.slot_bytes, test, self.batch)
+        return self.batch * machine["bandwidth"] / step_bytes(self.read_bytes, self.slot_bytes, test, self.batch)
+
+
+def _types(form: str) -> tuple[str, ...]:
+    """The types that weights in this form can be multiplied in without loss; integers' inputs are rounded to int8."""
+    if form.lower() == "f32":
+        return ("f32",)
+    return ("f32", "bf16") if form.lower() in ("bf16", "f16") else ("f32", "bf16", "int8")
 
 
 def prefill_flops(config: Config, tokens: int, batch: int) -> int:
@@ -62,21 +74,21 @@ def prefill_flops(config: Config, tokens: int, batch: int) -> int:
     return batch * (config.n_layers * (products + attention) + 2 * D * config.vocab_size)
 
 
-def step_bytes(read_bytes: int, slot_bytes: int, test: Test, batch: int) -> float:
+def step_bytes(read_bytes: int, slot_bytes: int, test: Trial, batch: int) -> float:
     """Bytes read for one step of all prompts: the weights once, each prompt's cache as long as it is on average."""
     assert test.context is not None
     return read_bytes + batch * slot_bytes * (test.context + (test.tokens + 1) / 2)
 
 
-def report(rows: Sequence[Row], tests: Sequence[Test], roofs: Sequence[dict[str, float]], **about: Any) -> dict:
+def report(rows: Sequence[Row], tests: Sequence[Trial], roofs: Sequence[Machine], **about: Any) -> dict:
     """All that was found, as JSON holds it. The machine's limits are the best of those measured between the runs."""
-    machine = {name: max(roof[name] for roof in roofs) for name in ("bandwidth", "flops")}
+    machine = {name: max(roof[name] for roof in roofs) for name in roofs[0]}
     told = []
     for row in rows:
         found = {}
         for test in tests:
             if rates := row.rates.get(test.name):
-                limit = row.limit(test, machine["bandwidth"], machine["flops"])
+                limit = row.limit(test, machine)
                 found[test.name] = {
                     "tokens": test.tokens,
                     "context": test.context,
@@ -95,11 +107,10 @@ def report(rows: Sequence[Row], tests: Sequence[Test], roofs: Sequence[dict[str,
                 "tests": found,
             }
         )
-    roof = {"bandwidth_bytes_per_s": machine["bandwidth"], "flops_per_s": machine["flops"], "samples": list(roofs)}
-    return about | {"roof": roof, "tests": [test.name for test in tests], "rows": told}
+    return about | {"machine": machine | {"samples": list(roofs)}, "tests": [test.name for test in tests], "rows": told}
 
 
-def _ratios(row: Row, rows: Sequence[Row], test: Test) -> Iterator[tuple[str, float]]:
+def _ratios(row: Row, rows: Sequence[Row], test: Trial) -> Iterator[tuple[str, float]]:
     """Our median over that of llama.cpp's twin form, and over transformers' best, on the same model and batch."""
     for engine in ("llama.cpp", "hf"):
         peers = [
@@ -129,11 +140,12 @@ def markdown(found: dict) -> str:
             cell = row["tests"].get(test)
             cells += [f"{cell['mean']:.1f} ± {cell['sd']:.1f}", f"{cell['percent_of_limit']:.0f}"] if cell else ["", ""]
         lines.append([*map(str, cells), *([_compared(row)] if compared else [])])
-    roof = found["roof"]
+    machine = found["machine"]
+    flops = ", ".join(f"{machine[kind] / 1e9:.0f} in {kind}" for kind in ("f32", "bf16", "int8") if kind in machine)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return (
-        f"{table}\n\n{found['cpu']}, {found['threads']} threads, which read {roof['bandwidth_bytes_per_s'] / 1e9:.1f} "
-        f"GB/s and do {roof['flops_per_s'] / 1e9:.1f} f32 GFLOP/s; {found['date']}; {found['repeats']} runs, in turns; "
+        f"{table}\n\n{found['cpu']}, {found['threads']} threads, which read {machine['bandwidth'] / 1e9:.1f} GB/s "
+        f"and do {flops} GFLOP/s; {found['date']}; {found['repeats']} runs, in turns; "
         "ratios and % of limit are of medians"
     )
 
@@ -197,5 +209,3 @@ def require_matplotlib(path: Path) -> None:
         raise FileError(f'{path}: is drawn by matplotlib, which is missing: pip install -e ".[pictures]"')
     if not path.parent.is_dir():
         raise FileError(f"{path}: there is no folder {path.parent} to write it in")
-
-

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from llama3_scratch.linear import multiplies
 from llama3_scratch.native import kernels
 from llama3_scratch.stored import Floats
 
@@ -46,9 +47,25 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
     reads: list[Callable[[], object]] = [large.sum, lambda: large @ vector]
     if kernels.usable(vector):
         reads.append(lambda: kernels.product(vector, Floats(large)))
-    square = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
     bandwidth = _READ / min(_best(read, device) for read in reads)
-    return Machine(bandwidth, 2 * _SIDE**3 / _best(lambda: square @ square, device))
+    return Machine(bandwidth, _flops(dtype, device))
+
+
+def peaks() -> dict[str, float]:
+    """FLOP per second of this CPU's matrix products by type, of those types for which it has instructions."""
+    device = torch.device("cpu")
+    found = {"f32": _flops(torch.float32, device)}
+    if multiplies(torch.bfloat16, "cpu"):
+        found["bf16"] = _flops(torch.bfloat16, device)
+    if torch.cpu._is_vnni_supported():
+        square = torch.ones(_SIDE, _SIDE, dtype=torch.int8)
+        found["int8"] = 2 * _SIDE**3 / _best(lambda: torch._int_mm(square, square), device)
+    return found
+
+
+def _flops(dtype: torch.dtype, device: torch.device) -> float:
+    square = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
+    return 2 * _SIDE**3 / _best(lambda: square @ square, device)
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:
