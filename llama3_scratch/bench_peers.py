@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ class LlamaCpp:
         self._load_s = time.perf_counter() - begun
         self._random = random.Random(0)
         self._vocab_size, self._batch = vocab_size, batch
+        self._threads = ThreadPoolExecutor(batch)
         self._prompts = [self._prompt(slots) for _ in range(batch)]
 
     def about(self) -> dict[str, Any]:
@@ -193,19 +195,15 @@ class LlamaCpp:
         return self._random.choices(range(self._vocab_size), k=tokens)
 
     def _timings(self, prompts: list[list[int]], new: int, *, known: bool) -> list[dict[str, Any]]:
-        """Let all prompts run as one batch; `known` prompts may still be in its cache."""
-        said = self._server.handle_completions(
-            {
-                "prompt": prompts if len(prompts) > 1 else prompts[0],
-                "n_predict": new,
-                "ignore_eos": True,
-                "temperature": 0,
-                "cache_prompt": known,
-            }
-        )
-        answers = said if isinstance(said, dict | list) else json.loads(said)
-        answers = answers if isinstance(answers, list) else [answers]
-        found = [answer.get("timings") for answer in answers]
-        if len(found) != len(prompts) or any(not one or one["predicted_n"] != new for one in found):
-            raise Llama3Error(f"llama.cpp didn't answer {len(prompts)} prompts with {new} tokens: {str(answers)[:200]}")
-        return found
+        """Let all prompts run at once, which its server makes one batch; `known` ones may still be in its cache."""
+
+        def ask(prompt: list[int]) -> dict[str, Any]:
+            settings = {"n_predict": new, "ignore_eos": True, "temperature": 0, "cache_prompt": known}
+            said = self._server.handle_completions({"prompt": prompt, **settings})
+            answer = said if isinstance(said, dict) else json.loads(said)
+            timings = answer.get("timings")
+            if timings is None or timings["predicted_n"] != new:
+                raise Llama3Error(f"llama.cpp didn't answer with {new} tokens: {str(answer)[:200]}")
+            return timings
+
+        return list(self._threads.map(ask, prompts))

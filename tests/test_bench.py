@@ -20,6 +20,7 @@ from llama3_scratch.model import forward
 from llama3_scratch.sample import sampler
 from llama3_scratch.stream import stream
 from llama3_scratch.timings import peak_rss_bytes
+from llama3_scratch.tokenizer import PATTERN, Tokenizer
 from tests import tiny
 
 # Rows and columns in whole tiles, so that the integers fit too; D=64 L=2 H=4 G=2 V=288 F=96, K=16
@@ -34,7 +35,17 @@ def model(tmp_path_factory):
     from llama3_scratch.checkpoint.meta import write_meta
 
     folder = tmp_path_factory.mktemp("bench") / "tiny"
-    write_meta(folder, tiny.params(CONFIG), CONFIG, tiny.tokenizer())
+    words = Tokenizer(
+        {bytes([byte]): byte for byte in range(256)} | {b"th": 256},  # llama.cpp reads no vocabulary without a merge
+        pattern=PATTERN,
+        special_tokens={"<s>": 257, "</s>": 258},
+        bos_id=257,
+        eos_id=258,
+        stop_tokens=[258],
+        chat_format=None,
+        add_bos=True,
+    )
+    write_meta(folder, tiny.params(CONFIG), CONFIG, words)
     return folder
 
 
@@ -175,6 +186,17 @@ def test_llama_cpp_answers_beside_ours(model, capsys):
         assert ours["ratios"] == {"llama.cpp Q8_0": pytest.approx(ours["median"] / theirs["median"])}
 
 
+def test_llama_cpp_reads_a_random_shape(tmp_path, monkeypatch):
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("gguf")
+    monkeypatch.setitem(OFFICIAL, "llama3.2-1b", CONFIG)
+    file = tmp_path / "random.gguf"
+    bench_peers.Files(model=None, shape="llama3.2-1b").write(str(file), "gguf", "Q4_0")
+    worker = Worker("llama.cpp", file=str(file), vocab_size=CONFIG.vocab_size, batch=1, slots=40, threads=1)
+    assert worker("prefill", tokens=8) > 0 and worker("decode", tokens=4, context=8) > 0
+    worker.close()
+
+
 def test_transformers_answers_beside_ours(model, capsys):
     pytest.importorskip("transformers")
     assert bench.main([str(model), "--against", "hf", "--contexts", "0,6", *SMALL, "--json"]) == 0
@@ -245,12 +267,12 @@ def test_startup_times_whole_commands(model, capsys):
 
 
 def test_startup_of_a_command_that_fails_is_an_error(model):
-    with pytest.raises(Llama3Error, match=r"ended with 3: error: .*not found"):
+    with pytest.raises(Llama3Error, match=r"ended with 3: error: .*no such file"):
         bench._whole(["-m", "llama3_scratch.verify", str(model / "nowhere")])
 
 
 def test_a_workers_error_keeps_its_kind_and_its_death_is_told(model):
-    with pytest.raises(FileError, match="not found"):
+    with pytest.raises(FileError, match="no such file"):
         Worker("ours", model=str(model / "no"), shape=None, form=None, kv=32, batch=1, slots=9, threads=1)
     worker = Worker("roof", threads=1)
     worker._process.kill()
