@@ -128,14 +128,14 @@ def verb(make_parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Name
 
 def report(error: Exception, *, debug: bool) -> int:
     """Print the error as one sentence, with a traceback where it's none of ours; its exit code."""
-    known = _as_ours(error)
+    known = as_ours(error)
     if debug or known is None:
         traceback.print_exception(error)
     print(f"error: {known or error}", file=sys.stderr)
     return known.exit_code if known else 1
 
 
-def _as_ours(error: Exception) -> Llama3Error | None:
+def as_ours(error: Exception) -> Llama3Error | None:
     """The error as one of ours where a person could have caused it, else None."""
     if isinstance(error, Llama3Error):
         return error

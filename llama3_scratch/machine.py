@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from llama3_scratch.linear import multiplies
+from llama3_scratch.native import kernels
+from llama3_scratch.stored import Floats
+
 _READ = 256 << 20  # bytes: more than any cache holds
+_ROWS = 8192  # of a matrix of so many bytes
 _SIDE = 1024  # of the square matrices
 _TRIES = 5  # the best of these, since a roof is what's reached without disturbance
 
@@ -30,16 +35,37 @@ class Machine:
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Measure in well under a second: the sum of a large tensor, and a product of two square matrices of `dtype`.
+    """Measure in about a second: a large matrix read by all threads, and a product of two square ones of `dtype`.
 
-    bf16 and f16 on a CPU are measured in f32, which is what `linear` widens them to.
+    What reads fastest differs between machines, so the best of a sum, torch's matrix–vector product and that of the
+    kernels in C counts. bf16 and f16 on a CPU are measured in f32, which is what `linear` widens them to.
     """
     if device.type == "cpu" and dtype != torch.float64:
         dtype = torch.float32
-    large = torch.ones(_READ // dtype.itemsize, dtype=dtype, device=device)
+    large = torch.ones(_ROWS, _READ // dtype.itemsize // _ROWS, dtype=dtype, device=device)
+    vector = torch.ones(large.shape[1], dtype=dtype, device=device)
+    reads: list[Callable[[], object]] = [large.sum, lambda: large @ vector]
+    if kernels.usable(vector):
+        reads.append(lambda: kernels.product(vector, Floats(large)))
+    bandwidth = _READ / min(_best(read, device) for read in reads)
+    return Machine(bandwidth, _flops(dtype, device))
+
+
+def peaks() -> dict[str, float]:
+    """FLOP per second of this CPU's matrix products by type, of those types for which it has instructions."""
+    device = torch.device("cpu")
+    found = {"f32": _flops(torch.float32, device)}
+    if multiplies(torch.bfloat16, "cpu"):
+        found["bf16"] = _flops(torch.bfloat16, device)
+    if torch.cpu._is_vnni_supported():
+        square = torch.ones(_SIDE, _SIDE, dtype=torch.int8)
+        found["int8"] = 2 * _SIDE**3 / _best(lambda: torch._int_mm(square, square), device)
+    return found
+
+
+def _flops(dtype: torch.dtype, device: torch.device) -> float:
     square = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
-    bandwidth = _READ / _best(large.sum, device)
-    return Machine(bandwidth, 2 * _SIDE**3 / _best(lambda: square @ square, device))
+    return 2 * _SIDE**3 / _best(lambda: square @ square, device)
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:

@@ -58,6 +58,11 @@ ROOMS = {
         "convert",
         "parity",
         "walkthrough",
+        "bench_ours",
+        "bench_peers",
+        "bench_report",
+        "bench_worker",
+        "bench",
     ],
 }
 ORDER = [module for rooms in ROOMS.values() for module in rooms]

@@ -1,0 +1,188 @@
+"""What `bench` measures of this project: prefill and decoding as `generate` runs them, and the machine's limits."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama3_scratch.cache import Cache, Keep, Kept, RaggedCache
+from llama3_scratch.checkpoint.check import each, n_bytes
+from llama3_scratch.checkpoint.load import load
+from llama3_scratch.config import OFFICIAL, Config, expected
+from llama3_scratch.errors import UsageError
+from llama3_scratch.linear import Params, embed
+from llama3_scratch.machine import measure, peaks
+from llama3_scratch.memory import available, plan, require
+from llama3_scratch.model import unembed
+from llama3_scratch.native import kernels
+from llama3_scratch.native.decode import fast_decode
+from llama3_scratch.quantize import quantize
+from llama3_scratch.sample import sampler
+from llama3_scratch.stored import FORMS as SIBLINGS
+from llama3_scratch.stream import CHUNK
+from llama3_scratch.timings import peak_rss_bytes
+
+FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+FORMS = (*FLOATS, "int8", "int4")
+KEEPS: dict[int, Keep] = {32: Kept}  # what a cache keeps keys and values in, by bits
+_BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8.5, "int4": 6}  # a weight, head and embedding included
+
+
+def in_form(params: Params, form: str) -> Params:
+    """Float weights in another form. Raises UsageError for weights that are integers already."""
+    if key := next((key for key in params if key.endswith(tuple(f".{part}" for part in SIBLINGS))), None):
+        raise UsageError(f"{key}: these weights are stored as integers; leave --forms out, or give the float model")
+    if form in FLOATS:
+        return each(params, lambda tensor: tensor.to(FLOATS[form]))
+    return quantize(params, form)
+
+
+def random_params(config: Config, form: str) -> Params:
+    """Weights of `config` in `form` whose values mean nothing, made so that only one of them is held as floats."""
+    params: Params = {}
+
+    def alike(stem: str, other: str, *, copied: bool) -> Params:
+        """What is stored under `other`, once more under `stem`."""
+        ends = {key.removeprefix(other): tensor for key, tensor in params.items() if key.startswith(f"{other}.")}
+        return {f"{stem}{end}": tensor.clone() if copied else tensor for end, tensor in ends.items()}
+
+    for name, shape in expected(config).items():
+        stem = name.removesuffix(".weight")
+        first = re.sub(r"^layers\.\d+\.", "layers.0.", stem)
+        if config.tied and name == "output.weight":
+            params |= alike(stem, "tok_embeddings", copied=False)
+        elif first != stem:
+            params |= alike(stem, first, copied=True)  # its own memory, since shared weights would stay in a cache
+        else:
+            params |= in_form({name: torch.randn(shape) * 0.02}, form)
+    return params
+
+
+def stored_form(params: Params) -> str:
+    """The form of the layers' weights, as --forms names it."""
+    stem = "layers.0.attention.wq"
+    dtypes = {dtype: form for form, dtype in FLOATS.items()}
+    sibling = next((part for part in SIBLINGS if f"{stem}.{part}" in params), None)
+    if sibling is None:
+        return dtypes.get(params[f"{stem}.weight"].dtype, str(params[f"{stem}.weight"].dtype))
+    return sibling.removesuffix("scales").removesuffix("_") or "int8 in groups"
+
+
+class Ours:
+    """One model in one form, with one kind of cache and one size of batch."""
+
+    def __init__(
+        self,
+        *,
+        model: str | None,
+        shape: str | None,
+        form: str | None,
+        kv: int,
+        batch: int,
+        slots: int,
+        threads: int,
+    ) -> None:
+        torch.set_num_threads(threads)
+        begun = time.perf_counter()
+        if shape is not None:
+            config, form = OFFICIAL[shape], form or "bf16"
+            _require(config, form, slots, batch)
+            params = random_params(config, form)
+        else:
+            assert model is not None
+            checkpoint = load(Path(model))
+            config, params = checkpoint.config, checkpoint.params
+            if form is not None and form != stored_form(params):
+                _require(config, form, slots, batch)
+                params = in_form(params, form)
+            del checkpoint  # the other form's file needn't stay mapped
+        if slots > config.max_seq_len:
+            raise UsageError(f"--pp, --tg and --contexts take {slots} tokens, the model's context {config.max_seq_len}")
+        self._params, self._config, self._keep = params, config, KEEPS[kv]
+        self._decode = fast_decode(params, config)
+        self._batch, self._slots, self._known = batch, slots, 0
+        self._load_s = time.perf_counter() - begun
+        generator = torch.Generator().manual_seed(0)
+        self.prompts_BT = torch.randint(config.vocab_size, (batch, slots), generator=generator)
+        self._sample = sampler(temperature=0)
+        self.prefill(min(slots, 16))  # pages are touched and threads woken
+        self.decode(2, 0)
+
+    def about(self) -> dict[str, Any]:
+        """The form, seconds of loading, bytes of weights, those read for a token, those of a slot of the cache."""
+        read = {id(tensor): tensor for key, tensor in self._params.items() if not key.startswith("tok_embeddings.")}
+        kept = self._keep(torch.empty(1, 1, self._config.n_kv_heads, self._config.head_dim))
+        kept.grow(1)
+        return {
+            "form": stored_form(self._params),
+            "load_s": self._load_s,
+            "weight_bytes": n_bytes(self._params),
+            "read_bytes": sum(tensor.nbytes for tensor in read.values()),
+            "slot_bytes": 2 * self._config.n_layers * sum(tensor.nbytes for tensor in kept.tensors().values()),
+            "sizes": asdict(self._config) | {"rope_scaling": None, "rope_divisors": None},
+            "kernels": kernels.choose() or "none",
+        }
+
+    def peak(self) -> int:
+        return peak_rss_bytes()
+
+    @torch.inference_mode()
+    def prefill(self, tokens: int) -> float:
+        """Seconds from `tokens` tokens of each prompt to the next token."""
+        begun = time.perf_counter()
+        if self._batch == 1:
+            self._cache = Cache(self._slots, keys=self._keep, values=self._keep)
+        else:
+            self._cache = RaggedCache(self._slots, self._batch, keys=self._keep, values=self._keep)
+        for begin in range(0, tokens, CHUNK):
+            x_BTD = self._hidden(self.prompts_BT[:, begin : min(begin + CHUNK, tokens)])
+        self._next(x_BTD[:, -1:])
+        self._known = tokens
+        return time.perf_counter() - begun
+
+    @torch.inference_mode()
+    def decode(self, tokens: int, context: int) -> float:
+        """Seconds of `tokens` steps after `context` tokens of each prompt."""
+        if self._known < context:
+            self.prefill(context)
+        self._cache.rewind(context)
+        self._known = context
+        next_B1 = self.prompts_BT[:, context : context + 1]
+        begun = time.perf_counter()
+        for _ in range(tokens):
+            next_B1 = self._next(self._hidden(next_B1))
+        return time.perf_counter() - begun
+
+    def _hidden(self, tokens_BT: Tensor) -> Tensor:
+        x_BTD = embed(tokens_BT, self._params, "tok_embeddings", dtype=torch.float32)
+        return self._decode(x_BTD, self._params, self._config, cache=self._cache)
+
+    def _next(self, x_B1D: Tensor) -> Tensor:
+        logits_BV = unembed(x_B1D, self._params)[:, 0]
+        return torch.tensor([[self._sample(logits_V, ())] for logits_V in logits_BV])
+
+
+def _require(config: Config, form: str, slots: int, batch: int) -> None:
+    weights = int(config.n_parameters * _BITS[form] / 8)
+    require(plan(config, context=slots, batch=batch, weights=weights, chunk=CHUNK), available())
+
+
+class Roof:
+    """The machine itself."""
+
+    def __init__(self, *, threads: int | None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def about(self) -> dict[str, Any]:
+        return {"threads": torch.get_num_threads()}
+
+    def measure(self) -> dict[str, float]:
+        """Bytes/s that all threads read together, and FLOP/s by type."""
+        return {"bandwidth": measure(torch.device("cpu"), torch.float32).bandwidth, **peaks()}

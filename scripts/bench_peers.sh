@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The README's tables of speeds, measured on this machine in about half an hour:
+#     scripts/bench_peers.sh [smollm2 | 1b | startup]…
+# Without a name all three. Needs pip install -e ".[parity,gguf]" xllamacpp, 10 GB of memory and 8 GB of disk in $TMPDIR.
+set -euo pipefail
+bench() { python -m llama3_scratch.bench "$@"; }
+for table in "${@:-smollm2 1b startup}"; do
+  for name in $table; do
+    case $name in
+      smollm2) bench smollm2-135m --forms f32,int8,int4 --against hf,llama.cpp ;;
+      1b) bench --shape llama3.2-1b --forms bf16,int8,int4 --against hf,llama.cpp --repeats 3 --tg 64 ;;
+      startup) bench smollm2-135m --startup ;;
+      *) echo "error: no table $name; expected smollm2, 1b or startup" >&2 && exit 2 ;;
+    esac
+    echo
+  done
+done
