@@ -114,14 +114,14 @@ def test_f219_a_cache_that_holds_the_beginning_is_continued():
 def test_f021_a_bad_weight_is_named_at_the_first_logit_that_shows_it():
     params = tiny.params()
     params["layers.3.feed_forward.w2.weight"][1, 2] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"first in layers\.3; layers\.3\.feed_forward\.w2\.weight holds NaN"):
+    with pytest.raises(NonFiniteError, match=r"first in layers\.3 at position 0; layers\.3\.feed_forward\.w2\.weight holds NaN"):
         run([[1, 2]], params=params)
 
 
 def test_f133_float16_that_overflows_names_the_layer_and_the_remedy():
     params = tiny.params(dtype=torch.float16)
     params["layers.2.attention.wv.weight"] *= 30_000
-    with pytest.raises(NonFiniteError, match=r"first in layers\.2; float16 overflows there, take --dtype float32"):
+    with pytest.raises(NonFiniteError, match=r"first in layers\.2 at position 0; float16 overflows there, take --dtype float32"):
         run([[1, 2]], params=params, dtype=torch.float16)
 
 

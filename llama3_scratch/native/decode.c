@@ -5,6 +5,7 @@
  */
 #include "native.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -238,11 +239,11 @@ static void keep(const Kept *kept, int64_t vector, int head_dim, const float *x)
                 most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
                 nothing += 0 * x[i];
             }
-            float scale = most / top, inverse = most > 0 ? 1 / scale : 0;
+            /* A subnormal scale has no inverse that is a float: the group becomes zeros. */
+            float scale = most / top, inverse = scale >= FLT_MIN && nothing == 0 ? 1 / scale : 0;
             kept->scales[vector * (head_dim / kept->group) + begin / kept->group] = scale + nothing;
-            if (nothing != nothing) inverse = 0;
             for (int i = 0; i < kept->group; i++) {
-                int rounded = nothing != nothing ? 0 : (int)lrintf(x[begin + i] * inverse);
+                int rounded = inverse > 0 ? (int)lrintf(x[begin + i] * inverse) : 0;
                 if (kept->kind == CACHE_INT8) {
                     ((int8_t *)kept->values)[at + begin + i] = (int8_t)rounded;
                 } else {
