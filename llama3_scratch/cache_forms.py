@@ -27,6 +27,9 @@ class KeptBf16(Kept):
         super().__init__(like_BTGK.to(torch.bfloat16))
         self._dtype = like_BTGK.dtype
 
+    def put(self, index: tuple[slice | Tensor, slice | Tensor], x_BTGK: Tensor) -> None:
+        super().put(index, x_BTGK.to(torch.bfloat16))
+
     def get(self, span: int) -> Tensor:
         return self.values[:, :span].to(self._dtype)
 
