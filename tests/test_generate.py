@@ -351,7 +351,6 @@ def test_a_prompt_cache_saves_the_prefill_and_changes_no_token(run, chats, tmp_p
     first = file.read_bytes()
     _, out, err = run("hello, model", *argv, "--json", "--max-tokens", 12)
     assert json.loads(out)["tokens"] == plain and "30 of 31 tokens of the prompt from" in err
-    assert file.read_bytes() == first
     other = result(run, "hello, you", "--model", chats)[0]["tokens"]
     _, out, err = run("hello, you", *argv, "--json", "--max-tokens", 12)
     assert json.loads(out)["tokens"] == other and "13 of 29 tokens of the prompt from" in err
