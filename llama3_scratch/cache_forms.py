@@ -3,7 +3,8 @@
     cache = Cache(8192, keys=KeptInt8, values=partial(KeptInt4, group=16))
 
 A group of neighbours along the head shares a scale: its largest magnitude becomes 127 (or 7), the others follow in
-proportion and are rounded. The C kernels write and read the same bytes.
+proportion and are rounded. int4 spreads each vector over all its numbers first. The C kernels write and read the same
+bytes.
 """
 
 from __future__ import annotations
@@ -60,8 +61,11 @@ class KeptInt8(Kept):
         self.scales[index] = scales
 
     def get(self, span: int) -> Tensor:
+        return self._floats(span).to(self._dtype)
+
+    def _floats(self, span: int) -> Tensor:
         grouped = self._unpack(self.values[:, :span].unflatten(-1, (self.scales.shape[-1], -1)))
-        return (grouped * self.scales[:, :span, ..., None]).flatten(-2).to(self._dtype)
+        return (grouped * self.scales[:, :span, ..., None]).flatten(-2)
 
     def _pack(self, integers: Tensor) -> Tensor:
         """Whole numbers (…, groups, group) as they are stored: (…, bytes of a head)."""
@@ -73,7 +77,7 @@ class KeptInt8(Kept):
 
 
 class KeptInt4(KeptInt8):
-    """Keys or values as 4 bits: `values` is uint8 (B, slots, G, K / 2), the scales as for int8.
+    """Keys or values as 4 bits, spread first: `values` is uint8 (B, slots, G, K / 2), the scales as for int8.
 
     A byte holds q + 8 of a number in its low half and, in its high half, that of the number half a group further on.
     """
@@ -89,12 +93,32 @@ class KeptInt4(KeptInt8):
     def head_dim(self) -> int:
         return 2 * self.values.shape[3]
 
+    def put(self, index: tuple[slice | Tensor, slice | Tensor], x_BTGK: Tensor) -> None:
+        super().put(index, spread(x_BTGK.float()))
+
+    def get(self, span: int) -> Tensor:
+        return spread(self._floats(span)).to(self._dtype)
+
     def _pack(self, integers: Tensor) -> Tensor:
         low, high = (integers + 8).to(torch.uint8).chunk(2, dim=-1)
         return (low | high << 4).flatten(-2)
 
     def _unpack(self, grouped: Tensor) -> Tensor:
         return torch.cat((grouped & 15, grouped >> 4), dim=-1).to(torch.int8) - 8
+
+
+def spread(x: Tensor) -> Tensor:
+    """x (…, K) times a Hadamard matrix: each number becomes a sum of all, with signs, so that none stands out.
+
+    A few numbers of every key are far larger than the rest, and the scale that they set leaves 4 bits nothing for the
+    others. The matrix is its own inverse, and no dot product changes (arXiv:2404.00456). A head whose width is no power
+    of two is spread in pieces.
+    """
+    width, step = x.shape[-1] & -x.shape[-1], 1
+    while step < width:
+        a, b = x.unflatten(-1, (-1, 2, step)).unbind(-2)
+        x, step = torch.stack((a + b, a - b), dim=-2).flatten(-3), 2 * step
+    return x * width**-0.5
 
 
 KEPT_IN_BITS = {16: KeptBf16, 8: KeptInt8, 4: KeptInt4}
