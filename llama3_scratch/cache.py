@@ -88,11 +88,13 @@ class Cache(NoCache):
     `keys` and `values` are what they're kept in: floats as they come, or another form with `Kept`'s methods.
     """
 
+    endless = False  # whether it makes room by itself where it's full
+
     def __init__(self, limit: int, *, keys: Keep = Kept, values: Keep = Kept) -> None:
         self.limit = limit
         self.length = 0
-        self._keep = keys, values
-        self._layers: dict[str, tuple[Kept, Kept]] = {}
+        self.forms = keys, values
+        self.layers: dict[str, tuple[Kept, Kept]] = {}
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
         return torch.arange(self.length, self.length + tokens, device=device)[None]
@@ -128,15 +130,15 @@ class Cache(NoCache):
     def n_bytes(self) -> int:
         """Bytes held now."""
         return sum(
-            tensor.nbytes for layer in self._layers.values() for kept in layer for tensor in kept.tensors().values()
+            tensor.nbytes for layer in self.layers.values() for kept in layer for tensor in kept.tensors().values()
         )
 
     def room(self, name: str, span: int, like_BTGK: Tensor) -> tuple[Kept, Kept]:
         """What the layer keeps its keys and its values in, with room for `span` slots."""
-        layer = self._layers.get(name)
+        layer = self.layers.get(name)
         if layer is None:
-            keys, values = self._keep
-            layer = self._layers[name] = keys(like_BTGK), values(like_BTGK)
+            keys, values = self.forms
+            layer = self.layers[name] = keys(like_BTGK), values(like_BTGK)
         if layer[0].slots < span:
             for kept in layer:
                 kept.grow(min(self.limit, -(-span // BLOCK) * BLOCK))
@@ -175,7 +177,7 @@ class RaggedCache(Cache):
 
     def keep(self, rows: list[int]) -> None:
         """Drop all rows but these: prompts that are done cost nothing more."""
-        for layer in self._layers.values():
+        for layer in self.layers.values():
             for kept in layer:
                 kept.select(rows)
         self.rewind_rows(self.lengths[rows])

@@ -16,14 +16,21 @@ from llama3_scratch import cli
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json, unwritable, write_whole
 from llama3_scratch.generate import require_tokenizer, timed_stream, warn_if_clamped
-from llama3_scratch.options import add_model_options, add_sampling_options, check_sampling, make_guesses, open_model
+from llama3_scratch.options import (
+    add_cache_options,
+    add_model_options,
+    add_sampling_options,
+    check_sampling,
+    make_cache,
+    make_guesses,
+    open_model,
+)
 from llama3_scratch.text import Answer, visible
 from llama3_scratch.timings import Timings
 
 if TYPE_CHECKING:
     import torch
 
-    from llama3_scratch.cache import Cache
     from llama3_scratch.checkpoint.load import Checkpoint
 
 log = logging.getLogger("llama3_scratch")
@@ -48,6 +55,7 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     add_model_options(parser)
+    add_cache_options(parser)
     add_sampling_options(parser, temperature=0.6, top_p=0.9)
     return parser
 
@@ -141,8 +149,6 @@ class Conversation:
     def __init__(
         self, checkpoint: Checkpoint, dtype: torch.dtype, options: argparse.Namespace, *, load_s: float = 0.0
     ) -> None:
-        from llama3_scratch.cache import Cache
-
         self.checkpoint, self.dtype, self.options = checkpoint, dtype, options
         self.tokenizer = require_tokenizer(checkpoint)
         if self.tokenizer.chat_format is None:
@@ -153,7 +159,7 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
         self.set_system(options.system or "")
         self.timings = Timings(load_s)
-        self._cache: Cache = Cache(options.max_seq_len or checkpoint.config.max_seq_len)
+        self._cache = make_cache(options, checkpoint.config)
         self._cached: list[int] = []
         self._guesses = make_guesses(options, checkpoint, dtype)
 
@@ -178,12 +184,12 @@ class Conversation:
     def reply(self, text: str) -> Generator[str, None, None]:
         """Say `text`; yield the answer piece by piece. Ctrl-C or `close` ends it; what was said until then is kept."""
         from llama3_scratch.dialog import encode_dialog
+        from llama3_scratch.prompt_cache import common_prefix
 
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt = encode_dialog([*self._system, *messages], self.tokenizer, date=self.options.date)
         warn_if_clamped(len(prompt), self.checkpoint, self.options)
-        same = next((i for i, (a, b) in enumerate(zip(prompt, self._cached, strict=False)) if a != b), None)
-        known = min(len(prompt) - 1, len(self._cached)) if same is None else same
+        known = min(common_prefix(prompt, self._cached), len(prompt) - 1)
         self._cache.rewind(min(known, self._cache.length))
         self._cached = self._cached[: self._cache.length]  # whatever cuts the answer short, no more than the truth
         answer = Answer(self.tokenizer, self.tokenizer.stop_tokens, self.options.stop)

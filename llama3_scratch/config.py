@@ -69,9 +69,9 @@ class Config:
             del shapes["output.weight"]
         return sum(map(math.prod, shapes.values()))
 
-    def kv_bytes(self, tokens: int, batch: int = 1, element_bytes: int = 2) -> int:
-        """Bytes of a full-precision KV cache that holds `tokens` tokens for each of `batch` prompts."""
-        return 2 * self.n_layers * self.n_kv_heads * self.head_dim * tokens * batch * element_bytes
+    def kv_bytes(self, tokens: int, batch: int = 1, element_bytes: float = 2) -> int:
+        """Bytes of a KV cache of `tokens` tokens for each of `batch` prompts, `element_bytes` a number."""
+        return int(2 * self.n_layers * self.n_kv_heads * self.head_dim * tokens * batch * element_bytes)
 
 
 def hidden_dim(dim: int, multiple_of: int = 256, ffn_dim_multiplier: float | None = None) -> int:

@@ -15,9 +15,11 @@ from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.options import (
+    add_cache_options,
     add_model_options,
     add_sampling_options,
     check_sampling,
+    make_cache,
     make_guesses,
     make_sampler,
     open_model,
@@ -66,9 +68,50 @@ def _parser() -> cli.Parser:
         help="each token's log-probability and the N likeliest, before sampling",
     )
     add_model_options(parser)
+    add_cache_options(parser)
+    _add_single_cache_options(parser)
     add_sampling_options(parser, temperature=0.0, top_p=1.0)
     add_trace_options(parser)
     return parser
+
+
+def _add_single_cache_options(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("KV cache of a single prompt")
+    group.add_argument(
+        "--prompt-cache",
+        type=Path,
+        metavar="FILE",
+        help="begin with what FILE holds of the prompt, if it's there, and write prompt and answer to it at the end; "
+        "the answer is the same but for rounding",
+    )
+    group.add_argument(
+        "--sliding",
+        type=cli.number(int, least=1),
+        metavar="N",
+        help="go on where the context is full: forget all but its beginning and its last N tokens",
+    )
+    group.add_argument(
+        "--sinks",
+        type=cli.number(int, least=0),
+        metavar="N",
+        help="with --sliding: tokens of the beginning that stay, on which heads rest that look for nothing (4)",
+    )
+
+
+def _check_single_cache(options: argparse.Namespace, n_prompts: int, *, traced: bool) -> None:
+    if options.sinks is not None and not options.sliding:
+        raise UsageError("--sinks goes with --sliding")
+    for flag, value in (("--prompt-cache", options.prompt_cache), ("--sliding", options.sliding)):
+        if value is not None and n_prompts > 1:
+            raise UsageError(f"{flag}: takes one prompt, got {n_prompts}")
+    if options.prompt_cache is None:
+        return
+    if options.sliding:
+        raise UsageError("--prompt-cache keeps the beginning of a text, --sliding forgets it; leave one out")
+    if traced:
+        raise UsageError("--prompt-cache: a trace shows the whole prompt on its way; leave one out")
+    if not options.prompt_cache.parent.is_dir():
+        raise FileError(f"{options.prompt_cache}: there is no folder {options.prompt_cache.parent} to write it in")
 
 
 def _without_weights(options: argparse.Namespace) -> int:
@@ -147,15 +190,20 @@ def main(options: argparse.Namespace) -> int:
     if options.no_weights:
         return _without_weights(options)
     texts = list(_prompts(options))
-    if options.speculate and (traced or len(texts) > 1):
-        raise UsageError("--speculate goes with one prompt, and without --trace, whose passes it would change")
+    if options.speculate and (traced or options.sliding or len(texts) > 1):
+        raise UsageError("--speculate goes with one prompt, without --trace and without --sliding")
+    _check_single_cache(options, len(texts), traced=traced)
     started = time.perf_counter()
     checkpoint, dtype = open_model(options, traced=traced)
     timings = Timings(load_s=time.perf_counter() - started)
     tokenizer = require_tokenizer(checkpoint)
     prompts = [encode_prompt(text, tokenizer, options) for text in texts]
     guesses = make_guesses(options, checkpoint, dtype)
-    warn_if_clamped(max(map(len, prompts)), checkpoint, options)
+    cache = make_cache(options, checkpoint.config, len(prompts))
+    if not cache.endless:
+        warn_if_clamped(max(map(len, prompts)), checkpoint, options)
+    if options.prompt_cache is not None and options.prompt_cache.exists():
+        _begin_with(options.prompt_cache, cache, prompts[0], checkpoint, dtype)
     answers = [Answer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in prompts]
     printer = _Printer(answers, enabled=not options.json)
@@ -164,7 +212,7 @@ def main(options: argparse.Namespace) -> int:
     code = 0
     try:
         for step in timed_stream(
-            prompts, answers, checkpoint, dtype, options, timings, session=session, guesses=guesses
+            prompts, answers, checkpoint, dtype, options, timings, cache=cache, session=session, guesses=guesses
         ):
             if options.logprobs is not None:
                 logprobs[step.row].append(_logprobs(step, options.logprobs, tokenizer))
@@ -178,6 +226,11 @@ def main(options: argparse.Namespace) -> int:
     for answer in answers:
         answer.finish(answer.finish_reason or "interrupted")
     printer.show()
+    if options.prompt_cache is not None and cache.length:
+        from llama3_scratch import prompt_cache
+
+        seen = [*prompts[0], *answers[0].tokens]
+        prompt_cache.save(options.prompt_cache, cache, seen, checkpoint.params, checkpoint.config, dtype)
     if session is not None:
         session.finish()
     for prompt, answer, chosen in zip(prompts, answers, logprobs, strict=True):
@@ -202,6 +255,16 @@ def main(options: argparse.Namespace) -> int:
     return code
 
 
+def _begin_with(path: Path, cache: Cache, prompt: list[int], checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """Fill the cache with what the file holds of the prompt."""
+    from llama3_scratch import prompt_cache
+
+    known = prompt_cache.load(path, cache, checkpoint.params, checkpoint.config, dtype)
+    # The last token is computed anew: its logits are nowhere kept.
+    cache.rewind(min(prompt_cache.common_prefix(known, prompt), len(prompt) - 1))
+    log.info("%d of %d tokens of the prompt from %s", cache.length, len(prompt), path)
+
+
 def warn_if_clamped(prompt_tokens: int, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
     """Say so where the context ends before --max-tokens does."""
     limit = options.max_seq_len or checkpoint.config.max_seq_len
@@ -217,7 +280,7 @@ def timed_stream(
     options: argparse.Namespace,
     timings: Timings,
     *,
-    cache: Cache | None = None,
+    cache: Cache,
     session: Session | None = None,
     guesses: NoGuesses | None = None,
 ) -> Iterator[Step]:
@@ -229,7 +292,7 @@ def timed_stream(
 
     guesses = guesses or NO_GUESSES
     started = time.perf_counter()
-    timings.prompt_tokens = sum(map(len, prompts)) - (cache.length if cache else 0)
+    timings.prompt_tokens = sum(map(len, prompts)) - cache.length
     if session is not None:
         session.start()
     before = len(prompts)

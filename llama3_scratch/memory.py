@@ -33,10 +33,10 @@ def plan(
     batch: int = 1,
     mapped: int = 0,
     weights: int = 0,
-    cache_bytes: int = _F32,
+    cache_bytes: float = _F32,
     chunk: int = 512,
 ) -> Plan:
-    """The plan for `batch` prompts of `context` tokens each, answer included, `cache_bytes` an element of the cache.
+    """The plan for `batch` prompts of `context` tokens each, answer included, `cache_bytes` a number in the cache.
 
     Activations are an estimate: the widest moment of a layer, when `chunk` tokens of each prompt run through it.
     """

@@ -6,8 +6,9 @@ import argparse
 import logging
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
@@ -15,7 +16,9 @@ from llama3_scratch.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+    from llama3_scratch.cache import Cache, Keep
     from llama3_scratch.checkpoint.load import Checkpoint
+    from llama3_scratch.config import Config
     from llama3_scratch.sample import Sampler
     from llama3_scratch.speculate import NoGuesses
 
@@ -66,6 +69,52 @@ def add_model_options(parser: cli.Parser) -> None:
         metavar="DATE",
         help='"26 Jul 2024": frame a Llama 3 chat as Hugging Face\'s template does, which names it; else as Meta does',
     )
+
+
+def add_cache_options(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("KV cache")
+    bits: Any = {"type": int, "choices": (16, 8, 4), "metavar": "BITS"}
+    group.add_argument(
+        "--kv-bits", **bits, help="keep keys and values in 16 (bf16), 8 or 4 bits a number; else as --dtype has them"
+    )
+    group.add_argument("--kv-k-bits", **bits, help="the keys in other bits than the values")
+    group.add_argument("--kv-v-bits", **bits, help="the values in other bits than the keys")
+    group.add_argument(
+        "--kv-group-size",
+        type=cli.number(int, least=1),
+        metavar="N",
+        help="of 8 or 4 bits: numbers that share a scale, a divisor of the head's width (32 where that is one)",
+    )
+
+
+def make_cache(options: argparse.Namespace, config: Config, rows: int = 1) -> Cache:
+    """The cache that the options mean, for `rows` prompts at once."""
+    from llama3_scratch.cache import Cache, Kept, RaggedCache
+    from llama3_scratch.cache_forms import KEPT_IN_BITS, group_size
+    from llama3_scratch.sliding import SlidingCache
+
+    chosen = [bits or options.kv_bits for bits in (options.kv_k_bits, options.kv_v_bits)]
+    group = options.kv_group_size
+    if group is not None and not {4, 8} & set(chosen):
+        raise UsageError(f"--kv-group-size {group}: goes with --kv-bits 8 or 4, which have scales")
+    if group is not None and (config.head_dim % group or (4 in chosen and group % 2)):
+        even = ", and be even for 4 bits" if 4 in chosen else ""
+        raise UsageError(f"--kv-group-size {group}: must divide the head's width, which is {config.head_dim}{even}")
+
+    def form(bits: int | None) -> Keep:
+        if bits is None:
+            return Kept
+        kind = KEPT_IN_BITS[bits]
+        return kind if bits == 16 else partial(kind, group=group_size(config.head_dim, group))
+
+    limit = options.max_seq_len or config.max_seq_len
+    keys, values = map(form, chosen)
+    if getattr(options, "sliding", None):
+        sinks = 4 if options.sinks is None else options.sinks
+        return SlidingCache(limit, config, window=options.sliding, sinks=sinks, keys=keys, values=values)
+    if rows == 1:
+        return Cache(limit, keys=keys, values=values)
+    return RaggedCache(limit, rows, keys=keys, values=values)
 
 
 def add_sampling_options(parser: cli.Parser, *, temperature: float, top_p: float) -> None:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llama3_scratch.cache import Cache, RaggedCache
+from llama3_scratch.cache_forms import vector_bytes
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import Params, embed
@@ -54,9 +56,10 @@ def stream(
 ) -> Iterator[Step]:
     """Yield each prompt's next tokens, step by step, until all have stopped.
 
-    `stop(row, token)` hears of every token and says whether it ends that row. `dtype` is that of the activations and
-    of the cache. `cache` may hold the beginning of a single prompt already: the loop goes on from there and leaves in
-    it all but the last token. `block` is a layer's function, in the place of the fastest way through all layers.
+    `stop(row, token)` hears of every token and says whether it ends that row. `dtype` is that of the activations and,
+    unless `cache` has another form, of the cache. `cache` may hold the beginning of a single prompt already: the loop
+    goes on from there and leaves in it all but the last token. For several prompts it's an empty RaggedCache with a
+    row for each. `block` is a layer's function, in the place of the fastest way through all layers.
     `guesses` are for a single prompt: what is guessed right needs no pass of its own, and the tokens stay the same.
     Raises UsageError for a prompt that is empty or longer than the context.
     """
@@ -72,13 +75,20 @@ def stream(
             raise UsageError(f"token {bad[0]} in the prompt, the model's vocabulary has {config.vocab_size}")
     if guesses is not NO_GUESSES and len(prompts) > 1:
         raise UsageError(f"guesses are for one prompt, got {len(prompts)}")
-    if cache is not None and (len(prompts) > 1 or cache.length >= len(prompts[0])):
+    if cache is None:
+        cache = Cache(limit) if len(prompts) == 1 else RaggedCache(limit, len(prompts))
+    elif isinstance(cache, RaggedCache):
+        if cache.length or len(cache.lengths) != len(prompts):
+            raise UsageError(
+                f"a ragged cache must be empty with a row for each of {len(prompts)} prompts, "
+                f"got {len(cache.lengths)} rows of up to {cache.length} tokens"
+            )
+    elif len(prompts) > 1 or cache.length >= len(prompts[0]):
         raise UsageError(
             f"a cache takes one prompt of more tokens than it holds, which are {cache.length}, "
             f"got {len(prompts)}, the first of {len(prompts[0])}"
         )
-    if cache is None:
-        cache = Cache(limit) if len(prompts) == 1 else RaggedCache(limit, len(prompts))
+    activations = dtype or params["norm.weight"].dtype
     free = available()
     if free is not None and params["tok_embeddings.weight"].device.type == "cpu":
         longest = max(map(len, prompts))
@@ -86,7 +96,8 @@ def stream(
             config,
             context=min(limit, longest + max_tokens),
             batch=len(prompts),
-            cache_bytes=dtype.itemsize if dtype else 4,
+            cache_bytes=sum(vector_bytes(form, config.head_dim, activations) for form in cache.forms)
+            / (2 * config.head_dim),
             chunk=min(chunk, longest),
         )
         require(wanted, free + cache.n_bytes)
@@ -100,7 +111,7 @@ def stream(
 
     rows = list(range(len(prompts)))
     seen = [list(prompt) for prompt in prompts]
-    most = [min(len(prompt) + max_tokens, limit) for prompt in prompts]
+    most = [len(prompt) + max_tokens if cache.endless else min(len(prompt) + max_tokens, limit) for prompt in prompts]
     guessed: list[int] = []  # what the last pass took in behind the last token: a single prompt's alone
     # The head only for the last position: it is the largest matrix of a small model.
     logits_BTV = unembed(_prefill(hidden, cache, prompts, chunk), params)
@@ -114,7 +125,7 @@ def stream(
                     try:
                         token = samplers[row](logits_BTV[index, place], seen[row])
                     except NonFiniteError as error:
-                        raise _first_bad_layer(error, seen[row], params, config, dtype) from None
+                        raise _located(error, seen[row], params, config, dtype, cache) from None
                     seen[row].append(token)
                     right += guessed[place : place + 1] == [token]
                     reason = "stop" if stop(row, token) else "length" if len(seen[row]) >= most[row] else None
@@ -155,21 +166,37 @@ def _prefill(hidden: Callable[[Tensor], Tensor], cache: Cache, prompts: Sequence
     return torch.stack([last_D[row] for row in range(len(prompts))])[:, None]
 
 
-def _first_bad_layer(
-    error: NonFiniteError, tokens: Sequence[int], params: Params, config: Config, dtype: torch.dtype | None
+def _located(
+    error: NonFiniteError,
+    tokens: Sequence[int],
+    params: Params,
+    config: Config,
+    dtype: torch.dtype | None,
+    cache: Cache,
 ) -> NonFiniteError:
-    """The error with the layer in which the first NaN or infinity appears, found by running the tokens once more."""
-    first: list[str] = []
+    """The error with the layer and the position at which the first NaN or infinity appears.
 
-    def watched(x_BTD: Tensor, params: Params, name: str, config: Config, **state: object) -> Tensor:
+    They're found by running the tokens once more; if nothing is wrong then, what the cache holds is looked through.
+    """
+    keys, values = cache.forms
+    again = Cache(len(tokens), keys=keys, values=values)
+    found: list[tuple[str, int]] = []
+
+    def watched(x_BTD: Tensor, params: Params, name: str, config: Config, **state: Any) -> Tensor:
         out_BTD = fused_block(x_BTD, params, name, config, **state)
-        if not first and not torch.isfinite(out_BTD).all():
-            first.append(name)
+        if not found and (position := _first_bad(out_BTD)) is not None:
+            # A value that is no number spoils all sums that it's in, even those in which it has no weight.
+            kept = _first_bad_slot(again, f"{name}.attention", len(tokens))
+            found.append((name, position if kept is None else kept))
         return out_BTD
 
     tokens_BT = torch.tensor([list(tokens)], device=params["tok_embeddings.weight"].device)
-    decode(embed(tokens_BT, params, "tok_embeddings", dtype=dtype), params, config, block=watched)
-    where = first[0] if first else "the head"
+    decode(embed(tokens_BT, params, "tok_embeddings", dtype=dtype), params, config, cache=again, block=watched)
+    if not found:
+        for name in cache.layers:
+            if (position := _first_bad_slot(cache, name, cache.length)) is not None:
+                return NonFiniteError(f"{error}, first in the cache of {name} at position {position}; begin anew")
+    where, at = (found[0][0], f" at position {found[0][1]}") if found else ("the head", "")
     floats = {key: tensor for key, tensor in params.items() if tensor.is_floating_point()}
     near = [key for key in floats if key.startswith(f"{where}.")]
     bad = next((key for key in [*near, *floats] if not torch.isfinite(floats[key]).all()), None)
@@ -178,4 +205,16 @@ def _first_bad_layer(
         remedy = f"{bad} holds NaN or infinity, download it again"
     elif dtype == torch.float16:
         remedy = "float16 overflows there, take --dtype float32"
-    return NonFiniteError(f"{error}, first in {where}; {remedy}")
+    return NonFiniteError(f"{error}, first in {where}{at}; {remedy}")
+
+
+def _first_bad_slot(cache: Cache, name: str, slots: int) -> int | None:
+    """The first of the layer's slots whose key or value holds a NaN or an infinity."""
+    bad = [position for kept in cache.layers[name] if (position := _first_bad(kept.get(slots))) is not None]
+    return min(bad, default=None)
+
+
+def _first_bad(x: Tensor) -> int | None:
+    """The first index along axis 1, the tokens' one, at which a NaN or an infinity stands."""
+    bad = ~torch.isfinite(x).transpose(0, 1).flatten(1).all(1)
+    return int(bad.nonzero()[0]) if bad.any() else None

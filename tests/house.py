@@ -29,6 +29,7 @@ ROOMS = {
         "checkpoint.names",
         "checkpoint.load",
     ],
+    "Other caches: shorter, endless, on disk": ["cache_forms", "sliding", "prompt_cache"],
     "Params → params, and the layer in C": ["quantize", "native.decode"],
     "From logits to answers": ["sample", "speculate", "stream", "timings"],
     "The glass box": [

@@ -317,3 +317,113 @@ def test_a_ggufs_blocks_stay_as_stored_where_the_kernels_take_them(tmp_path, mon
     assert form("--quantize", "int8") == "int8"
     monkeypatch.setattr(kernels, "library", lambda: None)
     assert form() == "float32"
+
+
+CACHE_OPTIONS = {
+    "F212": (["--kv-bits", "3"], "--kv-bits: invalid choice: 3 (choose from 16, 8, 4)"),
+    "F212-keys": (["--kv-k-bits", "32"], "--kv-k-bits: invalid choice"),
+    "F212-text": (["--kv-v-bits", "int8"], "--kv-v-bits: invalid int value: 'int8'"),
+    "F213": (["--kv-bits", "8", "--kv-group-size", "5"], "--kv-group-size 5: must divide the head's width, which is 8"),
+    "F213-odd": (["--kv-bits", "4", "--kv-group-size", "1"], "which is 8, and be even for 4 bits"),
+    "F213-zero": (["--kv-bits", "4", "--kv-group-size", "0"], "--kv-group-size: expected a whole number at least 1"),
+    "group-without-bits": (["--kv-group-size", "8"], "--kv-group-size 8: goes with --kv-bits 8 or 4"),
+    "group-for-bf16": (["--kv-group-size", "8", "--kv-bits", "16"], "--kv-group-size 8: goes with --kv-bits 8 or 4"),
+    "sinks-alone": (["--sinks", "2"], "--sinks goes with --sliding"),
+    "sliding-too-far": (["--sliding", "50", "--max-seq-len", "50"], "a sliding cache of 50 slots keeps 4 sinks and 50"),
+    "sliding-several": (["--sliding", "9", "--prompt", "b"], "--sliding: takes one prompt, got 2"),
+    "cache-several": (["--prompt-cache", "x", "--prompt", "b"], "--prompt-cache: takes one prompt, got 2"),
+    "cache-sliding": (["--prompt-cache", "x", "--sliding", "9"], "leave one out"),
+    "cache-trace": (["--prompt-cache", "x", "--trace"], "a trace shows the whole prompt"),
+}
+
+
+@pytest.mark.parametrize("argv, message", CACHE_OPTIONS.values(), ids=CACHE_OPTIONS)
+def test_cache_options_that_cannot_be(run, chats, argv, message):
+    code, out, err = run("hi", "--model", chats, *argv)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: ") and message in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("prompts", [["hi"], ["hi", "--prompt", "hi there"]], ids=["one", "F223-several"])
+def test_a_short_cache_is_used_and_answers(run, chats, prompts, monkeypatch):
+    made = []
+    real = stream.stream
+    monkeypatch.setattr(stream, "stream", lambda *args, **kw: made.append(kw["cache"]) or real(*args, **kw))
+    forms = {
+        (): ("float32", "float32"),
+        ("--kv-bits", 16): ("bfloat16", "bfloat16"),
+        ("--kv-bits", 8): ("int8", "int8"),
+        ("--kv-bits", 4, "--kv-k-bits", 8): ("int8", "uint8"),
+        ("--kv-v-bits", 4, "--kv-group-size", 4): ("float32", "uint8"),
+    }
+    for argv, dtypes in forms.items():
+        answers = result(run, *prompts, "--model", chats, *argv)
+        assert [answer["text"] != "" for answer in answers] == [True] * (1 + len(prompts) // 2)
+        layer = made[-1].layers["layers.0.attention"]
+        assert tuple(str(kept.values.dtype).removeprefix("torch.") for kept in layer) == dtypes
+    assert layer[1].scales.shape[-1] == 2
+
+
+def test_a_trace_shows_what_a_short_cache_gives_back(run, chats):
+    def key_lines(*argv):
+        code, out, err = run("hi", "--model", chats, "--max-tokens", 1, "--trace-steps", "k_BTGK,k_BSGK", *argv)
+        assert code == 0, err
+        return [line for line in out.splitlines() if "k_BSGK" in line]
+
+    assert len(key_lines()) == len(key_lines("--kv-bits", 8)) >= 1
+    assert key_lines() != key_lines("--kv-bits", 8)
+
+
+def test_sliding_goes_on_past_the_context(run, chats):
+    argv = ["hi", "--model", chats, "--max-seq-len", 40, "--max-tokens", 99, "--json"]
+    code, out, err = run(*argv, "--sliding", 12, "--sinks", 2)
+    answer = json.loads(out)
+    assert code == 0 and len(answer["prompt_tokens"]) + len(answer["tokens"]) > 80
+    assert "leaves room for" not in err
+    short = json.loads(run(*argv)[1])["tokens"]
+    assert answer["tokens"][: len(short)] == short and len(short) < 30
+
+
+def test_a_prompt_cache_saves_the_prefill_and_changes_no_token(run, chats, tmp_path):
+    file = tmp_path / "prompt.cache"
+    plain = result(run, "hello, model", "--model", chats)[0]["tokens"]
+    argv = ["--model", chats, "--prompt-cache", file]
+    assert result(run, "hello, model", *argv)[0]["tokens"] == plain
+    first = file.read_bytes()
+    _, out, err = run("hello, model", *argv, "--json", "--max-tokens", 12)
+    assert json.loads(out)["tokens"] == plain and "30 of 31 tokens of the prompt from" in err
+    other = result(run, "hello, you", "--model", chats)[0]["tokens"]
+    _, out, err = run("hello, you", *argv, "--json", "--max-tokens", 12)
+    assert json.loads(out)["tokens"] == other and "13 of 29 tokens of the prompt from" in err
+    assert file.read_bytes() != first
+
+
+def test_f221_f222_a_prompt_cache_that_is_of_no_use(run, chats, completes, tmp_path):
+    file = tmp_path / "prompt.cache"
+    result(run, "hi", "--model", chats, "--prompt-cache", file)
+    before = file.read_bytes()
+    for argv, message in ((["--dtype", "float64"], "made with dtype float32"), (["--kv-bits", "8"], "made with keys")):
+        code, out, err = run("hi", "--model", chats, "--prompt-cache", file, *argv)
+        assert (code, out) == (3, "") and f"error: {file}: {message}" in err and "Traceback" not in err
+    assert file.read_bytes() == before
+    file.write_bytes(before[:-7])
+    code, out, err = run("hi", "--model", chats, "--prompt-cache", file)
+    assert (code, out) == (3, "") and f"error: {file}: damaged" in err
+    code, _, err = run("hi", "--model", "no/such/model", "--prompt-cache", tmp_path / "no" / "file")
+    assert code == 3 and f"there is no folder {tmp_path / 'no'}" in err, "before the model is looked for"
+
+
+def test_f138_ctrl_c_keeps_what_the_prompt_cache_has_seen(run, chats, monkeypatch, tmp_path):
+    real = stream.stream
+
+    def interrupted(*args, **kwargs):
+        for count, step in enumerate(real(*args, **kwargs)):
+            if count == 6:
+                raise KeyboardInterrupt
+            yield step
+
+    whole = result(run, "hi", "--model", chats)[0]["tokens"]
+    with monkeypatch.context() as struck:
+        struck.setattr(stream, "stream", interrupted)
+        assert run("hi", "--model", chats, "--prompt-cache", tmp_path / "file")[0] == 130
+    assert result(run, "hi", "--model", chats, "--prompt-cache", tmp_path / "file")[0]["tokens"] == whole

@@ -135,9 +135,9 @@ def test_the_cache_holds_what_was_said_and_nothing_else():
     said = [*PROMPT, *tokens]
     assert cache.length == len(said) - 1
     forward(torch.tensor([said[:-1]]), PARAMS, tiny.CONFIG, cache=fresh)
-    for name, (keys, values) in fresh._layers.items():
-        check(cache._layers[name][0].get(cache.length), keys.get(cache.length), 1e-9)
-        check(cache._layers[name][1].get(cache.length), values.get(cache.length), 1e-9)
+    for name, (keys, values) in fresh.layers.items():
+        check(cache.layers[name][0].get(cache.length), keys.get(cache.length), 1e-9)
+        check(cache.layers[name][1].get(cache.length), values.get(cache.length), 1e-9)
 
 
 def test_whoever_leaves_amid_right_guesses_finds_a_true_cache():
@@ -247,6 +247,7 @@ def test_generate_and_chat_take_it(models, capsys, monkeypatch, with_):
 BAD = {
     "two prompts": (["--prompt", "b", "--speculate", "lookup"], "--speculate goes with one prompt"),
     "trace": (["--trace", "--speculate", "lookup"], "without --trace"),
+    "sliding": (["--sliding", "64", "--speculate", "lookup"], "without --sliding"),
     "alone": (["--draft-tokens", "3"], "--draft-tokens goes with --speculate"),
     "too many": (["--speculate", "lookup", "--draft-tokens", "16"], "--draft-tokens"),
 }

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama3_scratch.cache import Cache
+from llama3_scratch.cache import Cache, Kept, RaggedCache
+from llama3_scratch.cache_forms import KeptBf16, KeptInt4, KeptInt8
 from llama3_scratch.errors import UsageError
 from llama3_scratch.model import block, forward
 from llama3_scratch.sample import NonFiniteError, sampler
@@ -114,15 +115,78 @@ def test_f219_a_cache_that_holds_the_beginning_is_continued():
 def test_f021_a_bad_weight_is_named_at_the_first_logit_that_shows_it():
     params = tiny.params()
     params["layers.3.feed_forward.w2.weight"][1, 2] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"first in layers\.3; layers\.3\.feed_forward\.w2\.weight holds NaN"):
+    with pytest.raises(
+        NonFiniteError, match=r"first in layers\.3 at position 0; layers\.3\.feed_forward\.w2\.weight holds NaN"
+    ):
         run([[1, 2]], params=params)
 
 
 def test_f133_float16_that_overflows_names_the_layer_and_the_remedy():
     params = tiny.params(dtype=torch.float16)
     params["layers.2.attention.wv.weight"] *= 30_000
-    with pytest.raises(NonFiniteError, match=r"first in layers\.2; float16 overflows there, take --dtype float32"):
+    with pytest.raises(
+        NonFiniteError, match=r"first in layers\.2 at position 0; float16 overflows there, take --dtype float32"
+    ):
         run([[1, 2]], params=params, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("form", [Kept, KeptBf16, KeptInt8, KeptInt4])
+def test_f216_a_bad_number_is_named_by_layer_and_position(form):
+    params = tiny.params()
+    params["tok_embeddings.weight"][9, 3] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"first in layers\.0 at position 2; tok_embeddings\.weight holds NaN"):
+        run([[5, 2, 9, 4]], params=params, cache=Cache(64, keys=form, values=form))
+
+
+@pytest.mark.parametrize("form", [Kept, KeptBf16, KeptInt8, KeptInt4])
+@pytest.mark.parametrize("part", [0, 1])
+def test_f216_a_bad_number_that_only_the_cache_holds_is_named_too(form, part):
+    cache = Cache(100, keys=form, values=form)
+    run([PROMPTS[0]], cache=cache)
+    kept = cache.layers["layers.2.attention"][part]
+    with torch.inference_mode():
+        kept.put((slice(None), slice(5, 6)), kept.get(6)[:, 5:] * torch.nan)
+    with pytest.raises(NonFiniteError, match=r"first in the cache of layers\.2\.attention at position 5; begin anew"):
+        run([PROMPTS[2]], cache=cache)
+
+
+FORMS = {"bf16": (KeptBf16, KeptBf16), "int8": (KeptInt8, KeptInt8), "int4 values": (KeptInt8, KeptInt4)}
+
+
+@pytest.mark.parametrize("keys, values", FORMS.values(), ids=FORMS)
+def test_f218_f219_f220_f223_caches_in_short_forms(keys, values):
+    """In f64 every prompt's answer is the same alone, in a batch, in chunks and continued; and it ends with length."""
+    params = {name: weight.double() for name, weight in tiny.params().items()}
+
+    def answers(prompts, cache, **options):
+        return run(prompts, params=params, cache=cache, dtype=torch.float64, **options)
+
+    alone = [answers([prompt], Cache(100, keys=keys, values=values))[0][0] for prompt in PROMPTS]
+    for chunk in (5, 512):
+        together = answers(PROMPTS, RaggedCache(100, 4, keys=keys, values=values), chunk=chunk)
+        assert together == (alone, dict.fromkeys(range(4), "length"))
+    cache = Cache(45, keys=keys, values=values)
+    assert answers([PROMPTS[2]], cache, max_seq_len=45) == ([alone[2][:5]], {0: "length"})
+    cache.rewind(25)
+    assert answers([PROMPTS[2]], cache, max_seq_len=45)[0] == [alone[2][:5]]
+
+
+def test_f140_the_plan_counts_the_bytes_of_the_caches_form(monkeypatch):
+    asked = []
+    monkeypatch.setattr("llama3_scratch.stream.require", lambda plan, free: asked.append(plan.cache))
+    for form in (Kept, KeptBf16, KeptInt8, KeptInt4):
+        run([PROMPTS[0]], cache=Cache(100, keys=form, values=form))
+    vectors = 2 * 5 * 2 * 27  # keys and values, layers, heads, tokens; K = 8 in one group
+    assert asked == [vectors * n_bytes for n_bytes in (32, 16, 12, 8)]
+
+
+def test_a_ragged_cache_of_ones_own_is_empty_and_has_a_row_for_each():
+    cache = RaggedCache(100, 3)
+    with pytest.raises(UsageError, match=r"a row for each of 2 prompts, got 3 rows of up to 0 tokens"):
+        run(PROMPTS[:2], cache=cache)
+    run(PROMPTS[:3], cache=cache)
+    with pytest.raises(UsageError, match=r"must be empty"):
+        run(PROMPTS[:3], cache=cache)
 
 
 def test_bf16_weights_answer_in_float32():

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import llama3_scratch as l3
 from llama3_scratch import generate, model, stream
 from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
+from llama3_scratch.cache_forms import KeptBf16, KeptInt4, KeptInt8
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import Checkpoint, load, weight_files
@@ -24,6 +25,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import linear
 from llama3_scratch.machine import Machine, measure
 from llama3_scratch.model import block, forward, fused_block
+from llama3_scratch.sliding import SlidingCache
 from llama3_scratch.trace import roofline, views
 from llama3_scratch.trace.cost import Cost
 from llama3_scratch.trace.tracer import ShapeError, summarise, watch
@@ -110,10 +112,18 @@ def test_statistics_count_what_is_no_number_and_leave_it_out():
 
 
 @pytest.mark.parametrize("form", forms.FORMS)
-@pytest.mark.parametrize("cache", ["none", "cache", "ragged"])
+@pytest.mark.parametrize("cache", ["none", "cache", "ragged", "bf16", "int8", "int4 ragged", "sliding"])
 def test_shapes_are_what_names_say_over_every_form_and_cache(form, cache):
     params = forms.FORMS[form](tiny.params())
-    kept = {"none": NO_CACHE, "cache": Cache(64), "ragged": RaggedCache(64, 2)}[cache]
+    kept = {
+        "none": NO_CACHE,
+        "cache": Cache(64),
+        "ragged": RaggedCache(64, 2),
+        "bf16": Cache(64, keys=KeptBf16, values=KeptBf16),
+        "int8": Cache(64, keys=KeptInt8, values=KeptInt8),
+        "int4 ragged": RaggedCache(64, 2, keys=KeptInt4, values=KeptInt4),
+        "sliding": SlidingCache(64, tiny.CONFIG, window=20),
+    }[cache]
     for layer in (block, fused_block):
         assert len(traced(params, cache=kept, layer=layer, statistics=False)) > 200
     if cache != "none":

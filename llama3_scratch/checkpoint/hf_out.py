@@ -80,10 +80,10 @@ def _rows(tensor: Tensor, name: str, config: Config) -> Tensor:
     return (halves(tensor, heads) if heads else tensor).detach().contiguous()
 
 
-def write_safetensors(path: Path, tensors: Params) -> None:
+def write_safetensors(path: Path, tensors: Params, metadata: dict[str, str] | None = None) -> None:
     """Write one file of tensors, contiguous each; OSError where it can't be."""
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         raise OSError(str(error)) from error
     umask = os.umask(0)

@@ -5,6 +5,7 @@
  */
 #include "native.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -217,9 +218,25 @@ static void gate(const Call *c, int counter) {
     }
 }
 
-/* Keep a new key or value in the cache's own form. */
-static void keep(const Kept *kept, int64_t vector, int head_dim, const float *x) {
+/* x times a Hadamard matrix: each number becomes a sum of all, with signs, so that none stands out; the dot product of
+ * two vectors stays what it was, and twice is as good as never. Of a head whose width is no power of two, piece by piece. */
+static void spread(float *x, int head_dim) {
+    int width = head_dim & -head_dim;
+    float root = (float)(1 / sqrt(width));
+    for (int step = 1; step < width; step *= 2)
+        for (int i = 0; i < head_dim; i++)
+            if (!(i & step)) {
+                float a = x[i], b = x[i + step];
+                x[i] = a + b;
+                x[i + step] = a - b;
+            }
+    for (int i = 0; i < head_dim; i++) x[i] *= root;
+}
+
+/* Keep a new key or value in the cache's own form; x is lost. */
+static void keep(const Kept *kept, int64_t vector, int head_dim, float *x) {
     int64_t at = vector * head_dim;
+    if (kept->kind == CACHE_INT4) spread(x, head_dim);
     if (kept->kind == CACHE_F32) {
         memcpy((float *)kept->values + at, x, sizeof(float) * head_dim);
     } else if (kept->kind == CACHE_BF16) {
@@ -238,11 +255,11 @@ static void keep(const Kept *kept, int64_t vector, int head_dim, const float *x)
                 most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
                 nothing += 0 * x[i];
             }
-            float scale = most / top, inverse = most > 0 ? 1 / scale : 0;
+            /* A subnormal scale has no inverse that is a float: the group becomes zeros. */
+            float scale = most / top, inverse = scale >= FLT_MIN && nothing == 0 ? 1 / scale : 0;
             kept->scales[vector * (head_dim / kept->group) + begin / kept->group] = scale + nothing;
-            if (nothing != nothing) inverse = 0;
             for (int i = 0; i < kept->group; i++) {
-                int rounded = nothing != nothing ? 0 : (int)lrintf(x[begin + i] * inverse);
+                int rounded = inverse > 0 ? (int)lrintf(x[begin + i] * inverse) : 0;
                 if (kept->kind == CACHE_INT8) {
                     ((int8_t *)kept->values)[at + begin + i] = (int8_t)rounded;
                 } else {
@@ -319,13 +336,14 @@ static void join_chunks(const Call *c, int i, int head) {
         for (int d = 0; d < K; d++) out[d] += share * part[d];
     }
     for (int d = 0; d < K; d++) out[d] /= total;
+    if (c->values->kind == CACHE_INT4) spread(out, K);
 }
 
 static void block_work(void *argument) {
     Call *c = argument;
     const Sizes *z = c->sizes;
     const Layer *l = c->layer;
-    int n = c->tokens->n, K = z->head_dim, G = z->kv_heads;
+    int n = c->tokens->n, K = z->head_dim, G = z->kv_heads, R = z->heads / G;
 
     for (int i; (i = next_of(0, 1)) < n;) { /* attention_norm */
         norm(c->x + (int64_t)i * z->dim, l->attention_norm, z->dim, z->eps, c->narrow.floats + (int64_t)i * z->dim);
@@ -339,6 +357,8 @@ static void block_work(void *argument) {
     for (int item; (item = next_of(4, 1)) < n * G;) { /* cache.extend */
         int i = item / G, g = item % G;
         int64_t vector = ((int64_t)c->tokens->rows[i] * c->tokens->slots + c->tokens->positions[i]) * G + g;
+        for (int h = g * R; c->keys->kind == CACHE_INT4 && h < (g + 1) * R; h++) /* as the keys that it will meet */
+            spread(c->q + ((int64_t)i * z->heads + h) * K, K);
         keep(c->keys, vector, K, c->k + (int64_t)item * K);
         keep(c->values, vector, K, c->v + (int64_t)item * K);
     }

@@ -27,7 +27,8 @@ typedef struct {
     int32_t *sums;   /* [n][groups], of the rounded values */
 } Input;
 
-/* How keys or values are cached. INT8 and INT4 have a scale for `group` numbers along the head. */
+/* How keys or values are cached. INT8 and INT4 have a scale for `group` numbers along the head; what INT4 holds has been
+ * spread (decode.c), and `widen` gives it as it is held. */
 enum CacheKind { CACHE_F32, CACHE_BF16, CACHE_INT8, CACHE_INT4 };
 
 typedef struct {

@@ -1,0 +1,139 @@
+"""A cache on disk: what a model has seen of a prompt, to begin the next run with.
+
+One safetensors file: the tokens, what every layer keeps of them in the cache's own form, and in its metadata all that
+has to be the same for them to mean the same: the model with its RoPE, the activations' dtype, the form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llama3_scratch.cache import Cache, Kept
+from llama3_scratch.checkpoint.hf_out import write_safetensors
+from llama3_scratch.config import Config
+from llama3_scratch.errors import FileError
+from llama3_scratch.files import fresh_file, require_file, unwritable
+from llama3_scratch.linear import Params
+
+log = logging.getLogger("llama3_scratch")
+
+WHAT = "llama3_scratch prompt cache"
+_PARTS = ("keys", "values")
+_SAMPLE = 256  # numbers that are hashed at the beginning and in the middle of each weight
+
+
+def save(path: Path, cache: Cache, tokens: Sequence[int], params: Params, config: Config, dtype: torch.dtype) -> None:
+    """Write what the cache holds of `tokens`, the whole file or nothing."""
+    tensors = {"tokens": torch.tensor(list(tokens)[: cache.length])}
+    for name, layer in cache.layers.items():
+        for part, kept in zip(_PARTS, layer, strict=True):
+            for attribute, tensor in kept.tensors().items():
+                tensors[f"{name}.{part}.{attribute}"] = tensor[:, : cache.length].cpu().contiguous()
+    metadata = {"what": WHAT, "crc32": str(_checksum(tensors)), **_meaning(cache, params, config, dtype)}
+    try:
+        with fresh_file(path) as temporary:
+            write_safetensors(temporary, tensors, metadata)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def load(path: Path, cache: Cache, params: Params, config: Config, dtype: torch.dtype) -> list[int]:
+    """Fill an empty cache from the file; the tokens that it holds then.
+
+    Raises FileError for a file that is damaged or was made with another model, RoPE, dtype or form of the cache.
+    """
+    require_file(path, "a prompt cache")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("what") != WHAT:
+                raise FileError(f"{path}: a safetensors file, but no prompt cache; give --prompt-cache another name")
+            _check_meaning(path, metadata, _meaning(cache, params, config, dtype))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{path}: damaged, expected a prompt cache: {error}; delete it") from error
+    if metadata.get("crc32") != str(_checksum(tensors)):
+        raise FileError(f"{path}: damaged, its numbers don't add up to the checksum stored with them; delete it")
+    tokens = tensors.pop("tokens")
+    if len(tokens) > cache.limit:
+        raise FileError(f"{path}: holds {len(tokens)} tokens, the context is {cache.limit}; raise --max-seq-len")
+    device = params["tok_embeddings.weight"].device
+    like_BTGK = torch.empty(1, 0, config.n_kv_heads, config.head_dim, dtype=dtype, device=device)
+    for layer in range(config.n_layers):
+        name = f"layers.{layer}.attention"
+        for part, kept in zip(_PARTS, cache.room(name, len(tokens), like_BTGK), strict=True):
+            for attribute, tensor in kept.tensors().items():
+                tensor[:, : len(tokens)] = tensors[f"{name}.{part}.{attribute}"].to(device)
+    cache.advance(len(tokens))
+    return tokens.tolist()
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _meaning(cache: Cache, params: Params, config: Config, dtype: torch.dtype) -> dict[str, str]:
+    """What must be equal for a file to be of use: by name, as text."""
+    sizes = asdict(config)
+    del sizes["max_seq_len"]  # how much of the context is used changes nothing of it
+    like_BTGK = torch.empty(1, 0, config.n_kv_heads, config.head_dim, dtype=dtype)
+    return {
+        **{name: json.dumps(value) for name, value in sizes.items()},
+        "weights": _fingerprint(params),
+        "dtype": _name(dtype),
+        **{part: _form(keep(like_BTGK)) for part, keep in zip(_PARTS, cache.forms, strict=True)},
+    }
+
+
+def _check_meaning(path: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            of = "other weights" if name == "weights" else f"{name} {found.get(name)}, this run has {value}"
+            raise FileError(f"{path}: made with {of}; delete it, or give --prompt-cache another file")
+
+
+def _form(kept: Kept) -> str:
+    """`float32`, `int8 in groups of 32`."""
+    tensors = kept.tensors()
+    if (scales := tensors.get("scales")) is None:
+        return _name(kept.values.dtype)
+    return f"int{8 * kept.values.shape[-1] // kept.head_dim} in groups of {kept.head_dim // scales.shape[-1]}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _fingerprint(params: Params) -> str:
+    """A hash of every tensor's name, form and some of its numbers: whoever trains a model further changes them all."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(params.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        flat = tensor.detach().flatten()
+        for begin in (0, len(flat) // 2):
+            digest.update(_bytes(flat[begin : begin + _SAMPLE].cpu()))
+    return digest.hexdigest()[:32]
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    total = 0
+    for name in sorted(tensors):
+        total = zlib.crc32(_bytes(tensors[name]), zlib.crc32(name.encode(), total))
+    return total
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """The tensor's bytes, where they lie."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy()
