@@ -101,6 +101,8 @@ def attend_fused(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, visible_BTS: T
     out_BHTK = F.scaled_dot_product_attention(
         q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, is_causal=fresh, enable_gqa=True
     )
+    if fresh:  # torch makes 0 of a query that isn't a number there, which would hide it
+        out_BHTK = out_BHTK + 0 * q_BHTK.sum(-1, keepdim=True)
     return out_BHTK.transpose(1, 2).unflatten(2, q_BTGRK.shape[2:4])
 
 

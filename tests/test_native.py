@@ -59,9 +59,9 @@ TILE_FORMS = ["int8", "int4", "int4 with mins"]
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """x as the kernels give it to weights in tiles: int8 with a scale for 32."""
+    """x as the kernels give it to weights in tiles: 16 bits with a scale for 32."""
     grouped = x.unflatten(-1, (-1, 32))
-    scales = grouped.abs().amax(-1, keepdim=True) / 127
+    scales = grouped.abs().amax(-1, keepdim=True) / (127 * 256)
     return ((grouped / scales).nan_to_num(0).round() * scales).flatten(-2)
 
 
@@ -89,8 +89,8 @@ def test_products_with_tiles(level, form, rows, columns, n):
     floats = stored(params, "w").floats(slice(None), torch.float64)
     out = kernels.product(x, stored(params, "w"))
     assert out is not None
-    check(out, rounded(x.double()) @ floats.T, 1e-5)
-    assert 1e-4 < difference(out, x.double() @ floats.T) < 0.1, "the inputs are rounded, and no more"
+    check(out, rounded(x.double()) @ floats.T, 1e-4)
+    assert 1e-6 < difference(out, x.double() @ floats.T) < 5e-4, "the inputs are rounded, and no more"
 
 
 @pytest.mark.parametrize("form", TILE_FORMS)
@@ -216,7 +216,7 @@ def test_layers_in_c_are_the_layers_in_torch(level, form, config, ragged, calls)
     ours = run(native)
     assert calls.count("decode") == 3
     # Weights in tiles meet rounded inputs; all else differs by the order of f32 sums alone.
-    check(ours, run(plain), 0.15 if form in ("int8", "int4") else 2e-5)
+    check(ours, run(plain), 1e-3 if form.startswith(("int8", "int4")) else 2e-5)
 
 
 def test_rounded_inputs_are_all_that_differs_in_tiles(level, monkeypatch):
@@ -238,7 +238,7 @@ def test_rounded_inputs_are_all_that_differs_in_tiles(level, monkeypatch):
         exact.setattr(linear_module, "product", real)
         plain(tokens_BT[:, :39], params, TILED, cache=caches[0])
     # Not to the last digits: a sum that comes out otherwise in the last digit can round to the next integer.
-    check(ours, plain(tokens_BT[:, 39:], params, TILED, cache=caches[0]), 5e-3)
+    check(ours, plain(tokens_BT[:, 39:], params, TILED, cache=caches[0]), 5e-4)
 
 
 def test_long_caches_are_read_in_chunks_that_add_up(level):

@@ -83,11 +83,13 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
         int64_t tile = (int64_t)strip * w->groups + g;
         const uint8_t *values = (const uint8_t *)w->values + tile * bytes;
         const uint16_t *scales = (const uint16_t *)w->scales + tile * STRIP;
-        __m256i whole[SOME][2];
-        const int8_t *x[SOME];
+        __m256i whole[SOME][2][2]; /* of each input, half of the rows, and high or low bytes */
+        const int8_t *x[SOME][2];
         for (int i = 0; i < n; i++) {
-            whole[i][0] = whole[i][1] = _mm256_setzero_si256();
-            x[i] = in->rounded + (int64_t)(first + i) * in->columns + g * GROUP;
+            for (int k = 0; k < 4; k++) whole[i][k / 2][k % 2] = _mm256_setzero_si256();
+            int64_t at = (int64_t)(first + i) * in->columns + g * GROUP;
+            x[i][0] = in->high + at;
+            x[i][1] = in->low + at;
         }
         if (kind == INT8_TILES) {
             for (int quad = 0; quad < 8; quad++) {
@@ -96,10 +98,12 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
                     __m256i part = _mm256_loadu_si256((const __m256i *)(values + 64 * quad + 32 * half));
                     __m256i size = _mm256_abs_epi8(part);
                     for (int i = 0; i < n; i++) {
-                        int32_t four;
-                        memcpy(&four, x[i] + 4 * quad, 4);
-                        __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(_mm256_set1_epi32(four), part));
-                        whole[i][half] = _mm256_add_epi32(whole[i][half], _mm256_madd_epi16(pairs, ones));
+                        for (int k = 0; k < 2; k++) {
+                            int32_t four;
+                            memcpy(&four, x[i][k] + 4 * quad, 4);
+                            __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(_mm256_set1_epi32(four), part));
+                            whole[i][half][k] = _mm256_add_epi32(whole[i][half][k], _mm256_madd_epi16(pairs, ones));
+                        }
                     }
                 }
             }
@@ -111,23 +115,25 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
                     __m256i low = _mm256_and_si256(both, low_halves);
                     __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_halves);
                     for (int i = 0; i < n; i++) {
-                        int32_t four, other;
-                        memcpy(&four, x[i] + 4 * quad, 4);
-                        memcpy(&other, x[i] + 4 * quad + 16, 4);
-                        __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_set1_epi32(four)),
-                                                         _mm256_maddubs_epi16(high, _mm256_set1_epi32(other)));
-                        whole[i][half] = _mm256_add_epi16(whole[i][half], pairs);
+                        for (int k = 0; k < 2; k++) {
+                            int32_t four, other;
+                            memcpy(&four, x[i][k] + 4 * quad, 4);
+                            memcpy(&other, x[i][k] + 4 * quad + 16, 4);
+                            __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_set1_epi32(four)),
+                                                             _mm256_maddubs_epi16(high, _mm256_set1_epi32(other)));
+                            whole[i][half][k] = _mm256_add_epi16(whole[i][half][k], pairs);
+                        }
                     }
                 }
             }
             for (int i = 0; i < n; i++)
-                for (int half = 0; half < 2; half++) whole[i][half] = _mm256_madd_epi16(whole[i][half], ones);
+                for (int k = 0; k < 4; k++) whole[i][k / 2][k % 2] = _mm256_madd_epi16(whole[i][k / 2][k % 2], ones);
         }
         for (int half = 0; half < 2; half++) {
             __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + 8 * half)));
             for (int i = 0; i < n; i++) {
                 int64_t at = (int64_t)(first + i) * w->groups + g;
-                __m256i sum = whole[i][half];
+                __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(whole[i][half][0], 8), whole[i][half][1]);
                 if (kind == INT4_TILES) sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(8 * in->sums[at]));
                 __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(in->scales[at]));
                 sums[i][half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), both, sums[i][half]);
@@ -150,8 +156,9 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
 static void times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]);
 
 static void strip_of(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
-    while (n > 0) { /* as many at once as their sums fit into 16 registers */
-        int some = n >= 4 ? 4 : n;
+    int most = w->kind >= INT8_TILES ? 2 : 4; /* as many at once as their sums fit into 16 registers */
+    while (n > 0) {
+        int some = n < most ? n : most;
         times(w->kind, some, w, strip, in, first, out);
         first += some, out += some, n -= some;
     }
@@ -179,9 +186,11 @@ static void times(int kind, int n, const Weight *w, int strip, const Input *in, 
     }
 }
 
-static void round_groups(const float *x, int columns, int8_t *rounded, float *scales, int32_t *sums) {
+static void round_groups(const float *x, int columns, int8_t *high, int8_t *low, float *scales, int32_t *sums) {
     const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    for (int g = 0; g < columns / GROUP; g++, x += GROUP, rounded += GROUP) {
+    /* packs works in each half by itself, so the fours of bytes come out in another order */
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int g = 0; g < columns / GROUP; g++, x += GROUP, high += GROUP, low += GROUP) {
         __m256 parts[4], most = _mm256_setzero_ps(), nothing = _mm256_setzero_ps();
         for (int k = 0; k < 4; k++) {
             parts[k] = _mm256_loadu_ps(x + 8 * k);
@@ -191,21 +200,23 @@ static void round_groups(const float *x, int columns, int8_t *rounded, float *sc
         __m128 half = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
         half = _mm_max_ps(half, _mm_movehl_ps(half, half));
         float largest = _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-        __m256 inverse = _mm256_set1_ps(largest > 0 ? 127 / largest : 0);
-        __m256i integers[4], all = _mm256_setzero_si256();
+        __m256 inverse = _mm256_set1_ps(largest > 1e-30f ? MOST_ROUNDED / largest : 0);
+        __m256i highs[4], lows[4], all = _mm256_setzero_si256();
         for (int k = 0; k < 4; k++) {
-            integers[k] = _mm256_cvtps_epi32(_mm256_mul_ps(parts[k], inverse));
-            all = _mm256_add_epi32(all, integers[k]);
+            __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(parts[k], inverse));
+            highs[k] = _mm256_srai_epi32(_mm256_add_epi32(rounded, _mm256_set1_epi32(128)), 8);
+            lows[k] = _mm256_sub_epi32(rounded, _mm256_slli_epi32(highs[k], 8));
+            lows[k] = _mm256_max_epi32(lows[k], _mm256_set1_epi32(-127));
+            all = _mm256_add_epi32(all, _mm256_add_epi32(_mm256_slli_epi32(highs[k], 8), lows[k]));
         }
-        /* packs works in each half by itself, so the fours come out in another order */
-        __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(integers[0], integers[1]),
-                                           _mm256_packs_epi32(integers[2], integers[3]));
-        bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        _mm256_storeu_si256((__m256i *)rounded, bytes);
+        __m256i bytes[2] = {_mm256_packs_epi16(_mm256_packs_epi32(highs[0], highs[1]), _mm256_packs_epi32(highs[2], highs[3])),
+                            _mm256_packs_epi16(_mm256_packs_epi32(lows[0], lows[1]), _mm256_packs_epi32(lows[2], lows[3]))};
+        _mm256_storeu_si256((__m256i *)high, _mm256_permutevar8x32_epi32(bytes[0], order));
+        _mm256_storeu_si256((__m256i *)low, _mm256_permutevar8x32_epi32(bytes[1], order));
         __m128i four = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
         four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
         sums[g] = _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
-        scales[g] = largest / 127 + sum_of(nothing);
+        scales[g] = largest / MOST_ROUNDED + sum_of(nothing);
     }
 }
 

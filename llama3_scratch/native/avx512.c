@@ -19,11 +19,14 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
     for (int g = 0; g < w->groups; g++) {
         int64_t tile = (int64_t)strip * w->groups + g;
         const uint8_t *values = (const uint8_t *)w->values + tile * quads * 64;
-        __m512i whole[SOME];
-        const int8_t *x[SOME];
+        __m512i whole[SOME][2]; /* of the high and of the low bytes */
+        const int8_t *x[SOME][2];
         for (int i = 0; i < n; i++) {
-            whole[i] = _mm512_set1_epi32(-above * in->sums[(int64_t)(first + i) * w->groups + g]);
-            x[i] = in->rounded + (int64_t)(first + i) * in->columns + g * GROUP;
+            whole[i][0] = _mm512_setzero_si512();
+            whole[i][1] = _mm512_set1_epi32(-above * in->sums[(int64_t)(first + i) * w->groups + g]);
+            int64_t at = (int64_t)(first + i) * in->columns + g * GROUP;
+            x[i][0] = in->high + at;
+            x[i][1] = in->low + at;
         }
         for (int quad = 0; quad < quads; quad++) {
             _mm_prefetch((const char *)values + 64 * quad + AHEAD, _MM_HINT_T0);
@@ -31,19 +34,22 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
             __m512i low = kind == INT8_TILES ? _mm512_xor_si512(part, flip) : _mm512_and_si512(part, low_halves);
             __m512i high = _mm512_and_si512(_mm512_srli_epi16(part, 4), low_halves);
             for (int i = 0; i < n; i++) {
-                int32_t four;
-                memcpy(&four, x[i] + 4 * quad, 4);
-                whole[i] = _mm512_dpbusd_epi32(whole[i], low, _mm512_set1_epi32(four));
-                if (kind != INT8_TILES) {
-                    memcpy(&four, x[i] + 4 * quad + 16, 4);
-                    whole[i] = _mm512_dpbusd_epi32(whole[i], high, _mm512_set1_epi32(four));
+                for (int k = 0; k < 2; k++) {
+                    int32_t four;
+                    memcpy(&four, x[i][k] + 4 * quad, 4);
+                    whole[i][k] = _mm512_dpbusd_epi32(whole[i][k], low, _mm512_set1_epi32(four));
+                    if (kind != INT8_TILES) {
+                        memcpy(&four, x[i][k] + 4 * quad + 16, 4);
+                        whole[i][k] = _mm512_dpbusd_epi32(whole[i][k], high, _mm512_set1_epi32(four));
+                    }
                 }
             }
         }
         __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)w->scales + tile * STRIP)));
         for (int i = 0; i < n; i++) {
             __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(in->scales[(int64_t)(first + i) * w->groups + g]));
-            sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[i]), both, sums[i]);
+            __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(whole[i][0], 8), whole[i][1]);
+            sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), both, sums[i]);
         }
         if (kind == INT4_TILES_WITH_MINS) {
             __m512 least = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)w->mins + tile * STRIP)));

@@ -1,7 +1,7 @@
 /* What Python calls: one product with a stored weight, and all layers of Llama 3 for a few tokens at once.
  *
- * `block_work` is model.block written out. All threads go through it together; where one step needs what another thread
- * has made, they meet.
+ * `block` is model.block written out, in phases that all threads work on together; where one needs all of what another
+ * makes, that one is settled first.
  */
 #include "native.h"
 
@@ -61,13 +61,14 @@ static void *take(Scratch *s, size_t size) {
 }
 
 static size_t input_size(int64_t n, int64_t columns) {
-    return n * columns * 5 + n * (columns / GROUP) * 8 + 4 * 64;
+    return n * columns * 6 + n * (columns / GROUP) * 8 + 5 * 64;
 }
 
 static Input make_input(Scratch *s, int n, int columns) {
     Input in = {.n = n, .columns = columns};
     in.floats = take(s, sizeof(float) * n * columns);
-    in.rounded = take(s, (size_t)n * columns);
+    in.high = take(s, (size_t)n * columns);
+    in.low = take(s, (size_t)n * columns);
     in.scales = take(s, sizeof(float) * n * (columns / GROUP));
     in.sums = take(s, sizeof(int32_t) * n * (columns / GROUP));
     return in;
@@ -75,7 +76,7 @@ static Input make_input(Scratch *s, int n, int columns) {
 
 static void round_input(const Input *in, int i) {
     int64_t at = (int64_t)i * in->columns, group = (int64_t)i * (in->columns / GROUP);
-    kernels->round(in->floats + at, in->columns, in->rounded + at, in->scales + group, in->sums + group);
+    kernels->round(in->floats + at, in->columns, in->high + at, in->low + at, in->scales + group, in->sums + group);
 }
 
 static int strips_of(const Weight *w) { return (w->rows + STRIP - 1) / STRIP; }
@@ -87,12 +88,11 @@ static int piece(const Weight *w, int threads) {
     return (int)(wanted < most ? wanted : most);
 }
 
-/* For each strip of the weight that this thread gets from `counter`, and each few inputs, call use(…, out, …). */
-#define FOR_EACH_STRIP(w, in, counter, size, strip, first, some)                                                       \
-    for (int begin_; (begin_ = next_of(counter, size)) < strips_of(w);)                                                \
-        for (int strip = begin_; strip < begin_ + (size) && strip < strips_of(w); strip++)                             \
-            for (int first = 0, some; first < (in)->n && (some = (in)->n - first < SOME ? (in)->n - first : SOME, 1);  \
-                 first += some)
+/* For each strip of the weight that this thread gets in a phase, and each few inputs. */
+#define FOR_EACH_STRIP(w, in, phase, size, strip, first, some)                                                         \
+    FOR_EACH (strip, phase, size, strips_of(w))                                                                        \
+        for (int first = 0, some; first < (in)->n && (some = (in)->n - first < SOME ? (in)->n - first : SOME, 1);      \
+             first += some)
 
 /* One product: out[i] = weight · x[i]. */
 typedef struct {
@@ -106,8 +106,8 @@ static void product_work(void *argument) {
     Product *p = argument;
     const Weight *w = p->weight;
     if (w->kind >= INT8_TILES) {
-        for (int i; (i = next_of(0, 1)) < p->in.n;) round_input(&p->in, i);
-        meet();
+        FOR_EACH (i, 0, 1, p->in.n) round_input(&p->in, i);
+        settle(0, p->in.n);
     }
     int size = piece(w, p->threads);
     FOR_EACH_STRIP(w, &p->in, 1, size, strip, first, some) {
@@ -117,6 +117,7 @@ static void product_work(void *argument) {
         for (int i = 0; i < some; i++)
             memcpy(p->out + (int64_t)(first + i) * w->rows + STRIP * strip, out[i], sizeof(float) * rows);
     }
+    settle(1, strips_of(w));
 }
 
 /* out [n][rows] = x [n][columns] · weightᵀ. Returns 0 where there is no memory for it. */
@@ -125,8 +126,7 @@ EXPORT int product(const Weight *w, int n, const float *x, float *out, int threa
     if (!reserve(&s, input_size(n, w->columns))) return 0;
     Product p = {w, make_input(&s, n, w->columns), out, threads};
     p.in.floats = (float *)x;
-    run(product_work, &p, threads, last);
-    return 1;
+    return run(product_work, &p, 2, threads, last);
 }
 
 /* One layer. */
@@ -147,8 +147,12 @@ typedef struct {
     const float *rotations; /* [every position][head_dim / 2] complex */
 } Tokens;
 
+/* The phases of a layer. */
+enum { NORM, QUERY, KEY, VALUE, KEEP, ATTEND, JOIN, OUT, FFN_NORM, GATE, ROUND, DOWN, PHASES };
+
 typedef struct {
-    const Layer *layer;
+    const Layer *layer; /* of `n_layers`, the first, or within `block` its own; so too keys, values and phase */
+    int n_layers, phase;
     const Sizes *sizes;
     const Tokens *tokens;
     const Kept *keys, *values;
@@ -173,9 +177,9 @@ static void rotate(float *strip, int row, const float *rotation, int head_dim) {
     }
 }
 
-static void project(const Call *c, const Weight *w, int counter, float *to, int turns) {
+static void project(const Call *c, const Weight *w, int phase, float *to, int turns) {
     int size = piece(w, c->threads), head_dim = c->sizes->head_dim;
-    FOR_EACH_STRIP(w, &c->narrow, counter, size, strip, first, some) {
+    FOR_EACH_STRIP(w, &c->narrow, c->phase + phase, size, strip, first, some) {
         float out[SOME][STRIP];
         kernels->strip(w, strip, &c->narrow, first, some, out);
         int row = STRIP * strip, rows = w->rows - row < STRIP ? w->rows - row : STRIP;
@@ -187,9 +191,9 @@ static void project(const Call *c, const Weight *w, int counter, float *to, int 
 }
 
 /* x[i] += weight · in[i] */
-static void add_product(const Call *c, const Weight *w, const Input *in, int counter) {
+static void add_product(const Call *c, const Weight *w, const Input *in, int phase) {
     int size = piece(w, c->threads);
-    FOR_EACH_STRIP(w, in, counter, size, strip, first, some) {
+    FOR_EACH_STRIP(w, in, c->phase + phase, size, strip, first, some) {
         float out[SOME][STRIP];
         kernels->strip(w, strip, in, first, some, out);
         int row = STRIP * strip, rows = w->rows - row < STRIP ? w->rows - row : STRIP;
@@ -198,13 +202,14 @@ static void add_product(const Call *c, const Weight *w, const Input *in, int cou
             for (int r = 0; r < rows; r++) c->x[at + r] += out[i][r];
         }
     }
+    settle(c->phase + phase, strips_of(w));
 }
 
 /* silu(w1 · x) · (w3 · x) */
-static void gate(const Call *c, int counter) {
+static void gate(const Call *c) {
     const Weight *w1 = &c->layer->w1, *w3 = &c->layer->w3;
     int size = piece(w1, c->threads);
-    FOR_EACH_STRIP(w1, &c->narrow, counter, size, strip, first, some) {
+    FOR_EACH_STRIP(w1, &c->narrow, c->phase + GATE, size, strip, first, some) {
         float gates[SOME][STRIP], ups[SOME][STRIP], minus[STRIP];
         kernels->strip(w1, strip, &c->narrow, first, some, gates);
         kernels->strip(w3, strip, &c->narrow, first, some, ups);
@@ -216,6 +221,7 @@ static void gate(const Call *c, int counter) {
             for (int r = 0; r < rows; r++) to[r] = gates[i][r] / (1 + minus[r]) * ups[i][r];
         }
     }
+    settle(c->phase + GATE, strips_of(w1));
 }
 
 /* x times a Hadamard matrix: each number becomes a sum of all, with signs, so that none stands out; the dot product of
@@ -339,50 +345,57 @@ static void join_chunks(const Call *c, int i, int head) {
     if (c->values->kind == CACHE_INT4) spread(out, K);
 }
 
-static void block_work(void *argument) {
-    Call *c = argument;
-    const Sizes *z = c->sizes;
-    const Layer *l = c->layer;
-    int n = c->tokens->n, K = z->head_dim, G = z->kv_heads, R = z->heads / G;
-
-    for (int i; (i = next_of(0, 1)) < n;) { /* attention_norm */
-        norm(c->x + (int64_t)i * z->dim, l->attention_norm, z->dim, z->eps, c->narrow.floats + (int64_t)i * z->dim);
+static void norm_and_round(const Call *c, const float *weight, int phase) {
+    int n = c->tokens->n, D = c->sizes->dim;
+    FOR_EACH (i, c->phase + phase, 1, n) {
+        norm(c->x + (int64_t)i * D, weight, D, c->sizes->eps, c->narrow.floats + (int64_t)i * D);
         round_input(&c->narrow, i);
     }
-    meet();
-    project(c, &l->wq, 1, c->q, 1); /* each thread takes strips of all three until none are left */
-    project(c, &l->wk, 2, c->k, 1);
-    project(c, &l->wv, 3, c->v, 0);
-    meet();
-    for (int item; (item = next_of(4, 1)) < n * G;) { /* cache.extend */
+    settle(c->phase + phase, n);
+}
+
+static void block(const Call *c) {
+    const Layer *l = c->layer;
+    const Tokens *t = c->tokens;
+    int n = t->n, K = c->sizes->head_dim, H = c->sizes->heads, G = c->sizes->kv_heads, R = H / G, phase = c->phase;
+
+    norm_and_round(c, l->attention_norm, NORM);
+    project(c, &l->wq, QUERY, c->q, 1); /* whoever is done with one goes on with the next */
+    project(c, &l->wk, KEY, c->k, 1);
+    project(c, &l->wv, VALUE, c->v, 0);
+    settle(phase + QUERY, strips_of(&l->wq));
+    settle(phase + KEY, strips_of(&l->wk));
+    settle(phase + VALUE, strips_of(&l->wv));
+    FOR_EACH (item, phase + KEEP, 1, n * G) { /* cache.extend */
         int i = item / G, g = item % G;
-        int64_t vector = ((int64_t)c->tokens->rows[i] * c->tokens->slots + c->tokens->positions[i]) * G + g;
+        int64_t vector = ((int64_t)t->rows[i] * t->slots + t->positions[i]) * G + g;
         for (int h = g * R; c->keys->kind == CACHE_INT4 && h < (g + 1) * R; h++) /* as the keys that it will meet */
-            spread(c->q + ((int64_t)i * z->heads + h) * K, K);
+            spread(c->q + ((int64_t)i * H + h) * K, K);
         keep(c->keys, vector, K, c->k + (int64_t)item * K);
         keep(c->values, vector, K, c->v + (int64_t)item * K);
     }
-    meet();
-    for (int item; (item = next_of(5, 1)) < n * c->chunks;) /* attend, a chunk of slots at a time */
-        if (item % c->chunks < chunks_of(c->tokens, item / c->chunks)) attend(c, item / c->chunks, item % c->chunks);
-    meet();
-    for (int i; (i = next_of(6, 1)) < n;) { /* the softmax over all of its chunks */
-        for (int head = 0; head < z->heads; head++) join_chunks(c, i, head);
+    settle(phase + KEEP, n * G);
+    FOR_EACH (item, phase + ATTEND, 1, n * c->chunks) /* a chunk of slots at a time */
+        if (item % c->chunks < chunks_of(t, item / c->chunks)) attend(c, item / c->chunks, item % c->chunks);
+    settle(phase + ATTEND, n * c->chunks);
+    FOR_EACH (i, phase + JOIN, 1, n) { /* the softmax over all chunks */
+        for (int head = 0; head < H; head++) join_chunks(c, i, head);
         round_input(&c->attended, i);
     }
-    meet();
-    add_product(c, &l->wo, &c->attended, 7);
-    meet();
-    for (int i; (i = next_of(8, 1)) < n;) { /* ffn_norm */
-        norm(c->x + (int64_t)i * z->dim, l->ffn_norm, z->dim, z->eps, c->narrow.floats + (int64_t)i * z->dim);
-        round_input(&c->narrow, i);
+    settle(phase + JOIN, n);
+    add_product(c, &l->wo, &c->attended, OUT);
+    norm_and_round(c, l->ffn_norm, FFN_NORM);
+    gate(c);
+    FOR_EACH (i, phase + ROUND, 1, n) round_input(&c->wide, i);
+    settle(phase + ROUND, n);
+    add_product(c, &l->w2, &c->wide, DOWN);
+}
+
+static void decode_work(void *argument) {
+    for (Call c = *(const Call *)argument; c.phase < PHASES * c.n_layers; c.phase += PHASES) {
+        block(&c);
+        c.layer++, c.keys++, c.values++;
     }
-    meet();
-    gate(c, 9);
-    meet();
-    for (int i; (i = next_of(10, 1)) < n;) round_input(&c->wide, i);
-    meet();
-    add_product(c, &l->w2, &c->wide, 11);
 }
 
 /* All layers, the last norm left out: x [n][dim] becomes their output. The new keys and values go into the caches, one of
@@ -397,7 +410,10 @@ EXPORT int decode(const Layer *layers, int n_layers, const Sizes *sizes, const T
     if (!reserve(&s, sizeof(float) * floats + 6 * 64 + input_size(n, sizes->dim) + input_size(n, sizes->heads * K) +
                          input_size(n, sizes->hidden)))
         return 0;
-    Call c = {.sizes = sizes, .tokens = tokens, .x = x, .chunks = chunks, .threads = threads};
+    Call c = {.layer = layers, .n_layers = n_layers, .sizes = sizes, .tokens = tokens, .keys = keys, .values = values};
+    c.x = x;
+    c.chunks = chunks;
+    c.threads = threads;
     c.q = take(&s, sizeof(float) * all);
     c.k = take(&s, sizeof(float) * kv);
     c.v = take(&s, sizeof(float) * kv);
@@ -407,11 +423,5 @@ EXPORT int decode(const Layer *layers, int n_layers, const Sizes *sizes, const T
     c.narrow = make_input(&s, (int)n, sizes->dim);
     c.attended = make_input(&s, (int)n, (int)(sizes->heads * K));
     c.wide = make_input(&s, (int)n, sizes->hidden);
-    for (int layer = 0; layer < n_layers; layer++) {
-        c.layer = layers + layer;
-        c.keys = keys + layer;
-        c.values = values + layer;
-        run(block_work, &c, threads, 0);
-    }
-    return 1;
+    return run(decode_work, &c, PHASES * n_layers, threads, 0);
 }

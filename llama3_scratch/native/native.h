@@ -18,14 +18,17 @@ typedef struct {
     const void *values, *scales, *mins;
 } Weight;
 
-/* The inputs of a product: n vectors as floats and, for weights in tiles, rounded to int8 with a scale for 32. */
+/* The inputs of a product: n vectors as floats and, for weights in tiles, rounded to 16 bits with a scale for 32. The
+ * processor multiplies bytes, so a rounded value is 256 · high + low, neither of them −128. */
 typedef struct {
     int32_t n, columns;
-    float *floats;   /* [n][columns] */
-    int8_t *rounded; /* [n][columns] */
-    float *scales;   /* [n][groups] */
-    int32_t *sums;   /* [n][groups], of the rounded values */
+    float *floats;      /* [n][columns] */
+    int8_t *high, *low; /* [n][columns] */
+    float *scales;      /* [n][groups] */
+    int32_t *sums;      /* [n][groups], of the rounded values */
 } Input;
+
+enum { MOST_ROUNDED = 127 * 256 };
 
 /* How keys or values are cached. INT8 and INT4 have a scale for `group` numbers along the head; what INT4 holds has been
  * spread (decode.c), and `widen` gives it as it is held. */
@@ -40,7 +43,7 @@ typedef struct {
 typedef struct {
     /* out[i][16] = rows 16·strip … of the weight times input i, for i in first … first + n, n <= SOME */
     void (*strip)(const Weight *, int strip, const Input *, int first, int n, float (*out)[STRIP]);
-    void (*round)(const float *x, int columns, int8_t *rounded, float *scales, int32_t *sums);
+    void (*round)(const float *x, int columns, int8_t *high, int8_t *low, float *scales, int32_t *sums);
     float (*dot)(const float *a, const float *b, int n);
     /* Of R queries and n keys or values, which lie `stride` floats apart: out[r][s] = q[r] · k[s], and
      * out[r] = Σ weights[r][s] · v[s]. A row of scores or weights is CHUNK long. */
@@ -79,12 +82,19 @@ static inline float from_f16(uint16_t bits) {
     return both.f;
 }
 
-/* The pool: work(argument) runs once on each thread; within it, `meet` waits for the others and `next_of`
- * hands out pieces of work. `last` says that no more follows soon, so the threads needn't wait awake. */
+/* The pool. A job is phases of so many pieces, and all threads that are there go through it: each takes pieces of a phase
+ * until none are left, and goes on when all of them are done, by whomever. So nobody ever waits for a thread that the
+ * system has put aside, only for work. `last` says that no job follows soon and the threads needn't wait awake. */
 typedef void Work(void *argument);
-void run(Work *work, void *argument, int threads, int last);
-void meet(void);
-int next_of(int counter, int size); /* the first of `size` pieces that nobody has taken from the counter yet */
-enum { COUNTERS = 16 };
+int run(Work *work, void *argument, int phases, int threads, int last); /* 0 without memory */
+int next_of(int phase, int size);                                     /* the first of `size` pieces that nobody has */
+void finished(int phase, int pieces);
+void settle(int phase, int pieces); /* wait until so many are finished */
+
+/* for each piece i of `total` that this thread gets, `size` at a time */
+#define FOR_EACH(i, phase, size, total)                                                                                \
+    for (int begin_; (begin_ = next_of(phase, size)) < (total);                                                        \
+         finished(phase, begin_ + (size) < (total) ? (size) : (total) - begin_))                                       \
+        for (int i = begin_; i < begin_ + (size) && i < (total); i++)
 
 #endif

@@ -9,19 +9,23 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 
 enum { MOST_THREADS = 256, LOOKS = 2000, YIELDS = 4000 };
+
+typedef struct { atomic_int next, done; } Phase;
 
 static struct {
     pthread_mutex_t call, sleep; /* one `run` at a time; around falling asleep and waking */
     pthread_cond_t wake;
-    Work *work;
+    Work *work; /* 0: the threads are to end */
     void *argument;
-    int wanted, threads; /* with the caller's own */
+    Phase *phases;
+    int room, wanted, threads; /* the last two with the caller's own */
     pthread_t ids[MOST_THREADS];
-    atomic_int round, sleeping, soon, arrived, phase;
-    atomic_int counters[COUNTERS];
-} pool = {.call = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER, .wanted = 1, .threads = 1};
+    atomic_int round, sleeping, soon, open, inside;
+} pool = {.call = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER,
+          .wanted = 1, .threads = 1};
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -31,36 +35,27 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-/* Wait until *value isn't `old` any more; 0 if that took too long to stay awake for. */
-static int changes(atomic_int *value, int old, int most) {
-    for (int i = 0; i < most; i++) {
-        if (atomic_load_explicit(value, memory_order_acquire) != old) return 1;
-        if (i < LOOKS) pause_briefly();
-        else sched_yield();
-    }
-    return 0;
+static inline void wait_a_little(int *looked) {
+    if ((*looked)++ < LOOKS) pause_briefly();
+    else sched_yield();
 }
 
-void meet(void) {
-    int phase = atomic_load_explicit(&pool.phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&pool.arrived, 1, memory_order_acq_rel) == pool.threads - 1) {
-        atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&pool.phase, phase + 1, memory_order_release);
-    } else {
-        while (!changes(&pool.phase, phase, 1 << 30)) {}
-    }
-}
+int next_of(int phase, int size) { return atomic_fetch_add(&pool.phases[phase].next, size); }
 
-int next_of(int counter, int size) {
-    return atomic_fetch_add_explicit(&pool.counters[counter], size, memory_order_relaxed);
+void finished(int phase, int pieces) { atomic_fetch_add_explicit(&pool.phases[phase].done, pieces, memory_order_release); }
+
+void settle(int phase, int pieces) {
+    int looked = 0;
+    while (atomic_load_explicit(&pool.phases[phase].done, memory_order_acquire) < pieces) wait_a_little(&looked);
 }
 
 static void *worker(void *unused) {
     (void)unused;
     int seen = 0;
     for (;;) {
-        int most = atomic_load_explicit(&pool.soon, memory_order_relaxed) ? LOOKS + YIELDS : 1;
-        if (!changes(&pool.round, seen, most)) {
+        int looked = 0, most = atomic_load(&pool.soon) ? LOOKS + YIELDS : 1;
+        while (atomic_load_explicit(&pool.round, memory_order_acquire) == seen && looked < most) wait_a_little(&looked);
+        if (atomic_load(&pool.round) == seen) {
             pthread_mutex_lock(&pool.sleep);
             atomic_fetch_add(&pool.sleeping, 1);
             while (atomic_load(&pool.round) == seen) pthread_cond_wait(&pool.wake, &pool.sleep);
@@ -68,15 +63,18 @@ static void *worker(void *unused) {
             pthread_mutex_unlock(&pool.sleep);
         }
         seen = atomic_load(&pool.round);
-        if (!pool.work) return 0;
-        pool.work(pool.argument);
-        meet();
+        atomic_fetch_add(&pool.inside, 1); /* then look whether it is open: `run` closes it, then looks who is inside */
+        int end = atomic_load(&pool.open) && !pool.work;
+        if (atomic_load(&pool.open) && !end) pool.work(pool.argument);
+        atomic_fetch_sub(&pool.inside, 1);
+        if (end) return 0;
     }
 }
 
-static void start_round(Work *work, void *argument) {
+static void open_round(Work *work, void *argument) {
     pool.work = work;
     pool.argument = argument;
+    atomic_store(&pool.open, 1);
     atomic_fetch_add(&pool.round, 1);
     if (atomic_load(&pool.sleeping)) {
         pthread_mutex_lock(&pool.sleep);
@@ -87,13 +85,13 @@ static void start_round(Work *work, void *argument) {
 
 /* End the threads that there are and start others. Without the right to start as many, fewer do. */
 static void change_threads(int wanted) {
-    start_round(0, 0);
+    open_round(0, 0);
     for (int i = 1; i < pool.threads; i++) pthread_join(pool.ids[i], 0);
+    atomic_store(&pool.open, 0);
     atomic_store(&pool.round, 0);
     pool.wanted = wanted;
     pool.threads = 1;
-    while (pool.threads < wanted && pool.threads < MOST_THREADS &&
-           !pthread_create(&pool.ids[pool.threads], 0, worker, 0))
+    while (pool.threads < wanted && pool.threads < MOST_THREADS && !pthread_create(&pool.ids[pool.threads], 0, worker, 0))
         pool.threads++;
 }
 
@@ -104,18 +102,32 @@ static void forget_threads(void) { /* in a forked child there are none */
     pool.wake = awake;
     pool.wanted = pool.threads = 1;
     atomic_store(&pool.sleeping, 0);
-    atomic_store(&pool.arrived, 0);
+    atomic_store(&pool.inside, 0);
+    atomic_store(&pool.open, 0);
 }
 
-void run(Work *work, void *argument, int threads, int last) {
+int run(Work *work, void *argument, int phases, int threads, int last) {
     static int prepared = 0;
     pthread_mutex_lock(&pool.call);
     if (!prepared) prepared = !pthread_atfork(0, 0, forget_threads);
     if (threads != pool.wanted) change_threads(threads);
-    for (int i = 0; i < COUNTERS; i++) atomic_store_explicit(&pool.counters[i], 0, memory_order_relaxed);
-    atomic_store(&pool.soon, !last);
-    if (pool.threads > 1) start_round(work, argument);
-    work(argument);
-    meet();
+    if (phases > pool.room) {
+        free(pool.phases);
+        pool.phases = malloc(sizeof(Phase) * phases);
+        pool.room = pool.phases ? phases : 0;
+    }
+    if (pool.phases) {
+        for (int i = 0; i < phases; i++) {
+            atomic_init(&pool.phases[i].next, 0);
+            atomic_init(&pool.phases[i].done, 0);
+        }
+        atomic_store(&pool.soon, !last);
+        if (pool.threads > 1) open_round(work, argument);
+        work(argument);
+        atomic_store(&pool.open, 0);
+        int looked = 0; /* nobody may look at the phases any more: the next job has others */
+        while (atomic_load(&pool.inside)) wait_a_little(&looked);
+    }
     pthread_mutex_unlock(&pool.call);
+    return pool.room >= phases;
 }

@@ -41,13 +41,14 @@ static void strip_of_tiles(const Weight *w, int strip, const Input *in, int firs
         const uint8_t *values = (const uint8_t *)w->values + tile * STRIP * GROUP * bits / 8;
         for (int i = 0; i < n; i++) {
             int64_t at = (int64_t)(first + i) * w->groups + g;
-            const int8_t *x = in->rounded + (int64_t)(first + i) * in->columns + g * GROUP;
+            int64_t begin = (int64_t)(first + i) * in->columns + g * GROUP;
             for (int r = 0; r < STRIP; r++) {
                 int32_t sum = -middle * in->sums[at];
                 for (int c = 0; c < GROUP; c++) {
                     int quad = (bits == 8 ? c : c % 16) / 4;
                     uint8_t byte = values[(quad * STRIP + r) * 4 + c % 4];
-                    sum += x[c] * (bits == 8 ? (int8_t)byte : c < 16 ? byte & 15 : byte >> 4);
+                    int32_t x = 256 * in->high[begin + c] + in->low[begin + c];
+                    sum += x * (bits == 8 ? (int8_t)byte : c < 16 ? byte & 15 : byte >> 4);
                 }
                 float scale = from_f16(((const uint16_t *)w->scales)[tile * STRIP + r]);
                 out[i][r] += scale * in->scales[at] * (float)sum;
@@ -63,18 +64,23 @@ static void strip_of(const Weight *w, int strip, const Input *in, int first, int
     (w->kind < INT8_TILES ? strip_of_rows : strip_of_tiles)(w, strip, in, first, n, out);
 }
 
-static void round_groups(const float *x, int columns, int8_t *rounded, float *scales, int32_t *sums) {
-    for (int g = 0; g < columns / GROUP; g++, x += GROUP, rounded += GROUP) {
+static void round_groups(const float *x, int columns, int8_t *high, int8_t *low, float *scales, int32_t *sums) {
+    for (int g = 0; g < columns / GROUP; g++, x += GROUP, high += GROUP, low += GROUP) {
         float most = 0, nothing = 0; /* 0 · x is 0, or NaN where x is no number: it must come out again */
         for (int c = 0; c < GROUP; c++) {
             most = fabsf(x[c]) > most ? fabsf(x[c]) : most;
             nothing += 0 * x[c];
         }
-        float inverse = most > 0 ? 127 / most : 0;
-        int32_t sum = 0;
-        for (int c = 0; c < GROUP; c++) sum += rounded[c] = (int8_t)lrintf(x[c] * inverse);
-        scales[g] = most / 127 + nothing;
-        sums[g] = sum;
+        float inverse = most > 1e-30f ? MOST_ROUNDED / most : 0; /* whose inverse is still a float */
+        sums[g] = 0;
+        for (int c = 0; c < GROUP; c++) {
+            int32_t rounded = (int32_t)lrintf(x[c] * inverse);
+            high[c] = (int8_t)((rounded + 128) >> 8);
+            int32_t rest = rounded - 256 * high[c];
+            low[c] = (int8_t)(rest < -127 ? -127 : rest);
+            sums[g] += 256 * high[c] + low[c];
+        }
+        scales[g] = most / MOST_ROUNDED + nothing;
     }
 }
 
