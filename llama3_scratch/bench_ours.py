@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.cache import Cache, Keep, Kept, RaggedCache
+from llama3_scratch.cache_forms import KEPT_IN_BITS
 from llama3_scratch.checkpoint.check import each, n_bytes
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.config import OFFICIAL, Config, expected
@@ -30,7 +31,7 @@ from llama3_scratch.timings import peak_rss_bytes
 
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 FORMS = (*FLOATS, "int8", "int4")
-KEEPS: dict[int, Keep] = {32: Kept}  # what a cache keeps keys and values in, by bits
+KEEPS: dict[int, Keep] = {32: Kept, **KEPT_IN_BITS}  # what a cache keeps keys and values in, by bits
 _BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8.5, "int4": 6}  # a weight, head and embedding included
 
 
