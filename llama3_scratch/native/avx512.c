@@ -63,11 +63,17 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
 }
 
 static void strip_of(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
-#define CASE(kind, n) case SOME * (kind) + (n) - 1: tiles_times(kind, n, w, strip, in, first, out); break;
-#define CASES(k) CASE(k, 1) CASE(k, 2) CASE(k, 3) CASE(k, 4) CASE(k, 5) CASE(k, 6) CASE(k, 7) CASE(k, 8)
-    switch (SOME * w->kind + n - 1) {
-        CASES(INT8_TILES) CASES(INT4_TILES) CASES(INT4_TILES_WITH_MINS)
-    default: avx2_kernels.strip(w, strip, in, first, n, out);
+    if (w->kind < INT8_TILES) {
+        avx2_kernels.strip(w, strip, in, first, n, out);
+        return;
+    }
+    enum { MOST = 4 }; /* as many at once as their sums fit into 32 registers */
+    for (; n > 0; first += MOST, out += MOST, n -= MOST) {
+#define CASE(kind, n) case MOST * (kind) + (n) - 1: tiles_times(kind, n, w, strip, in, first, out); break;
+#define CASES(kind) CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4)
+        switch (MOST * w->kind + (n < MOST ? n : MOST) - 1) {
+            CASES(INT8_TILES) CASES(INT4_TILES) CASES(INT4_TILES_WITH_MINS)
+        }
     }
 }
 
