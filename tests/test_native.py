@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llama3_scratch import linear as linear_module
-from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
+from llama3_scratch.cache import NO_CACHE, Cache, Kept, RaggedCache
+from llama3_scratch.cache_forms import KeptBf16, KeptInt4, KeptInt8
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
 from llama3_scratch.init import init
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.skipif(kernels.library() is None, reason="the kernels w
 
 # Every dimension a different number, in whole tiles: D=96 H=6 G=2 (R=3) K=16 F=160 V=112
 TILED = Config(96, 3, 6, 2, 112, 160, rope_scaling=tiny.CONFIG.rope_scaling, max_seq_len=4096)
+WIDE = Config(384, 1, 6, 3, 112, 160, max_seq_len=4096)  # heads of 64: two groups of a cache
 
 
 @pytest.fixture(params=kernels.LEVELS)
@@ -217,6 +219,55 @@ def test_layers_in_c_are_the_layers_in_torch(level, form, config, ragged, calls)
     assert calls.count("decode") == 3
     # Weights in tiles meet rounded inputs; all else differs by the order of f32 sums alone.
     check(ours, run(plain), 1e-3 if form.startswith(("int8", "int4")) else 2e-5)
+
+
+KEPT = {"as it comes": Kept, "bf16": KeptBf16, "int8": KeptInt8, "int4": KeptInt4}
+
+
+@pytest.mark.parametrize("config", [TILED, WIDE], ids=["heads of 16", "heads of 64"])
+@pytest.mark.parametrize("values", KEPT)
+@pytest.mark.parametrize("keys", KEPT)
+def test_every_form_of_keys_with_every_form_of_values(level, keys, values, config, calls):
+    """What C stores of a token is what torch stores of it, and each reads what the other has stored. Heads of whole
+    registers: narrower ones are read in plain C at every level."""
+    config = replace(config, n_layers=1)  # a second layer's keys would differ by the order of the first one's sums
+    params = wild(config)
+    tokens_BT = tiny.tokens(2, 86, config)
+
+    def run(way):
+        cache = RaggedCache(400, 2, keys=KEPT[keys], values=KEPT[values])
+        plain(tokens_BT[:, :80], params, config, cache=cache)
+        cache.rewind_rows(torch.tensor([80, 70]))
+        outs = [way(tokens_BT[:, at : at + 2], params, config, cache=cache) for at in (80, 82, 84)]
+        return torch.cat(outs, dim=1), cache.layers["layers.0.attention"]
+
+    (ours, stored), (theirs, wanted) = run(native), run(plain)
+    assert calls.count("decode") == 3
+    check(ours, theirs, 3e-2 if {"int4", "int8"} & {keys, values} else 3e-3 if "bf16" in (keys, values) else 2e-5)
+    for one, other in zip(stored, wanted, strict=True):
+        for name, tensor in one.tensors().items():
+            if name == "scales" or tensor.dtype == torch.float32:
+                torch.testing.assert_close(tensor, other.tensors()[name], rtol=1e-4, atol=1e-4)
+            else:  # but for a few numbers between two integers, which a sum in another order sends to the other one
+                assert (tensor != other.tensors()[name]).float().mean() < 2e-3
+        assert one.get(86)[0, 80:].any(-1).all()
+
+
+@pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("of", [0, 1], ids=["key", "value"])
+@pytest.mark.parametrize("slot", [0, 3, 70, 79])
+@pytest.mark.parametrize("config", [TILED, WIDE], ids=["heads of 16", "heads of 64"])
+def test_f216_one_bad_number_in_a_cache_reaches_the_output(level, keep, of, slot, config, calls):
+    """Wherever it stands in a chunk of slots: no maximum and no exponential may lose it."""
+    params = wild(config)
+    cache = Cache(99, keys=keep, values=keep)
+    plain(tiny.tokens(1, 80, config), params, config, cache=cache)
+    bad_BTGK = torch.ones(1, 1, config.n_kv_heads, config.head_dim)
+    bad_BTGK[0, 0, 1, 5] = float("nan")
+    last = f"layers.{config.n_layers - 1}.attention"
+    cache.layers[last][of].put((slice(None), slice(slot, slot + 1)), bad_BTGK)
+    assert not native(tiny.tokens(1, 1, config), params, config, cache=cache).isfinite().all()
+    assert calls[0] == "decode"
 
 
 def test_rounded_inputs_are_all_that_differs_in_tiles(level, monkeypatch):
