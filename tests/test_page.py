@@ -427,6 +427,17 @@ def test_a_model_of_many_heads_shows_fewer_tokens():
     assert most == sorted(most, reverse=True) and most[0] > 100 and most[-1] >= 32
 
 
+def test_what_a_file_may_hold_is_shared_by_the_passes_of_a_long_prompt(monkeypatch):
+    heads = CONFIG.n_layers * CONFIG.n_heads
+    monkeypatch.setattr(page_module, "ATTENTION_BYTES", 2 * heads * 60 * 60)
+    page, cache, shown = Page(PARAMS, CONFIG, tokenizer(), "long"), Cache(300), []
+    with torch.inference_mode(), watch(keep=needs, on_step=page.take):
+        for _ in range(3):
+            shown.append(page.most_tokens)
+            forward(torch.randint(256, (1, 100)), PARAMS, CONFIG, cache=cache, block=block)
+    assert shown == [60, 32, 32], "all of it to the first, the least that is shown to the others"
+
+
 def test_not_a_number_is_seen(tmp_path, visit):
     params = dict(PARAMS)
     params["layers.2.attention.wo.weight"] = params["layers.2.attention.wo.weight"].clone()

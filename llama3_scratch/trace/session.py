@@ -102,11 +102,12 @@ class Session:
             else:
                 files.write(options.trace_out, self._steps, checkpoint.params, self._files)
             log.info("%d steps written to %s", len(self._steps), options.trace_out)
-        if self._machine is not None and not options.json:
+        if self._machine is not None:
+            show = _tell if options.json else _print
             first, later = ([s for s in self._steps if bool(s.call) == after] for after in (False, True))
-            _print(f"cost of pass 0 · {_limits(self._machine)}", roofline.lines(first, self._machine))
+            show(f"cost of pass 0 · {_limits(self._machine)}", roofline.lines(first, self._machine))
             if later:
-                _print(f"cost of passes 1 to {later[-1].call} together", roofline.lines(later, self._machine))
+                show(f"cost of passes 1 to {later[-1].call} together", roofline.lines(later, self._machine))
         of_prompt, length = self._steps[: self._prompt_steps], len(self._tokens)
         if options.lens and checkpoint.tokenizer is not None:
             said = views.lens(of_prompt, checkpoint.params, checkpoint.config, checkpoint.tokenizer, length)
@@ -375,6 +376,11 @@ def _limits(machine: Machine) -> str:
 
 def _print(title: str, lines: Iterable[str]) -> None:
     print(f"\n── {title} ──", *lines, sep="\n")
+
+
+def _tell(title: str, lines: Iterable[str]) -> None:
+    """`_print` on stderr, where stdout is a machine's."""
+    log.info("\n%s", "\n".join([f"── {title} ──", *lines]))
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
