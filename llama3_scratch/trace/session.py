@@ -60,7 +60,7 @@ class Session:
         self._stack = contextlib.ExitStack()
         self._steps: list[Step] = []
         self._looks: dict[int, Looks] = {}
-        self._page = _page(options, checkpoint, self._files)
+        self._page = _page(options, checkpoint, self._files, len(tokens))
 
     def start(self) -> None:
         from llama3_scratch.trace.tracer import watch
@@ -210,13 +210,16 @@ def _reference(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch
     return compare.one_pass(name, other.params, other.config, dtype)
 
 
-def _page(options: argparse.Namespace, checkpoint: Checkpoint, files: Mapping[str, str]) -> Page | None:
-    """The page that --trace-out asks for, if it does."""
+def _page(options: argparse.Namespace, checkpoint: Checkpoint, files: Mapping[str, str], length: int) -> Page | None:
+    """The page that --trace-out asks for, if it does, of a prompt of `length` tokens."""
+    from llama3_scratch.stream import CHUNK
     from llama3_scratch.trace.page import Page
 
     if options.trace_out is None or options.trace_out.suffix != ".html":
         return None
-    return Page(checkpoint.params, checkpoint.config, checkpoint.tokenizer, checkpoint.path.name, files)
+    return Page(
+        checkpoint.params, checkpoint.config, checkpoint.tokenizer, checkpoint.path.name, files, -(-length // CHUNK)
+    )
 
 
 def trace_without_weights(options: argparse.Namespace, config: Config, length: int) -> None:
