@@ -72,11 +72,14 @@ class Block:
 Cell = Prose | Block
 
 
-def source(name: str) -> None:
-    """Print a function of the package as a block of code, for cog: source("model.rms_norm")."""
+def source(name: str, start: str = "") -> None:
+    """Print a function of the package as a block of code, for cog: source("model.rms_norm"); of a long one the lines
+    from the one that holds `start` on."""
     import llama3_scratch
 
-    print("```python\n" + inspect.getsource(operator.attrgetter(name)(llama3_scratch)) + "```")
+    lines = inspect.getsource(operator.attrgetter(name)(llama3_scratch)).splitlines()
+    first = next(number for number, line in enumerate(lines) if start in line)
+    print("```python\n" + "\n".join(lines[first:]) + "\n```")
 
 
 def c_source(file: str, name: str) -> None:

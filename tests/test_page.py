@@ -10,7 +10,7 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
-from llama3_scratch import generate, model
+from llama3_scratch import generate, model, stream
 from llama3_scratch.cache import Cache
 from llama3_scratch.config import OFFICIAL
 from llama3_scratch.model import block, forward, fused_block
@@ -425,6 +425,30 @@ def test_many_tokens_are_shown_by_their_first_and_last(monkeypatch, traced, visi
 def test_a_model_of_many_heads_shows_fewer_tokens():
     most = [Page({}, OFFICIAL[name], None, name).most_tokens for name in ("llama3.2-1b", "llama3-8b", "llama3.1-405b")]
     assert most == sorted(most, reverse=True) and most[0] > 100 and most[-1] >= 32
+
+
+def test_what_a_file_may_hold_is_shared_by_the_passes_of_a_long_prompt(monkeypatch):
+    heads, kept, shown = CONFIG.n_layers * CONFIG.n_heads, {}, {}
+    monkeypatch.setattr(page_module, "ATTENTION_BYTES", 2 * heads * 80 * 80)
+    for pieces in (1, 4):
+        page, cache, shown[pieces] = Page(PARAMS, CONFIG, tokenizer(), "long", pieces=pieces), Cache(500), []
+        with torch.inference_mode(), watch(keep=needs, on_step=page.take):
+            for _ in range(pieces):
+                shown[pieces].append(page.most_tokens)
+                forward(torch.randint(256, (1, 100)), PARAMS, CONFIG, cache=cache, block=block)
+        kept[pieces] = len(page._blobs)
+    assert shown == {1: [80], 4: [40] * 4}, "the last piece shows as much as the first"
+    assert kept[4] < 1.5 * kept[1]
+
+
+def test_generate_says_in_how_many_pieces_a_prompt_comes(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(Page, "write", lambda self, path: written.append((self._pieces, self._heat_rows)))
+    monkeypatch.setattr(stream, "CHUNK", 10)
+    monkeypatch.setitem(stream.stream.__wrapped__.__kwdefaults__, "chunk", 10)
+    argv = ["hi", "--model", str(tiny.folder(tmp_path / "chats")), "--max-tokens", "1"]
+    assert generate.main([*argv, "--trace-out", str(tmp_path / "run.html")]) == 0
+    assert written == [(0, page_module.ROWS // 3)], "21 tokens"
 
 
 def test_not_a_number_is_seen(tmp_path, visit):

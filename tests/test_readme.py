@@ -10,6 +10,8 @@ import shlex
 
 import pytest
 
+from tests import test_parity_mutations as mistakes
+from tests import test_trace_compare
 from tests.house import PACKAGE
 
 DOCUMENTS = ["README.md", "README.zh.md"]
@@ -47,3 +49,17 @@ def test_every_command_has_the_options_that_it_is_shown_with(document):
     for command in commands:
         _, _, module, *argv = shlex.split(command, comments=True)
         importlib.import_module(module)._parser().parse_args(argv)
+
+
+@pytest.mark.parametrize(
+    ("document", "seen", "placed"),
+    [
+        ("README.md", r"^\| (\d+) mistakes ", r"each of (\d+) deliberate mistakes"),
+        ("README.zh.md", r"^\| 故意犯的 (\d+) 种错", r"故意犯的 (\d+) 种错误，每一种都能在它所在的那一步被找到"),
+    ],
+)
+def test_the_mistakes_are_counted_right(document, seen, placed):
+    text = (PACKAGE.parent / document).read_text(encoding="utf-8")
+    alone = [name for name in vars(mistakes) if name.endswith("_is_seen") and name != "test_mistake_is_seen"]
+    assert re.findall(seen, text, re.MULTILINE) == [str(len(mistakes.MUTATIONS) + len(alone))]
+    assert re.findall(placed, text) == [str(len(test_trace_compare.PLACE))]

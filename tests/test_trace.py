@@ -386,8 +386,9 @@ def test_a_float64_run_is_recorded_and_compared(run, tmp_path):
 
 
 def test_json_stays_alone_on_stdout(run, tmp_path):
-    out = run("--json", "--trace-cost", "--trace-out", tmp_path / "x.jsonl")[1]
+    _, out, err = run("--json", "--trace-cost", "--trace-out", tmp_path / "x.jsonl")
     assert json.loads(out)["tokens"]
+    assert "── cost of pass 0 · this machine reads " in err
 
 
 def test_names_of_no_step_are_told_and_returns_go_by_their_function(run):

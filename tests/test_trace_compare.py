@@ -221,11 +221,11 @@ def test_another_models_first_different_step_is_named_with_its_line(run, tmp_pat
 def test_what_rope_scaling_changes_is_seen_in_one_command(run, tmp_path):
     """A newcomer's question: which step differs when RoPE's scaling is off?"""
     scaled = load(str(tiny.folder(tmp_path / "plain")))
-    config = replace(scaled.config, rope_scaling=RopeScaling(8.0))
+    config = replace(scaled.config, rope_scaling=RopeScaling(8.0), rope_theta=100_000.0)  # one pair of 4 is slowed
     write_meta(tmp_path / "scaled", scaled.params, config, scaled.tokenizer)
     model = str(tmp_path / "scaled")
     code, _, error = run("--rope-scale-factor", "1", "--trace-compare", model, model=model)
-    assert code == 4 and error.startswith("error: scale_frequencies.blended_J is the first step that differs from ")
+    assert code == 4 and error.startswith("error: scale_frequencies.slowed_J is the first step that differs from ")
 
 
 def test_a_run_of_another_prompt_or_no_run_at_all_is_told(run, tmp_path, chats, capsys):

@@ -3,7 +3,8 @@
 What the file holds of a tensor is its statistics, a histogram and a heat map of at most 64 × 48 cells. The views hold
 more: every head's attention, the likeliest tokens after each layer, the query and the key of each layer's head 0 before
 and after RoPE, and the residual stream's numbers. They show all tokens of a pass, or the first 8 and the last ones
-where there are more than fit a file that a browser opens with ease.
+where there are more than fit a file that a browser opens with ease. A long prompt comes in pieces, a pass each, which
+share that room.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SCORES = 63  # steps between a head's least and largest score: more of them are 
 class Page:
     """What the page shows of a run of one prompt: `take` every step, then `write`. Keeps no tensor.
 
-    `files` says where each weight was read from.
+    `files` says where each weight was read from, `pieces` how many passes take the prompt in.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class Page:
         tokenizer: Tokenizer | None,
         title: str,
         files: Mapping[str, str] = MappingProxyType({}),
+        pieces: int = 1,
     ) -> None:
         self._params, self._config, self._tokenizer, self._title, self._files = params, config, tokenizer, title, files
-        self._left = int(ATTENTION_BYTES)
+        self._left, self._pieces = int(ATTENTION_BYTES), pieces
+        self._heat_rows = max(ROWS // 8, ROWS // pieces)
         self._strings: dict[str, int] = {}
         self._vocabulary: dict[int, str] = {}
         self._weights: dict[str, list[Any]] = {}
@@ -106,9 +109,9 @@ class Page:
 
     @property
     def most_tokens(self) -> int:
-        """How many tokens the next pass may show; each pass takes its share of the file."""
-        heads = self._config.n_layers * self._config.n_heads
-        return min(MOST_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(max(0, self._left) // (2 * heads))))
+        """How many tokens the next pass may show; each of the prompt's has an equal share of the file."""
+        heads, share = self._config.n_layers * self._config.n_heads, max(0, self._left) // max(1, self._pieces)
+        return min(MOST_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(share // (2 * heads))))
 
     def _group(self, last: int, step: Step) -> int:
         """Where on the page a step stands: its layer, -1 before the first, n_layers after the last."""
@@ -133,6 +136,7 @@ class Page:
         elif where == ("decode", "slots_S"):
             of["columns"], of["span"] = self._shown(value.shape[0]), value.shape[0]
             self._left -= 2 * self._config.n_layers * self._config.n_heads * len(of["rows"]) * len(of["columns"])
+            self._pieces -= 1
         elif where == ("rotations", "angles_BTJ"):
             of["angles"] = self._blob(_numpy(value[0, of["rows"]]))
         if step.layer is None:
@@ -181,7 +185,7 @@ class Page:
     def _heat(self, step: Step, value: Tensor) -> int:
         """The number of the step's heat map and histogram; tensors that look the same share one."""
         plane, rows, columns, head = _plane(value, step.letters)
-        cells, row_block, column_block = _largest(plane)
+        cells, row_block, column_block = _largest(plane, self._heat_rows)
         finite = np.abs(cells[np.isfinite(cells)])
         most = float(finite.max(initial=0)) or 1.0
         with np.errstate(invalid="ignore"):
@@ -237,13 +241,13 @@ def _plane(value: Tensor, letters: str) -> tuple[np.ndarray, list[Any], list[lis
     return _numpy(value.flatten(1)), axes[0], axes[1:], head
 
 
-def _largest(plane: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """At most ROWS × COLUMNS cells, each the value of largest magnitude in its block, and the block's rows and columns.
+def _largest(plane: np.ndarray, most_rows: int) -> tuple[np.ndarray, int, int]:
+    """At most most_rows × COLUMNS cells, each its block's value of largest magnitude, and the block's rows and columns.
 
     Infinities count only where a block has nothing else, a NaN always.
     """
     (n_rows, n_columns) = plane.shape
-    tall, wide = max(1, -(-n_rows // ROWS)), max(1, -(-n_columns // COLUMNS))
+    tall, wide = max(1, -(-n_rows // most_rows)), max(1, -(-n_columns // COLUMNS))
     padding = ((0, -n_rows % tall), (0, -n_columns % wide))
     blocks = np.pad(plane, padding, constant_values=np.inf)
     blocks = blocks.reshape(blocks.shape[0] // tall, tall, -1, wide).swapaxes(1, 2)

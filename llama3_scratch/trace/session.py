@@ -60,7 +60,7 @@ class Session:
         self._stack = contextlib.ExitStack()
         self._steps: list[Step] = []
         self._looks: dict[int, Looks] = {}
-        self._page = _page(options, checkpoint, self._files)
+        self._page = _page(options, checkpoint, self._files, len(tokens))
 
     def start(self) -> None:
         from llama3_scratch.trace.tracer import watch
@@ -102,11 +102,12 @@ class Session:
             else:
                 files.write(options.trace_out, self._steps, checkpoint.params, self._files)
             log.info("%d steps written to %s", len(self._steps), options.trace_out)
-        if self._machine is not None and not options.json:
+        if self._machine is not None:
+            show = _tell if options.json else _print
             first, later = ([s for s in self._steps if bool(s.call) == after] for after in (False, True))
-            _print(f"cost of pass 0 · {_limits(self._machine)}", roofline.lines(first, self._machine))
+            show(f"cost of pass 0 · {_limits(self._machine)}", roofline.lines(first, self._machine))
             if later:
-                _print(f"cost of passes 1 to {later[-1].call} together", roofline.lines(later, self._machine))
+                show(f"cost of passes 1 to {later[-1].call} together", roofline.lines(later, self._machine))
         of_prompt, length = self._steps[: self._prompt_steps], len(self._tokens)
         if options.lens and checkpoint.tokenizer is not None:
             said = views.lens(of_prompt, checkpoint.params, checkpoint.config, checkpoint.tokenizer, length)
@@ -209,13 +210,16 @@ def _reference(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch
     return compare.one_pass(name, other.params, other.config, dtype)
 
 
-def _page(options: argparse.Namespace, checkpoint: Checkpoint, files: Mapping[str, str]) -> Page | None:
-    """The page that --trace-out asks for, if it does."""
+def _page(options: argparse.Namespace, checkpoint: Checkpoint, files: Mapping[str, str], length: int) -> Page | None:
+    """The page that --trace-out asks for, if it does, of a prompt of `length` tokens."""
+    from llama3_scratch.stream import CHUNK
     from llama3_scratch.trace.page import Page
 
     if options.trace_out is None or options.trace_out.suffix != ".html":
         return None
-    return Page(checkpoint.params, checkpoint.config, checkpoint.tokenizer, checkpoint.path.name, files)
+    return Page(
+        checkpoint.params, checkpoint.config, checkpoint.tokenizer, checkpoint.path.name, files, -(-length // CHUNK)
+    )
 
 
 def trace_without_weights(options: argparse.Namespace, config: Config, length: int) -> None:
@@ -375,6 +379,11 @@ def _limits(machine: Machine) -> str:
 
 def _print(title: str, lines: Iterable[str]) -> None:
     print(f"\n── {title} ──", *lines, sep="\n")
+
+
+def _tell(title: str, lines: Iterable[str]) -> None:
+    """`_print` on stderr, where stdout is a machine's."""
+    log.info("\n%s", "\n".join([f"── {title} ──", *lines]))
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
