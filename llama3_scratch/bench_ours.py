@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama3_scratch import quantize
 from llama3_scratch.cache import Cache, Keep, Kept, RaggedCache
 from llama3_scratch.cache_forms import KEPT_IN_BITS
 from llama3_scratch.checkpoint.check import each, n_bytes
@@ -23,16 +24,17 @@ from llama3_scratch.memory import available, plan, require
 from llama3_scratch.model import unembed
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import fast_decode
-from llama3_scratch.quantize import quantize
 from llama3_scratch.sample import sampler
 from llama3_scratch.stored import FORMS as SIBLINGS
+from llama3_scratch.stored import Floats, stored
 from llama3_scratch.stream import CHUNK
 from llama3_scratch.timings import peak_rss_bytes
 
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-FORMS = (*FLOATS, "int8", "int4")
+FORMS = (*FLOATS, *quantize.FORMS)
 KEEPS: dict[int, Keep] = {32: Kept, **KEPT_IN_BITS}  # what a cache keeps keys and values in, by bits
-_BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8": 8.5, "int4": 6}  # a weight, head and embedding included
+# A weight, head and embedding included, which stay at 8 bits beside layers in 4.
+_BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8-row": 8.1, "int8": 8.5, "int4": 6, "int4-sym": 5.6, "nf4": 5.4}
 
 
 def in_form(params: Params, form: str) -> Params:
@@ -41,7 +43,7 @@ def in_form(params: Params, form: str) -> Params:
         raise UsageError(f"{key}: these weights are stored as integers; leave --forms out, or give the float model")
     if form in FLOATS:
         return each(params, lambda tensor: tensor.to(FLOATS[form]))
-    return quantize(params, form)
+    return quantize.quantize(params, form)
 
 
 def random_params(config: Config, form: str) -> Params:
@@ -67,12 +69,9 @@ def random_params(config: Config, form: str) -> Params:
 
 def stored_form(params: Params) -> str:
     """The form of the layers' weights, as --forms names it."""
-    stem = "layers.0.attention.wq"
+    weight = stored(params, "layers.0.attention.wq")
     dtypes = {dtype: form for form, dtype in FLOATS.items()}
-    sibling = next((part for part in SIBLINGS if f"{stem}.{part}" in params), None)
-    if sibling is None:
-        return dtypes.get(params[f"{stem}.weight"].dtype, str(params[f"{stem}.weight"].dtype))
-    return sibling.removesuffix("scales").removesuffix("_") or "int8 in groups"
+    return dtypes.get(weight.dtype, weight.name) if type(weight) is Floats else weight.name
 
 
 class Ours:

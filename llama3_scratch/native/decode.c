@@ -147,6 +147,8 @@ typedef struct {
     const float *rotations; /* [every position][head_dim / 2] complex */
 } Tokens;
 
+enum { FEW = 16 };
+
 /* The phases of a layer. */
 enum { NORM, QUERY, KEY, VALUE, KEEP, ATTEND, JOIN, OUT, FFN_NORM, GATE, ROUND, DOWN, PHASES };
 
@@ -297,13 +299,12 @@ static void fetch(const Kept *kept, int64_t first, int64_t vectors, int K) {
 
 /* What all heads of token i see in one chunk of slots: of each, its largest score, the sum of its weights, and the sum
  * of the values times these. Slot after slot, all heads of each, as they lie in memory. */
-static void attend(const Call *c, int i, int chunk) {
+static void attend(const Call *c, int i, int chunk, float *parts, float *most, float *totals) {
     enum { SLOTS = 8 };
     const Sizes *z = c->sizes;
     int K = z->head_dim, G = z->kv_heads, H = z->heads, R = H / G, begin = chunk * CHUNK;
     int n = c->tokens->positions[i] + 1 - begin < CHUNK ? c->tokens->positions[i] + 1 - begin : CHUNK;
     int64_t first = ((int64_t)c->tokens->rows[i] * c->tokens->slots + begin) * G, stride;
-    int64_t at = ((int64_t)i * c->chunks + chunk) * H;
     float root = 1 / sqrtf((float)K), scores[H][CHUNK], room[CHUNK * K];
     for (int s = 0; s < n; s += SLOTS) {
         int some = n - s < SLOTS ? n - s : SLOTS;
@@ -316,33 +317,46 @@ static void attend(const Call *c, int i, int chunk) {
     }
     for (int h = 0; h < H; h++) {
         for (int s = 0; s < n; s++) scores[h][s] *= root;
-        c->most[at + h] = kernels->largest(scores[h], n);
-        c->totals[at + h] = kernels->exp_minus(scores[h], c->most[at + h], n);
+        most[h] = kernels->largest(scores[h], n);
+        totals[h] = kernels->exp_minus(scores[h], most[h], n);
     }
     for (int g = 0; g < G; g++) {
         const float *v = vectors_of(c->values, first + g, G, K, n, room, &stride);
-        kernels->mix(scores[g * R], R, K, v, stride, n, c->parts + (at + g * R) * K);
+        kernels->mix(scores[g * R], R, K, v, stride, n, parts + (int64_t)g * R * K);
     }
 }
 
 static int chunks_of(const Tokens *t, int i) { return t->positions[i] / CHUNK + 1; }
 
-/* The softmax over all chunks from those of each: e^(s − most) = e^(s − most of the chunk) · e^(most of the chunk − most) */
-static void join_chunks(const Call *c, int i, int head) {
-    int K = c->sizes->head_dim, chunks = chunks_of(c->tokens, i);
-    int64_t heads = c->sizes->heads, at = (int64_t)i * c->chunks * heads + head;
-    float *out = c->attended.floats + ((int64_t)i * heads + head) * K;
-    float most = c->most[at], total = 0;
-    for (int k = 1; k < chunks; k++) most = c->most[at + k * heads] > most ? c->most[at + k * heads] : most;
-    memset(out, 0, sizeof(float) * K);
-    for (int k = 0; k < chunks; k++) {
-        float share = expf(c->most[at + k * heads] - most);
-        const float *part = c->parts + (at + k * heads) * K;
-        total += share * c->totals[at + k * heads];
-        for (int d = 0; d < K; d++) out[d] += share * part[d];
+/* The softmax over chunk after chunk: e^(s − most) = e^(s − most of the chunk) · e^(most of the chunk − most). What was
+ * seen so far and one more chunk, of every head; `most` and `total` are those so far. */
+static void join(const Sizes *z, float *out, float *most, float *total, const float *part, const float *its_most,
+                 const float *its_total) {
+    for (int h = 0; h < z->heads; h++, out += z->head_dim, part += z->head_dim) {
+        float larger = its_most[h] > most[h] ? its_most[h] : most[h];
+        float old = expf(most[h] - larger), new = expf(its_most[h] - larger);
+        for (int d = 0; d < z->head_dim; d++) out[d] = old * out[d] + new * part[d];
+        total[h] = old * total[h] + new * its_total[h];
+        most[h] = larger;
     }
-    for (int d = 0; d < K; d++) out[d] /= total;
-    if (c->values->kind == CACHE_INT4) spread(out, K);
+}
+
+/* Token i's attention from its chunks: those that were looked at already, or else each now. */
+static void join_chunks(const Call *c, int i) {
+    const Sizes *z = c->sizes;
+    int H = z->heads, K = z->head_dim, looked_at = c->chunks > 0;
+    float *out = c->attended.floats + (int64_t)i * H * K, most[H], total[H];
+    memset(out, 0, sizeof(float) * H * K);
+    for (int h = 0; h < H; h++) most[h] = -INFINITY, total[h] = 0;
+    for (int chunk = 0; chunk < chunks_of(c->tokens, i); chunk++) {
+        int64_t at = (looked_at ? (int64_t)i * c->chunks + chunk : i) * H;
+        if (!looked_at) attend(c, i, chunk, c->parts + at * K, c->most + at, c->totals + at);
+        join(z, out, most, total, c->parts + at * K, c->most + at, c->totals + at);
+    }
+    for (int h = 0; h < H; h++) {
+        for (int d = 0; d < K; d++) out[h * K + d] /= total[h];
+        if (c->values->kind == CACHE_INT4) spread(out + h * K, K);
+    }
 }
 
 static void norm_and_round(const Call *c, const float *weight, int phase) {
@@ -375,11 +389,14 @@ static void block(const Call *c) {
         keep(c->values, vector, K, c->v + (int64_t)item * K);
     }
     settle(phase + KEEP, n * G);
-    FOR_EACH (item, phase + ATTEND, 1, n * c->chunks) /* a chunk of slots at a time */
-        if (item % c->chunks < chunks_of(t, item / c->chunks)) attend(c, item / c->chunks, item % c->chunks);
+    FOR_EACH (item, phase + ATTEND, 1, n * c->chunks) /* of few tokens, a chunk of slots at a time */
+        if (item % c->chunks < chunks_of(t, item / c->chunks)) {
+            int64_t at = (int64_t)item * H;
+            attend(c, item / c->chunks, item % c->chunks, c->parts + at * K, c->most + at, c->totals + at);
+        }
     settle(phase + ATTEND, n * c->chunks);
-    FOR_EACH (i, phase + JOIN, 1, n) { /* the softmax over all chunks */
-        for (int head = 0; head < H; head++) join_chunks(c, i, head);
+    FOR_EACH (i, phase + JOIN, 1, n) { /* the softmax over all chunks; of many tokens, all of attention */
+        join_chunks(c, i);
         round_input(&c->attended, i);
     }
     settle(phase + JOIN, n);
@@ -403,9 +420,10 @@ static void decode_work(void *argument) {
 EXPORT int decode(const Layer *layers, int n_layers, const Sizes *sizes, const Tokens *tokens, const Kept *keys,
                   const Kept *values, float *x, int threads) {
     int64_t n = tokens->n, K = sizes->head_dim, all = n * sizes->heads * K, kv = n * sizes->kv_heads * K;
-    int chunks = 0;
-    for (int i = 0; i < n; i++) chunks = chunks_of(tokens, i) > chunks ? chunks_of(tokens, i) : chunks;
-    size_t floats = all + 2 * kv + all * chunks + 2 * n * sizes->heads * chunks;
+    int chunks = 0; /* as pieces of work of their own: with many tokens there are pieces enough */
+    for (int i = 0; i < n && n <= FEW; i++) chunks = chunks_of(tokens, i) > chunks ? chunks_of(tokens, i) : chunks;
+    int64_t parts = chunks ? chunks : 1;
+    size_t floats = all + 2 * kv + all * parts + 2 * n * sizes->heads * parts;
     Scratch s;
     if (!reserve(&s, sizeof(float) * floats + 6 * 64 + input_size(n, sizes->dim) + input_size(n, sizes->heads * K) +
                          input_size(n, sizes->hidden)))
@@ -417,9 +435,9 @@ EXPORT int decode(const Layer *layers, int n_layers, const Sizes *sizes, const T
     c.q = take(&s, sizeof(float) * all);
     c.k = take(&s, sizeof(float) * kv);
     c.v = take(&s, sizeof(float) * kv);
-    c.parts = take(&s, sizeof(float) * all * chunks);
-    c.most = take(&s, sizeof(float) * n * sizes->heads * chunks);
-    c.totals = take(&s, sizeof(float) * n * sizes->heads * chunks);
+    c.parts = take(&s, sizeof(float) * all * parts);
+    c.most = take(&s, sizeof(float) * n * sizes->heads * parts);
+    c.totals = take(&s, sizeof(float) * n * sizes->heads * parts);
     c.narrow = make_input(&s, (int)n, sizes->dim);
     c.attended = make_input(&s, (int)n, (int)(sizes->heads * K));
     c.wide = make_input(&s, (int)n, sizes->hidden);

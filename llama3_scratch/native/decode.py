@@ -14,11 +14,13 @@ from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import ResourceError
 from llama3_scratch.model import decode, rms_norm, rotations
 from llama3_scratch.native import kernels
-from llama3_scratch.stored import Params, stored
+from llama3_scratch.stored import Params, Tiles, stored
 
 _NORMS = ("attention_norm", "ffn_norm")
 _MATRICES = tuple(f"attention.{w}" for w in ("wq", "wk", "wv", "wo")) + tuple(f"feed_forward.w{i}" for i in (1, 2, 3))
 _CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # enum CacheKind of native.h
+# Torch multiplies floats faster where tokens are many, and attends faster where each sees many.
+MANY, LONG = 1024, 2048
 _POSITIONS = 1024  # by which the table of rotations grows
 
 
@@ -81,6 +83,11 @@ class NativeDecode:
     def __init__(self, params: Params, config: Config, layers: Array[_Layer], alive: list[Any]) -> None:
         self._params, self._config = params, config
         self._layers, self._alive = layers, alive
+        self._tiled = all(
+            isinstance(stored(params, f"layers.{index}.{matrix}"), Tiles)
+            for index in range(config.n_layers)
+            for matrix in _MATRICES
+        )
         self._sizes = _Sizes(
             config.dim, config.n_heads, config.n_kv_heads, config.head_dim, config.hidden_dim, config.norm_eps
         )
@@ -90,10 +97,12 @@ class NativeDecode:
 
     def __call__(self, x_BTD: Tensor, params: Params, config: Config, *, cache: NoCache = NO_CACHE) -> Tensor:
         B, T, D = x_BTD.shape
-        few = 0 < B * T <= kernels.FEW and self._sizes.dim == D and params is self._params
-        if not few or not isinstance(cache, Cache) or not kernels.usable(x_BTD):
+        ours = self._sizes.dim == D and params is self._params
+        if not ours or not isinstance(cache, Cache) or not kernels.usable(x_BTD):
             return decode(x_BTD, params, config, cache=cache)
         span = cache.span(T)
+        if not self._worth(B * T, span):
+            return decode(x_BTD, params, config, cache=cache)
         if len(self._rotations_J) < span:
             positions_1T = torch.arange(-(-span // _POSITIONS) * _POSITIONS)[None]
             self._rotations_J = rotations(positions_1T, config, x_BTD.dtype)[0]
@@ -117,6 +126,10 @@ class NativeDecode:
             raise ResourceError(f"no memory for a step of {n} tokens after {span}")
         cache.advance(T)
         return rms_norm(out_BTD, params, "norm", config)
+
+    def _worth(self, n: int, span: int) -> bool:
+        """Whether the kernels are the faster way for n tokens of which the last sees `span`."""
+        return 0 < n <= kernels.FEW or (self._tiled and n <= MANY and span <= LONG)
 
     def _find(self, cache: Cache, span: int, like_BTGK: Tensor) -> int:
         """Look up where the cache keeps everything, if that has changed; the slots that it has."""
