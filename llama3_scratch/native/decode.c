@@ -88,6 +88,15 @@ static int piece(const Weight *w, int threads) {
     return (int)(wanted < most ? wanted : most);
 }
 
+/* Ask for the beginning of this thread's share of a weight, while there is nothing else to do. */
+static void warm(const Weight *w) {
+    enum { BYTES = 1 << 14 };
+    static const int bits[] = {32, 16, 16, 8, 8, 4, 4};
+    int64_t begin = (int64_t)share_of(strips_of(w)) * STRIP * w->columns * bits[w->kind] / 8;
+    int64_t end = (int64_t)w->rows * w->columns * bits[w->kind] / 8;
+    for (int64_t at = begin; at < begin + BYTES && at < end; at += 64) __builtin_prefetch((const char *)w->values + at, 0, 2);
+}
+
 /* For each strip of the weight that this thread gets in a phase, and each few inputs. */
 #define FOR_EACH_STRIP(w, in, phase, size, strip, first, some)                                                         \
     FOR_EACH (strip, phase, size, strips_of(w))                                                                        \
@@ -359,12 +368,14 @@ static void join_chunks(const Call *c, int i) {
     }
 }
 
-static void norm_and_round(const Call *c, const float *weight, int phase) {
+/* The norm, after which comes a product with the weight `next`. */
+static void norm_and_round(const Call *c, const float *weight, int phase, const Weight *next) {
     int n = c->tokens->n, D = c->sizes->dim;
     FOR_EACH (i, c->phase + phase, 1, n) {
         norm(c->x + (int64_t)i * D, weight, D, c->sizes->eps, c->narrow.floats + (int64_t)i * D);
         round_input(&c->narrow, i);
     }
+    warm(next);
     settle(c->phase + phase, n);
 }
 
@@ -373,7 +384,7 @@ static void block(const Call *c) {
     const Tokens *t = c->tokens;
     int n = t->n, K = c->sizes->head_dim, H = c->sizes->heads, G = c->sizes->kv_heads, R = H / G, phase = c->phase;
 
-    norm_and_round(c, l->attention_norm, NORM);
+    norm_and_round(c, l->attention_norm, NORM, &l->wq);
     project(c, &l->wq, QUERY, c->q, 1); /* whoever is done with one goes on with the next */
     project(c, &l->wk, KEY, c->k, 1);
     project(c, &l->wv, VALUE, c->v, 0);
@@ -388,6 +399,7 @@ static void block(const Call *c) {
         keep(c->keys, vector, K, c->k + (int64_t)item * K);
         keep(c->values, vector, K, c->v + (int64_t)item * K);
     }
+    warm(&l->wo);
     settle(phase + KEEP, n * G);
     FOR_EACH (item, phase + ATTEND, 1, n * c->chunks) /* of few tokens, a chunk of slots at a time */
         if (item % c->chunks < chunks_of(t, item / c->chunks)) {
@@ -401,9 +413,10 @@ static void block(const Call *c) {
     }
     settle(phase + JOIN, n);
     add_product(c, &l->wo, &c->attended, OUT);
-    norm_and_round(c, l->ffn_norm, FFN_NORM);
+    norm_and_round(c, l->ffn_norm, FFN_NORM, &l->w1);
     gate(c);
     FOR_EACH (i, phase + ROUND, 1, n) round_input(&c->wide, i);
+    warm(&l->w2);
     settle(phase + ROUND, n);
     add_product(c, &l->w2, &c->wide, DOWN);
 }

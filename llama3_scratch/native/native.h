@@ -82,19 +82,21 @@ static inline float from_f16(uint16_t bits) {
     return both.f;
 }
 
-/* The pool. A job is phases of so many pieces, and all threads that are there go through it: each takes pieces of a phase
- * until none are left, and goes on when all of them are done, by whomever. So nobody ever waits for a thread that the
- * system has put aside, only for work. `last` says that no job follows soon and the threads needn't wait awake. */
+/* The pool. A job is phases of so many pieces, and all threads that are there go through it: each has a share of a
+ * phase, one behind the other in memory, takes pieces of it and then of the others', and goes on when all are done, by
+ * whomever. So nobody ever waits for a thread that the system has put aside, only for work. `last` says that no job
+ * follows soon and the threads needn't wait awake. */
 typedef void Work(void *argument);
 int run(Work *work, void *argument, int phases, int threads, int last); /* 0 without memory */
-int next_of(int phase, int size);                                     /* the first of `size` pieces that nobody has */
-void finished(int phase, int pieces);
-void settle(int phase, int pieces); /* wait until so many are finished */
+void settle(int phase, int pieces);                                   /* wait until so many are finished */
+int share_of(int pieces);                                             /* the first piece of this thread's share */
+
+typedef struct { int phase, size, total, shares, begin, end; } Range;
+int next_range(Range *range); /* finish the range and take another of `size` pieces; 0 where none are left */
 
 /* for each piece i of `total` that this thread gets, `size` at a time */
 #define FOR_EACH(i, phase, size, total)                                                                                \
-    for (int begin_; (begin_ = next_of(phase, size)) < (total);                                                        \
-         finished(phase, begin_ + (size) < (total) ? (size) : (total) - begin_))                                       \
-        for (int i = begin_; i < begin_ + (size) && i < (total); i++)
+    for (Range range_ = {phase, size, total, 0, 0, 0}; next_range(&range_);)                                           \
+        for (int i = range_.begin; i < range_.end; i++)
 
 #endif

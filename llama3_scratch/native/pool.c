@@ -13,19 +13,19 @@
 
 enum { MOST_THREADS = 256, LOOKS = 2000, YIELDS = 4000 };
 
-typedef struct { atomic_int next, done; } Phase;
-
 static struct {
     pthread_mutex_t call, sleep; /* one `run` at a time; around falling asleep and waking */
     pthread_cond_t wake;
     Work *work; /* 0: the threads are to end */
     void *argument;
-    Phase *phases;
+    atomic_int *done, *taken; /* of each phase the pieces finished; of each share of it the pieces taken */
     int room, wanted, threads; /* the last two with the caller's own */
     pthread_t ids[MOST_THREADS];
     atomic_int round, sleeping, soon, open, inside;
 } pool = {.call = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER,
           .wanted = 1, .threads = 1};
+
+static _Thread_local int own; /* this thread's number; the caller's is 0 */
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -40,18 +40,34 @@ static inline void wait_a_little(int *looked) {
     else sched_yield();
 }
 
-int next_of(int phase, int size) { return atomic_fetch_add(&pool.phases[phase].next, size); }
+static int begin_of(int share, int total) { return (int)((int64_t)total * share / pool.threads); }
 
-void finished(int phase, int pieces) { atomic_fetch_add_explicit(&pool.phases[phase].done, pieces, memory_order_release); }
+int share_of(int pieces) { return begin_of(own, pieces); }
+
+int next_range(Range *r) {
+    if (r->end > r->begin)
+        atomic_fetch_add_explicit(&pool.done[r->phase], r->end - r->begin, memory_order_release);
+    for (; r->shares < pool.threads; r->shares++) { /* shares that this thread has seen the end of */
+        int share = (own + r->shares) % pool.threads, end = begin_of(share + 1, r->total);
+        int begin = begin_of(share, r->total) +
+                    atomic_fetch_add_explicit(&pool.taken[r->phase * pool.threads + share], r->size, memory_order_relaxed);
+        if (begin < end) {
+            r->begin = begin;
+            r->end = begin + r->size < end ? begin + r->size : end;
+            return 1;
+        }
+    }
+    return 0;
+}
 
 void settle(int phase, int pieces) {
     int looked = 0;
-    while (atomic_load_explicit(&pool.phases[phase].done, memory_order_acquire) < pieces) wait_a_little(&looked);
+    while (atomic_load_explicit(&pool.done[phase], memory_order_acquire) < pieces) wait_a_little(&looked);
 }
 
-static void *worker(void *unused) {
-    (void)unused;
+static void *worker(void *number) {
     int seen = 0;
+    own = (int)(intptr_t)number;
     for (;;) {
         int looked = 0, most = atomic_load(&pool.soon) ? LOOKS + YIELDS : 1;
         while (atomic_load_explicit(&pool.round, memory_order_acquire) == seen && looked < most) wait_a_little(&looked);
@@ -91,7 +107,8 @@ static void change_threads(int wanted) {
     atomic_store(&pool.round, 0);
     pool.wanted = wanted;
     pool.threads = 1;
-    while (pool.threads < wanted && pool.threads < MOST_THREADS && !pthread_create(&pool.ids[pool.threads], 0, worker, 0))
+    while (pool.threads < wanted && pool.threads < MOST_THREADS && 
+           !pthread_create(&pool.ids[pool.threads], 0, worker, (void *)(intptr_t)pool.threads))
         pool.threads++;
 }
 
@@ -111,16 +128,15 @@ int run(Work *work, void *argument, int phases, int threads, int last) {
     pthread_mutex_lock(&pool.call);
     if (!prepared) prepared = !pthread_atfork(0, 0, forget_threads);
     if (threads != pool.wanted) change_threads(threads);
-    if (phases > pool.room) {
-        free(pool.phases);
-        pool.phases = malloc(sizeof(Phase) * phases);
-        pool.room = pool.phases ? phases : 0;
+    int counters = phases * (pool.threads + 1);
+    if (counters > pool.room) {
+        free(pool.done);
+        pool.done = malloc(sizeof(atomic_int) * counters);
+        pool.room = pool.done ? counters : 0;
     }
-    if (pool.phases) {
-        for (int i = 0; i < phases; i++) {
-            atomic_init(&pool.phases[i].next, 0);
-            atomic_init(&pool.phases[i].done, 0);
-        }
+    if (pool.done) {
+        pool.taken = pool.done + phases;
+        for (int i = 0; i < counters; i++) atomic_init(&pool.done[i], 0);
         atomic_store(&pool.soon, !last);
         if (pool.threads > 1) open_round(work, argument);
         work(argument);
@@ -129,5 +145,5 @@ int run(Work *work, void *argument, int phases, int threads, int last) {
         while (atomic_load(&pool.inside)) wait_a_little(&looked);
     }
     pthread_mutex_unlock(&pool.call);
-    return pool.room >= phases;
+    return pool.room >= counters;
 }
