@@ -46,6 +46,8 @@ def embed(tokens_BT: Tensor, params: Params, name: str, *, dtype: torch.dtype | 
     if type(weight) is Floats:
         rows_BTD = F.embedding(tokens_BT, weight.values)
         return rows_BTD.to(dtype or rows_BTD.dtype)
+    if (read_BTD := kernels.rows(tokens_BT, weight, dtype or weight.dtype)) is not None:
+        return read_BTD
     return weight.floats(tokens_BT, dtype or weight.dtype)
 
 

@@ -96,6 +96,22 @@ def test_products_with_tiles(level, form, rows, columns, n):
 
 
 @pytest.mark.parametrize("form", TILE_FORMS)
+def test_rows_of_tiles_are_torchs(form):
+    parts = one(form, torch.randn(48, 96, generator=torch.Generator().manual_seed(1)))
+    weight, index = stored(parts, "w"), torch.tensor([[0, 47, 17], [16, 15, 31]])
+    found = kernels.rows(index, weight, torch.float32)
+    assert found is not None and torch.equal(found, weight.floats(index, torch.float32))
+    assert (
+        kernels.rows(index, weight, torch.float64) is None
+        and kernels.rows(index, Floats(torch.ones(99, 2)), torch.float32) is None
+    )
+    assert kernels.rows(index[:0], weight, torch.float32).shape == (0, 3, 96)
+    for bad in (-1, 48):
+        with pytest.raises(UsageError, match="of a weight that has 48"):
+            kernels.rows(torch.tensor([0, bad]), weight, torch.float32)
+
+
+@pytest.mark.parametrize("form", TILE_FORMS)
 def test_extreme_integers_stay_exact(level, form):
     """Sums of products in 16 bits are near their limit: the largest weights times the largest inputs, both signs."""
     x = torch.cat((torch.ones(1, 64), -torch.ones(1, 64), torch.ones(1, 64)))

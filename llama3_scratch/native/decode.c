@@ -138,6 +138,25 @@ EXPORT int product(const Weight *w, int n, const float *x, float *out, int threa
     return run(product_work, &p, 2, threads, last);
 }
 
+/* Rows of a weight in tiles as floats, out [n][columns]: what an embedding is read by. */
+EXPORT void rows(const Weight *w, int n, const int64_t *index, float *out) {
+    int bits = w->kind == INT8_TILES ? 8 : 4, middle = w->kind == INT4_TILES ? 8 : 0;
+    for (int i = 0; i < n; i++) {
+        int r = (int)(index[i] % STRIP);
+        for (int g = 0; g < w->groups; g++, out += GROUP) {
+            int64_t tile = index[i] / STRIP * w->groups + g;
+            const uint8_t *values = (const uint8_t *)w->values + tile * STRIP * GROUP * bits / 8;
+            float scale = from_f16(((const uint16_t *)w->scales)[tile * STRIP + r]);
+            float least = w->mins ? from_f16(((const uint16_t *)w->mins)[tile * STRIP + r]) : 0;
+            for (int c = 0; c < GROUP; c++) {
+                uint8_t byte = values[((bits == 8 ? c : c % 16) / 4 * STRIP + r) * 4 + c % 4];
+                int value = bits == 8 ? (int8_t)byte : (c < 16 ? byte & 15 : byte >> 4) - middle;
+                out[c] = (float)value * scale + least;
+            }
+        }
+    }
+}
+
 /* One layer. */
 typedef struct {
     const float *attention_norm, *ffn_norm;
@@ -164,6 +183,7 @@ enum { NORM, QUERY, KEY, VALUE, KEEP, ATTEND, JOIN, OUT, FFN_NORM, GATE, ROUND, 
 typedef struct {
     const Layer *layer; /* of `n_layers`, the first, or within `block` its own; so too keys, values and phase */
     int n_layers, phase;
+    const float *last_norm;
     const Sizes *sizes;
     const Tokens *tokens;
     const Kept *keys, *values;
@@ -426,12 +446,16 @@ static void decode_work(void *argument) {
         block(&c);
         c.layer++, c.keys++, c.values++;
     }
+    const Call *c = argument;
+    int n = c->tokens->n, D = c->sizes->dim, last = PHASES * c->n_layers;
+    FOR_EACH (i, last, 1, n) norm(c->x + (int64_t)i * D, c->last_norm, D, c->sizes->eps, c->x + (int64_t)i * D);
+    settle(last, n);
 }
 
-/* All layers, the last norm left out: x [n][dim] becomes their output. The new keys and values go into the caches, one of
- * each a layer. Returns 0 without memory. */
-EXPORT int decode(const Layer *layers, int n_layers, const Sizes *sizes, const Tokens *tokens, const Kept *keys,
-                  const Kept *values, float *x, int threads) {
+/* All layers and the last norm: x [n][dim] becomes their output. The new keys and values go into the caches, one of each a
+ * layer. Returns 0 without memory. */
+EXPORT int decode(const Layer *layers, int n_layers, const float *last_norm, const Sizes *sizes, const Tokens *tokens,
+                  const Kept *keys, const Kept *values, float *x, int threads) {
     int64_t n = tokens->n, K = sizes->head_dim, all = n * sizes->heads * K, kv = n * sizes->kv_heads * K;
     int chunks = 0; /* as pieces of work of their own: with many tokens there are pieces enough */
     for (int i = 0; i < n && n <= FEW; i++) chunks = chunks_of(tokens, i) > chunks ? chunks_of(tokens, i) : chunks;
@@ -442,6 +466,7 @@ EXPORT int decode(const Layer *layers, int n_layers, const Sizes *sizes, const T
                          input_size(n, sizes->hidden)))
         return 0;
     Call c = {.layer = layers, .n_layers = n_layers, .sizes = sizes, .tokens = tokens, .keys = keys, .values = values};
+    c.last_norm = last_norm;
     c.x = x;
     c.chunks = chunks;
     c.threads = threads;
@@ -454,5 +479,5 @@ EXPORT int decode(const Layer *layers, int n_layers, const Sizes *sizes, const T
     c.narrow = make_input(&s, (int)n, sizes->dim);
     c.attended = make_input(&s, (int)n, (int)(sizes->heads * K));
     c.wide = make_input(&s, (int)n, sizes->hidden);
-    return run(decode_work, &c, PHASES * n_layers, threads, 0);
+    return run(decode_work, &c, PHASES * n_layers + 1, threads, 0);
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from llama3_scratch.cache import NO_CACHE, Cache, Kept, NoCache
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import ResourceError
-from llama3_scratch.model import decode, rms_norm, rotations
+from llama3_scratch.model import decode, rotations
 from llama3_scratch.native import kernels
 from llama3_scratch.stored import Params, Tiles, stored
 
@@ -83,6 +83,7 @@ class NativeDecode:
     def __init__(self, params: Params, config: Config, layers: Array[_Layer], alive: list[Any]) -> None:
         self._params, self._config = params, config
         self._layers, self._alive = layers, alive
+        self._last_norm = params["norm.weight"].detach().float().contiguous()
         self._tiled = all(
             isinstance(stored(params, f"layers.{index}.{matrix}"), Tiles)
             for index in range(config.n_layers)
@@ -115,6 +116,7 @@ class NativeDecode:
         done = kernels.require().decode(
             addressof(self._layers),
             config.n_layers,
+            self._last_norm.data_ptr(),
             addressof(self._sizes),
             addressof(tokens),
             addressof(self._keys),
@@ -125,7 +127,7 @@ class NativeDecode:
         if not done:
             raise ResourceError(f"no memory for a step of {n} tokens after {span}")
         cache.advance(T)
-        return rms_norm(out_BTD, params, "norm", config)
+        return out_BTD
 
     def _worth(self, n: int, span: int) -> bool:
         """Whether the kernels are the faster way for n tokens of which the last sees `span`."""

@@ -42,7 +42,9 @@ def library() -> ctypes.CDLL | None:
     except OSError:
         return None
     loaded.product.argtypes = [POINTER(Weight), c_int, c_void_p, c_void_p, c_int, c_int]
-    loaded.decode.argtypes = [c_void_p, c_int, *[c_void_p] * 5, c_int]
+    loaded.rows.argtypes = [POINTER(Weight), c_int, c_void_p, c_void_p]
+    loaded.rows.restype = None
+    loaded.decode.argtypes = [c_void_p, c_int, *[c_void_p] * 6, c_int]
     loaded.choose_kernels(len(LEVELS) - 1)
     return loaded
 
@@ -125,4 +127,22 @@ def product(x: Tensor, form: Floats) -> Tensor | None:
     out = x.new_empty(*x.shape[:-1], described.rows)
     if not require().product(byref(described), n, x.data_ptr(), out.data_ptr(), torch.get_num_threads(), n > FEW):
         raise ResourceError(f"no memory for a product of {n} times {described.columns} numbers")
+    return out
+
+
+def rows(index: Tensor, form: Floats, dtype: torch.dtype) -> Tensor | None:
+    """Rows of a weight in tiles as floats, (*index.shape, columns); None where torch has to read them.
+
+    Raises UsageError for a row that the weight hasn't.
+    """
+    likes = dtype == torch.float32 and index.dtype == torch.long and index.device.type == "cpu"
+    if not likes or not isinstance(form, Tiles) or not usable(torch.empty(0)) or (described := weight(form)) is None:
+        return None
+    index = index.contiguous()
+    out = torch.empty(*index.shape, described.columns)
+    if index.numel():
+        least, most = index.aminmax()
+        if least < 0 or most >= described.rows:
+            raise UsageError(f"rows {int(least)} to {int(most)} of a weight that has {described.rows}")
+        require().rows(byref(described), index.numel(), index.data_ptr(), out.data_ptr())
     return out
