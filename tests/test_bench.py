@@ -217,7 +217,7 @@ def test_a_missing_peer_is_named_and_left_out(model, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--forms", "int3"], "--forms int3: expected some of f32, bf16, f16, int8, int4"),
+        (["--forms", "int3"], "--forms int3: expected some of f32, bf16, f16, int8-row, int8, int4, int4-sym, nf4"),
         pytest.param(["--kv", "5"], "--kv 5: a cache is kept in 32, 16, 8, 4 bits", id="F212"),
         (["--kv", "x"], "expected a whole number at least 1, got 'x'"),
         (["--batch", "1,0"], "expected a whole number at least 1, got '0'"),
