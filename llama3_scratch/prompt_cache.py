@@ -65,7 +65,11 @@ def load(path: Path, cache: Cache, params: Params, config: Config, dtype: torch.
         raise FileError(f"{path}: damaged, expected a prompt cache: {error}; delete it") from error
     if metadata.get("crc32") != str(_checksum(tensors)):
         raise FileError(f"{path}: damaged, its numbers don't add up to the checksum stored with them; delete it")
-    tokens = tensors.pop("tokens")
+    tokens = tensors.pop("tokens", torch.empty(0))
+    if tokens.ndim != 1 or tokens.dtype != torch.long:
+        raise FileError(
+            f"{path}: expected the tokens as a row of int64, got {_name(tokens.dtype)} {list(tokens.shape)}"
+        )
     if len(tokens) > cache.limit:
         raise FileError(f"{path}: holds {len(tokens)} tokens, the context is {cache.limit}; raise --max-seq-len")
     device = params["tok_embeddings.weight"].device
@@ -74,7 +78,12 @@ def load(path: Path, cache: Cache, params: Params, config: Config, dtype: torch.
         name = f"layers.{layer}.attention"
         for part, kept in zip(_PARTS, cache.room(name, len(tokens), like_BTGK), strict=True):
             for attribute, tensor in kept.tensors().items():
-                tensor[:, : len(tokens)] = tensors[f"{name}.{part}.{attribute}"].to(device)
+                place, key = tensor[:, : len(tokens)], f"{name}.{part}.{attribute}"
+                found = tensors.get(key)
+                if found is None or (found.shape, found.dtype) != (place.shape, place.dtype):
+                    got = "none" if found is None else f"{_name(found.dtype)} {list(found.shape)}"
+                    raise FileError(f"{path}: {key}: expected {_name(place.dtype)} {list(place.shape)}, got {got}")
+                place.copy_(found)
     cache.advance(len(tokens))
     return tokens.tolist()
 

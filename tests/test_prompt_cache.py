@@ -165,3 +165,21 @@ def test_f222_what_is_no_prompt_cache(file, tmp_path):
 @pytest.mark.parametrize("a, b, n", [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 5, 3], 1), ([4], [5], 0)])
 def test_common_prefix(a, b, n):
     assert common_prefix(a, b) == n == common_prefix(b, a)
+
+
+@pytest.mark.parametrize("change", ["gone", "cut", "another dtype"])
+def test_f222_a_whole_file_of_other_tensors_is_refused(file, change):
+    """Its checksum is right, so nothing is damaged: whoever wrote it wrote something else."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path, key = file(), "layers.0.attention.keys.values"
+    with safe_open(path, framework="pt") as stored:
+        metadata, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    if change == "gone":
+        del tensors[key]
+    else:
+        tensors[key] = tensors[key][:, 1:].contiguous() if change == "cut" else tensors[key].double()
+    save_file(tensors, path, metadata | {"crc32": str(prompt_cache._checksum(tensors))})
+    with pytest.raises(FileError, match=rf"{key}: expected float32 \[1, 20, .*got"):
+        load(path)
