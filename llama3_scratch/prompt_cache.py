@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llama3_scratch.cache import Cache, Kept
+from llama3_scratch.checkpoint.check import dtype_name
 from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError
@@ -68,7 +69,7 @@ def load(path: Path, cache: Cache, params: Params, config: Config, dtype: torch.
     tokens = tensors.pop("tokens", torch.empty(0))
     if tokens.ndim != 1 or tokens.dtype != torch.long:
         raise FileError(
-            f"{path}: expected the tokens as a row of int64, got {_name(tokens.dtype)} {list(tokens.shape)}"
+            f"{path}: expected the tokens as a row of int64, got {dtype_name(tokens.dtype)} {list(tokens.shape)}"
         )
     if len(tokens) > cache.limit:
         raise FileError(f"{path}: holds {len(tokens)} tokens, the context is {cache.limit}; raise --max-seq-len")
@@ -81,8 +82,8 @@ def load(path: Path, cache: Cache, params: Params, config: Config, dtype: torch.
                 place, key = tensor[:, : len(tokens)], f"{name}.{part}.{attribute}"
                 found = tensors.get(key)
                 if found is None or (found.shape, found.dtype) != (place.shape, place.dtype):
-                    got = "none" if found is None else f"{_name(found.dtype)} {list(found.shape)}"
-                    raise FileError(f"{path}: {key}: expected {_name(place.dtype)} {list(place.shape)}, got {got}")
+                    got = "none" if found is None else f"{dtype_name(found.dtype)} {list(found.shape)}"
+                    raise FileError(f"{path}: {key}: expected {dtype_name(place.dtype)} {list(place.shape)}, got {got}")
                 place.copy_(found)
     cache.advance(len(tokens))
     return tokens.tolist()
@@ -101,7 +102,7 @@ def _meaning(cache: Cache, params: Params, config: Config, dtype: torch.dtype) -
     return {
         **{name: json.dumps(value) for name, value in sizes.items()},
         "weights": _fingerprint(params),
-        "dtype": _name(dtype),
+        "dtype": dtype_name(dtype),
         **{part: _form(keep(like_BTGK)) for part, keep in zip(_PARTS, cache.forms, strict=True)},
     }
 
@@ -117,12 +118,8 @@ def _form(kept: Kept) -> str:
     """`float32`, `int8 in groups of 32`."""
     tensors = kept.tensors()
     if (scales := tensors.get("scales")) is None:
-        return _name(kept.values.dtype)
+        return dtype_name(kept.values.dtype)
     return f"int{8 * kept.values.shape[-1] // kept.head_dim} in groups of {kept.head_dim // scales.shape[-1]}"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _fingerprint(params: Params) -> str:

@@ -18,6 +18,7 @@ from llama3_scratch.config import Config
 from llama3_scratch.linear import Params, embed
 from llama3_scratch.model import unembed
 from llama3_scratch.native.decode import fast_decode
+from llama3_scratch.prompt_cache import common_prefix
 
 # Tokens so far, how many are wanted at most → the tokens that may follow.
 Propose = Callable[[Sequence[int], int], list[int]]
@@ -109,8 +110,7 @@ class DraftModel:
 
     @torch.inference_mode()
     def __call__(self, seen: Sequence[int], most: int) -> list[int]:
-        known = self._cached[: len(seen) - 1]
-        same = next((i for i, (a, b) in enumerate(zip(known, seen, strict=False)) if a != b), len(known))
+        same = min(common_prefix(seen, self._cached), len(seen) - 1)
         self._cache.rewind(same)
         guesses: list[int] = []
         most = min(most, self._config.max_seq_len - len(seen))
