@@ -58,7 +58,10 @@ def _parser() -> cli.Parser:
     )
     count, size = cli.number(int, least=1), cli.number(int, least=0)
     parser.add_argument(
-        "--forms", type=_several(str), metavar="F,…", help="of the weights: f32, bf16, f16, int8, int4; as stored"
+        "--forms",
+        type=_several(str),
+        metavar="F,…",
+        help="of the weights: f32, bf16, f16, int8, int4, int4-sym, nf4, int8-row; as stored",
     )
     parser.add_argument("--kv", type=_several(count), default=[32], metavar="BITS,…", help="of the cache (32)")
     parser.add_argument("--batch", type=_several(count), default=[1], metavar="N,…", help="prompts at once (1)")

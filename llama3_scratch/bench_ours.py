@@ -18,12 +18,12 @@ from llama3_scratch.checkpoint.check import each, n_bytes
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.config import OFFICIAL, Config, expected
 from llama3_scratch.errors import UsageError
-from llama3_scratch.linear import Params, embed
+from llama3_scratch.linear import Params
 from llama3_scratch.machine import measure, peaks
 from llama3_scratch.memory import available, plan, require
 from llama3_scratch.model import unembed
 from llama3_scratch.native import kernels
-from llama3_scratch.native.decode import fast_decode
+from llama3_scratch.native.decode import FastForward
 from llama3_scratch.sample import sampler
 from llama3_scratch.stored import FORMS as SIBLINGS
 from llama3_scratch.stored import Floats, stored
@@ -105,7 +105,7 @@ class Ours:
         if slots > config.max_seq_len:
             raise UsageError(f"--pp, --tg and --contexts take {slots} tokens, the model's context {config.max_seq_len}")
         self._params, self._config, self._keep = params, config, KEEPS[kv]
-        self._decode = fast_decode(params, config)
+        self._model = FastForward(params, config, dtype=torch.float32)
         self._batch, self._slots, self._known = batch, slots, 0
         self._load_s = time.perf_counter() - begun
         generator = torch.Generator().manual_seed(0)
@@ -141,8 +141,8 @@ class Ours:
         else:
             self._cache = RaggedCache(self._slots, self._batch, keys=self._keep, values=self._keep)
         for begin in range(0, tokens, CHUNK):
-            x_BTD = self._hidden(self.prompts_BT[:, begin : min(begin + CHUNK, tokens)])
-        self._next(x_BTD[:, -1:])
+            x_BTD = self._model.hidden(self.prompts_BT[:, begin : min(begin + CHUNK, tokens)], self._cache)
+        self._next(unembed(x_BTD[:, -1:], self._params))
         self._known = tokens
         return time.perf_counter() - begun
 
@@ -156,16 +156,11 @@ class Ours:
         next_B1 = self.prompts_BT[:, context : context + 1]
         begun = time.perf_counter()
         for _ in range(tokens):
-            next_B1 = self._next(self._hidden(next_B1))
+            next_B1 = self._next(self._model.logits(next_B1, self._cache))
         return time.perf_counter() - begun
 
-    def _hidden(self, tokens_BT: Tensor) -> Tensor:
-        x_BTD = embed(tokens_BT, self._params, "tok_embeddings", dtype=torch.float32)
-        return self._decode(x_BTD, self._params, self._config, cache=self._cache)
-
-    def _next(self, x_B1D: Tensor) -> Tensor:
-        logits_BV = unembed(x_B1D, self._params)[:, 0]
-        return torch.tensor([[self._sample(logits_V, ())] for logits_V in logits_BV])
+    def _next(self, logits_B1V: Tensor) -> Tensor:
+        return torch.tensor([[self._sample(logits_V, ())] for logits_V in logits_B1V[:, 0]])
 
 
 def _require(config: Config, form: str, slots: int, batch: int) -> None:

@@ -81,8 +81,8 @@ def step_bytes(read_bytes: int, slot_bytes: int, test: Trial, batch: int) -> flo
 
 
 def report(rows: Sequence[Row], tests: Sequence[Trial], roofs: Sequence[Machine], **about: Any) -> dict:
-    """All that was found, as JSON holds it. The machine's limits are the best of those measured between the runs."""
-    machine = {name: max(roof[name] for roof in roofs) for name in roofs[0]}
+    """All that was found, as JSON holds it. The machine's limits are medians of those measured between the runs."""
+    machine = {name: median(roof[name] for roof in roofs) for name in roofs[0]}
     told = []
     for row in rows:
         found = {}

@@ -68,7 +68,8 @@ def keep_min_p(share: float) -> Filter:
 
 def greedy(filters: Sequence[Filter] = ()) -> Sampler:
     """Always the largest logit; the smaller id where two are equal."""
-    return lambda logits_V, seen: int(_filtered(logits_V, seen, filters).argmax())
+    # numpy's argmax is several times faster than torch's here, and promises the first of equals
+    return lambda logits_V, seen: int(_filtered(logits_V, seen, filters).cpu().numpy().argmax())
 
 
 def draw(filters: Sequence[Filter], seed: int) -> Sampler:

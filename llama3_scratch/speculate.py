@@ -15,9 +15,8 @@ import torch
 
 from llama3_scratch.cache import Cache
 from llama3_scratch.config import Config
-from llama3_scratch.linear import Params, embed
-from llama3_scratch.model import unembed
-from llama3_scratch.native.decode import fast_decode
+from llama3_scratch.linear import Params
+from llama3_scratch.native.decode import FastForward
 from llama3_scratch.prompt_cache import common_prefix
 
 # Tokens so far, how many are wanted at most → the tokens that may follow.
@@ -103,8 +102,7 @@ class DraftModel:
     """Guesses of a smaller model with the same tokens: what it finds likeliest. It keeps a cache of its own."""
 
     def __init__(self, params: Params, config: Config, *, dtype: torch.dtype | None = None) -> None:
-        self._params, self._config, self._dtype = params, config, dtype
-        self._decode = fast_decode(params, config)
+        self._model, self._config = FastForward(params, config, dtype=dtype), config
         self._cache = Cache(config.max_seq_len)
         self._cached: list[int] = []
 
@@ -116,10 +114,7 @@ class DraftModel:
         most = min(most, self._config.max_seq_len - len(seen))
         tokens = list(seen[same:])
         while len(guesses) < most:
-            tokens_1T = torch.tensor([tokens], device=self._params["tok_embeddings.weight"].device)
-            x_1TD = embed(tokens_1T, self._params, "tok_embeddings", dtype=self._dtype)
-            x_1TD = self._decode(x_1TD, self._params, self._config, cache=self._cache)
-            guesses.append(int(unembed(x_1TD[:, -1:], self._params)[0, -1].argmax()))
+            guesses.append(int(self._model.logits(torch.tensor([tokens]), self._cache)[0, -1].argmax()))
             tokens = guesses[-1:]
         self._cached = [*seen, *guesses][: self._cache.length]
         return guesses

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import Params, embed
 from llama3_scratch.memory import available, plan, require
 from llama3_scratch.model import Block, decode, fused_block, unembed
-from llama3_scratch.native.decode import fast_decode
+from llama3_scratch.native.decode import FastForward
 from llama3_scratch.sample import NonFiniteError, Sampler
 from llama3_scratch.speculate import NO_GUESSES, NoGuesses
 
@@ -102,19 +101,13 @@ def stream(
         )
         require(wanted, free + cache.n_bytes)
 
-    run = fast_decode(params, config) if block is None else partial(decode, block=block)
-
-    def hidden(tokens_BT: Tensor) -> Tensor:
-        tokens_BT = tokens_BT.to(params["tok_embeddings.weight"].device)
-        x_BTD = embed(tokens_BT, params, "tok_embeddings", dtype=dtype)
-        return run(x_BTD, params, config, cache=cache)
-
+    model = FastForward(params, config, dtype=dtype, block=block)
     rows = list(range(len(prompts)))
     seen = [list(prompt) for prompt in prompts]
     most = [len(prompt) + max_tokens if cache.endless else min(len(prompt) + max_tokens, limit) for prompt in prompts]
     guessed: list[int] = []  # what the last pass took in behind the last token: a single prompt's alone
     # The head only for the last position: it is the largest matrix of a small model.
-    logits_BTV = unembed(_prefill(hidden, cache, prompts, chunk), params)
+    logits_BTV = unembed(_prefill(model, cache, prompts, chunk), params)
     seconds = 0.0
     try:
         while True:
@@ -144,20 +137,20 @@ def stream(
                 cache.rewind(len(seen[rows[0]]) - 1)
             guessed = guesses.guess(seen[rows[0]], most[rows[0]] - len(seen[rows[0]]) - 1) if len(rows) == 1 else []
             begun = time.perf_counter()
-            logits_BTV = unembed(hidden(torch.tensor([[seen[row][-1], *guessed] for row in rows])), params)
+            logits_BTV = model.logits(torch.tensor([[seen[row][-1], *guessed] for row in rows]), cache)
             seconds = time.perf_counter() - begun
     finally:  # whoever listens may leave at any token
         if guessed:
             cache.rewind(min(cache.length, len(seen[rows[0]]) - 1))
 
 
-def _prefill(hidden: Callable[[Tensor], Tensor], cache: Cache, prompts: Sequence[Sequence[int]], chunk: int) -> Tensor:
+def _prefill(model: FastForward, cache: Cache, prompts: Sequence[Sequence[int]], chunk: int) -> Tensor:
     """Take the prompts into the cache, a chunk at a time: the last token's x of each, x_B1D."""
     lengths = [len(prompt) for prompt in prompts]
     padded_BT = torch.tensor([[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts])
     last_D: dict[int, Tensor] = {}
     for begin in range(cache.length, max(lengths), chunk):
-        x_BTD = hidden(padded_BT[:, begin : begin + chunk])
+        x_BTD = model.hidden(padded_BT[:, begin : begin + chunk], cache)
         for row, length in enumerate(lengths):
             if begin < length <= begin + chunk:
                 last_D[row] = x_BTD[row, length - 1 - begin]

@@ -94,7 +94,7 @@ def test_limits_by_hand():
     assert int8.limit(LATER, MACHINE) == pytest.approx(3 * 1e9 / (1000 + 3 * 10 * 22.5))
 
 
-def test_the_limit_is_the_best_roof_and_ratios_are_of_medians():
+def test_the_limit_is_the_usual_roof_and_ratios_are_of_medians():
     rows = [
         row("llama3_scratch", "int8", {"tg4": [10.0, 1000.0, 12.0]}),
         row("llama.cpp", "Q8_0", {"tg4": [6.0, 5.0, 0.1]}),
@@ -103,7 +103,15 @@ def test_the_limit_is_the_best_roof_and_ratios_are_of_medians():
         row("hf", "bf16", {"tg4": [3.0, 3.0, 3.0]}),
         row("hf", "bf16", {"tg4": [99.0]}, batch=4),
     ]
-    found = report(rows, [PP, TG], [MACHINE, MACHINE | {"bandwidth": 2e9}], cpu="", date="", repeats=3, threads=1)
+    found = report(
+        rows,
+        [PP, TG],
+        [MACHINE, MACHINE | {"bandwidth": 2e9}, MACHINE | {"bandwidth": 9e9}],
+        cpu="",
+        date="",
+        repeats=3,
+        threads=1,
+    )
     ours, theirs = found["rows"][0]["tests"]["tg4"], found["rows"][1]["tests"]["tg4"]
     assert ours["ratios"] == {"llama.cpp Q8_0": 12 / 5, "hf bf16": 12 / 3}
     assert ours["mean"] == pytest.approx(1022 / 3) and ours["sd"] == pytest.approx(571.00, abs=0.01)

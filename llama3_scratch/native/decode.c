@@ -88,13 +88,17 @@ static int piece(const Weight *w, int threads) {
     return (int)(wanted < most ? wanted : most);
 }
 
-/* Ask for the beginning of this thread's share of a weight, while there is nothing else to do. */
+/* The weight comes next: its memory is fetched from the beginning of this thread's share, a little at once and more
+ * whenever there is nothing else to do. */
 static void warm(const Weight *w) {
-    enum { BYTES = 1 << 14 };
+    enum { NOW = 1 << 12, MOST = 1 << 17 };
     static const int bits[] = {32, 16, 16, 8, 8, 4, 4};
     int64_t begin = (int64_t)share_of(strips_of(w)) * STRIP * w->columns * bits[w->kind] / 8;
     int64_t end = (int64_t)w->rows * w->columns * bits[w->kind] / 8;
-    for (int64_t at = begin; at < begin + BYTES && at < end; at += 64) __builtin_prefetch((const char *)w->values + at, 0, 2);
+    if (end > begin + MOST) end = begin + MOST;
+    const char *values = w->values;
+    for (int64_t at = begin; at < begin + NOW && at < end; at += 64) __builtin_prefetch(values + at, 0, 2);
+    expect(values + begin + NOW, values + end);
 }
 
 /* For each strip of the weight that this thread gets in a phase, and each few inputs. */
@@ -138,12 +142,22 @@ EXPORT int product(const Weight *w, int n, const float *x, float *out, int threa
     return run(product_work, &p, 2, threads, last);
 }
 
-/* Rows of a weight in tiles as floats, out [n][columns]: what an embedding is read by. */
+/* Rows of a weight as floats, out [n][columns]: what an embedding is read by. */
 EXPORT void rows(const Weight *w, int n, const int64_t *index, float *out) {
     int bits = w->kind == INT8_TILES ? 8 : 4, middle = w->kind == INT4_TILES ? 8 : 0;
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++, out += w->columns) {
         int r = (int)(index[i] % STRIP);
-        for (int g = 0; g < w->groups; g++, out += GROUP) {
+        for (int c = 0; c < w->columns; c++) {
+            int64_t at = index[i] * w->columns + c;
+            if (w->kind == F32) out[c] = ((const float *)w->values)[at];
+            if (w->kind == BF16) out[c] = from_bf16(((const uint16_t *)w->values)[at]);
+            if (w->kind == F16) out[c] = from_f16(((const uint16_t *)w->values)[at]);
+            if (w->kind == INT8_ROWS) {
+                float scale = ((const float *)w->scales)[index[i] * w->groups + c / (w->columns / w->groups)];
+                out[c] = ((const int8_t *)w->values)[at] * scale;
+            }
+        }
+        for (int g = 0; g < w->groups && w->kind >= INT8_TILES; g++) {
             int64_t tile = index[i] / STRIP * w->groups + g;
             const uint8_t *values = (const uint8_t *)w->values + tile * STRIP * GROUP * bits / 8;
             float scale = from_f16(((const uint16_t *)w->scales)[tile * STRIP + r]);
@@ -151,7 +165,7 @@ EXPORT void rows(const Weight *w, int n, const int64_t *index, float *out) {
             for (int c = 0; c < GROUP; c++) {
                 uint8_t byte = values[((bits == 8 ? c : c % 16) / 4 * STRIP + r) * 4 + c % 4];
                 int value = bits == 8 ? (int8_t)byte : (c < 16 ? byte & 15 : byte >> 4) - middle;
-                out[c] = (float)value * scale + least;
+                out[g * GROUP + c] = (float)value * scale + least;
             }
         }
     }
@@ -183,14 +197,18 @@ enum { NORM, QUERY, KEY, VALUE, KEEP, ATTEND, JOIN, OUT, FFN_NORM, GATE, ROUND, 
 typedef struct {
     const Layer *layer; /* of `n_layers`, the first, or within `block` its own; so too keys, values and phase */
     int n_layers, phase;
+    const Weight *head; /* or 0, and x becomes what goes into it */
+    float *logits;
+    int alone; /* the tokens are so few that each thread prepares the inputs of all products for itself */
     const float *last_norm;
     const Sizes *sizes;
     const Tokens *tokens;
     const Kept *keys, *values;
     float *x, *q, *k, *v;
     float *parts, *most, *totals; /* of each token, chunk and head: what it saw, its largest score, its weight */
+    Input *inputs; /* `narrow`, `attended` and `wide` of each thread where they're alone */
     Input narrow, attended, wide;
-    int chunks, threads;
+    int stretch, chunks, threads; /* slots in a chunk; chunks that the longest row has, 0: each token goes through its own */
 } Call;
 
 static void norm(const float *x, const float *weight, int n, float eps, float *out) {
@@ -331,8 +349,8 @@ static void fetch(const Kept *kept, int64_t first, int64_t vectors, int K) {
 static void attend(const Call *c, int i, int chunk, float *parts, float *most, float *totals) {
     enum { SLOTS = 8 };
     const Sizes *z = c->sizes;
-    int K = z->head_dim, G = z->kv_heads, H = z->heads, R = H / G, begin = chunk * CHUNK;
-    int n = c->tokens->positions[i] + 1 - begin < CHUNK ? c->tokens->positions[i] + 1 - begin : CHUNK;
+    int K = z->head_dim, G = z->kv_heads, H = z->heads, R = H / G, begin = chunk * c->stretch;
+    int n = c->tokens->positions[i] + 1 - begin < c->stretch ? c->tokens->positions[i] + 1 - begin : c->stretch;
     int64_t first = ((int64_t)c->tokens->rows[i] * c->tokens->slots + begin) * G, stride;
     float root = 1 / sqrtf((float)K), scores[H][CHUNK], room[CHUNK * K];
     for (int s = 0; s < n; s += SLOTS) {
@@ -355,7 +373,7 @@ static void attend(const Call *c, int i, int chunk, float *parts, float *most, f
     }
 }
 
-static int chunks_of(const Tokens *t, int i) { return t->positions[i] / CHUNK + 1; }
+static int chunks_of(const Call *c, int i) { return c->tokens->positions[i] / c->stretch + 1; }
 
 /* The softmax over chunk after chunk: e^(s − most) = e^(s − most of the chunk) · e^(most of the chunk − most). What was
  * seen so far and one more chunk, of every head; `most` and `total` are those so far. */
@@ -377,7 +395,7 @@ static void join_chunks(const Call *c, int i) {
     float *out = c->attended.floats + (int64_t)i * H * K, most[H], total[H];
     memset(out, 0, sizeof(float) * H * K);
     for (int h = 0; h < H; h++) most[h] = -INFINITY, total[h] = 0;
-    for (int chunk = 0; chunk < chunks_of(c->tokens, i); chunk++) {
+    for (int chunk = 0; chunk < chunks_of(c, i); chunk++) {
         int64_t at = (looked_at ? (int64_t)i * c->chunks + chunk : i) * H;
         if (!looked_at) attend(c, i, chunk, c->parts + at * K, c->most + at, c->totals + at);
         join(z, out, most, total, c->parts + at * K, c->most + at, c->totals + at);
@@ -386,17 +404,18 @@ static void join_chunks(const Call *c, int i) {
         for (int d = 0; d < K; d++) out[h * K + d] /= total[h];
         if (c->values->kind == CACHE_INT4) spread(out + h * K, K);
     }
+    round_input(&c->attended, i);
 }
 
-/* The norm, after which comes a product with the weight `next`. */
-static void norm_and_round(const Call *c, const float *weight, int phase, const Weight *next) {
-    int n = c->tokens->n, D = c->sizes->dim;
-    FOR_EACH (i, c->phase + phase, 1, n) {
-        norm(c->x + (int64_t)i * D, weight, D, c->sizes->eps, c->narrow.floats + (int64_t)i * D);
-        round_input(&c->narrow, i);
-    }
-    warm(next);
-    settle(c->phase + phase, n);
+/* Make the input of the weight `next`, vector by vector. Of few, each thread makes all for itself, which is sooner done
+ * than waiting for one another. Who comes too late for that reads what others have overwritten since; but then those are
+ * through with all that the input was for. */
+#define MAKE_INPUT(c, p, next, i, WORK)                                                                                    do {                                                                                                                       warm(next);                                                                                                            if ((c)->alone) {                                                                                                          for (int i = 0; i < (c)->tokens->n; i++) WORK;                                                                     } else {                                                                                                                   FOR_EACH (i, (c)->phase + (p), 1, (c)->tokens->n) WORK;                                                                settle((c)->phase + (p), (c)->tokens->n);                                                                          }                                                                                                                  } while (0)
+
+static void norm_and_round(const Call *c, const float *weight, int i) {
+    int64_t at = (int64_t)i * c->sizes->dim;
+    norm(c->x + at, weight, c->sizes->dim, c->sizes->eps, c->narrow.floats + at);
+    round_input(&c->narrow, i);
 }
 
 static void block(const Call *c) {
@@ -404,7 +423,7 @@ static void block(const Call *c) {
     const Tokens *t = c->tokens;
     int n = t->n, K = c->sizes->head_dim, H = c->sizes->heads, G = c->sizes->kv_heads, R = H / G, phase = c->phase;
 
-    norm_and_round(c, l->attention_norm, NORM, &l->wq);
+    MAKE_INPUT(c, NORM, &l->wq, i, norm_and_round(c, l->attention_norm, i));
     project(c, &l->wq, QUERY, c->q, 1); /* whoever is done with one goes on with the next */
     project(c, &l->wk, KEY, c->k, 1);
     project(c, &l->wv, VALUE, c->v, 0);
@@ -419,65 +438,82 @@ static void block(const Call *c) {
         keep(c->keys, vector, K, c->k + (int64_t)item * K);
         keep(c->values, vector, K, c->v + (int64_t)item * K);
     }
-    warm(&l->wo);
     settle(phase + KEEP, n * G);
     FOR_EACH (item, phase + ATTEND, 1, n * c->chunks) /* of few tokens, a chunk of slots at a time */
-        if (item % c->chunks < chunks_of(t, item / c->chunks)) {
+        if (item % c->chunks < chunks_of(c, item / c->chunks)) {
             int64_t at = (int64_t)item * H;
             attend(c, item / c->chunks, item % c->chunks, c->parts + at * K, c->most + at, c->totals + at);
         }
     settle(phase + ATTEND, n * c->chunks);
-    FOR_EACH (i, phase + JOIN, 1, n) { /* the softmax over all chunks; of many tokens, all of attention */
-        join_chunks(c, i);
-        round_input(&c->attended, i);
-    }
-    settle(phase + JOIN, n);
+    MAKE_INPUT(c, JOIN, &l->wo, i, join_chunks(c, i)); /* of many tokens, all of attention */
     add_product(c, &l->wo, &c->attended, OUT);
-    norm_and_round(c, l->ffn_norm, FFN_NORM, &l->w1);
+    MAKE_INPUT(c, FFN_NORM, &l->w1, i, norm_and_round(c, l->ffn_norm, i));
     gate(c);
-    FOR_EACH (i, phase + ROUND, 1, n) round_input(&c->wide, i);
-    warm(&l->w2);
-    settle(phase + ROUND, n);
+    MAKE_INPUT(c, ROUND, &l->w2, i, round_input(&c->wide, i));
     add_product(c, &l->w2, &c->wide, DOWN);
 }
 
 static void decode_work(void *argument) {
-    for (Call c = *(const Call *)argument; c.phase < PHASES * c.n_layers; c.phase += PHASES) {
-        block(&c);
-        c.layer++, c.keys++, c.values++;
+    Call own = *(const Call *)argument;
+    if (own.alone) {
+        const Input *inputs = own.inputs + 3 * own_number();
+        own.narrow = inputs[0], own.attended = inputs[1], own.wide = inputs[2];
     }
-    const Call *c = argument;
-    int n = c->tokens->n, D = c->sizes->dim, last = PHASES * c->n_layers;
-    FOR_EACH (i, last, 1, n) norm(c->x + (int64_t)i * D, c->last_norm, D, c->sizes->eps, c->x + (int64_t)i * D);
-    settle(last, n);
+    for (; own.phase < PHASES * own.n_layers; own.phase += PHASES) {
+        block(&own);
+        own.layer++, own.keys++, own.values++;
+    }
+    const Call *c = &own;
+    int n = c->tokens->n, D = c->sizes->dim, last = c->phase;
+    if (c->head) {
+        MAKE_INPUT(c, NORM, c->head, i, norm_and_round(c, c->last_norm, i));
+        project(c, c->head, 1, c->logits, 0);
+        settle(last + 1, strips_of(c->head));
+    } else {
+        FOR_EACH (i, last, 1, n) norm(c->x + (int64_t)i * D, c->last_norm, D, c->sizes->eps, c->x + (int64_t)i * D);
+        settle(last, n);
+    }
 }
 
-/* All layers and the last norm: x [n][dim] becomes their output. The new keys and values go into the caches, one of each a
- * layer. Returns 0 without memory. */
+/* All layers and the last norm: x [n][dim] becomes their output; with a head, logits [n][rows] become its. The new keys and
+ * values go into the caches, one of each a layer. Returns 0 without memory. */
 EXPORT int decode(const Layer *layers, int n_layers, const float *last_norm, const Sizes *sizes, const Tokens *tokens,
-                  const Kept *keys, const Kept *values, float *x, int threads) {
+                  const Kept *keys, const Kept *values, float *x, const Weight *head, float *logits, int threads) {
     int64_t n = tokens->n, K = sizes->head_dim, all = n * sizes->heads * K, kv = n * sizes->kv_heads * K;
-    int chunks = 0; /* as pieces of work of their own: with many tokens there are pieces enough */
-    for (int i = 0; i < n && n <= FEW; i++) chunks = chunks_of(tokens, i) > chunks ? chunks_of(tokens, i) : chunks;
+    int longest = 0;
+    for (int i = 0; i < n; i++) longest = tokens->positions[i] >= longest ? tokens->positions[i] + 1 : longest;
+    /* Each thread gets a part of the attention, even where few tokens see little. */
+    int even = (longest / threads + 7) / 8 * 8, stretch = n < threads && even < CHUNK ? even : CHUNK;
+    stretch = stretch < 8 ? 8 : stretch;
+    int chunks = n <= FEW ? (longest - 1) / stretch + 1 : 0; /* as pieces of work; with many tokens there are enough */
     int64_t parts = chunks ? chunks : 1;
+    int alone = n < threads, copies = alone ? threads : 1;
     size_t floats = all + 2 * kv + all * parts + 2 * n * sizes->heads * parts;
+    size_t inputs = input_size(n, sizes->dim) + input_size(n, sizes->heads * K) + input_size(n, sizes->hidden);
     Scratch s;
-    if (!reserve(&s, sizeof(float) * floats + 6 * 64 + input_size(n, sizes->dim) + input_size(n, sizes->heads * K) +
-                         input_size(n, sizes->hidden)))
-        return 0;
+    if (!reserve(&s, sizeof(float) * floats + 7 * 64 + copies * (inputs + 3 * sizeof(Input)))) return 0;
     Call c = {.layer = layers, .n_layers = n_layers, .sizes = sizes, .tokens = tokens, .keys = keys, .values = values};
     c.last_norm = last_norm;
     c.x = x;
+    c.head = head;
+    c.logits = logits;
+    c.stretch = stretch;
     c.chunks = chunks;
     c.threads = threads;
+    c.alone = alone;
     c.q = take(&s, sizeof(float) * all);
     c.k = take(&s, sizeof(float) * kv);
     c.v = take(&s, sizeof(float) * kv);
     c.parts = take(&s, sizeof(float) * all * parts);
     c.most = take(&s, sizeof(float) * n * sizes->heads * parts);
     c.totals = take(&s, sizeof(float) * n * sizes->heads * parts);
-    c.narrow = make_input(&s, (int)n, sizes->dim);
-    c.attended = make_input(&s, (int)n, (int)(sizes->heads * K));
-    c.wide = make_input(&s, (int)n, sizes->hidden);
-    return run(decode_work, &c, PHASES * n_layers + 1, threads, 0);
+    c.inputs = take(&s, sizeof(Input) * 3 * copies);
+    for (int i = 0; i < copies; i++) {
+        Input *own = c.inputs + 3 * i;
+        own[0] = c.narrow = make_input(&s, (int)n, sizes->dim);
+        own[1] = c.attended = make_input(&s, (int)n, (int)(sizes->heads * K));
+        own[2] = c.wide = make_input(&s, (int)n, sizes->hidden);
+        own[2].floats = c.inputs[2].floats; /* all write one after the other what each will round */
+    }
+    return run(decode_work, &c, PHASES * n_layers + 2, threads, 0);
 }

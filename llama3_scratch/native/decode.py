@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import Array, Structure, addressof, c_float, c_int32, c_void_p
+from ctypes import Array, Structure, addressof, byref, c_float, c_int32, c_int64, c_void_p
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from llama3_scratch.cache import NO_CACHE, Cache, Kept, NoCache
 from llama3_scratch.config import Config, expected
-from llama3_scratch.errors import ResourceError
-from llama3_scratch.model import decode, rotations
+from llama3_scratch.errors import ResourceError, UsageError
+from llama3_scratch.linear import embed
+from llama3_scratch.model import Block, decode, rotations, unembed
 from llama3_scratch.native import kernels
 from llama3_scratch.stored import Params, Tiles, stored
 
@@ -41,6 +43,33 @@ class _Tokens(Structure):
 
 class _Kept(Structure):
     _fields_ = [("kind", c_int32), ("group", c_int32), ("values", c_void_p), ("scales", c_void_p)]
+
+
+class FastForward:
+    """`forward` for generating: tokens in, logits out, by the fastest way that there is here.
+
+    `dtype` is the activations'; `block` is a layer's function, in the place of the fastest way through all layers.
+    """
+
+    def __init__(
+        self, params: Params, config: Config, *, dtype: torch.dtype | None = None, block: Block | None = None
+    ) -> None:
+        self._params, self._config, self._dtype = params, config, dtype
+        self._device = params["tok_embeddings.weight"].device
+        self._decode = fast_decode(params, config) if block is None else partial(decode, block=block)
+        own = dtype or stored(params, "tok_embeddings").dtype
+        self._native = self._decode if isinstance(self._decode, NativeDecode) and own == torch.float32 else None
+
+    def hidden(self, tokens_BT: Tensor, cache: NoCache) -> Tensor:
+        """What goes into the head: x_BTD."""
+        x_BTD = embed(tokens_BT.to(self._device), self._params, "tok_embeddings", dtype=self._dtype)
+        return self._decode(x_BTD, self._params, self._config, cache=cache)
+
+    def logits(self, tokens_BT: Tensor, cache: NoCache) -> Tensor:
+        """The logits of all tokens: logits_BTV."""
+        if self._native is not None and (logits_BTV := self._native.logits(tokens_BT, cache)) is not None:
+            return logits_BTV
+        return unembed(self.hidden(tokens_BT, cache), self._params)
 
 
 def fast_decode(params: Params, config: Config) -> Callable[..., Tensor]:
@@ -74,6 +103,17 @@ def _layers(params: Params, config: Config) -> tuple[Array[_Layer], list[Any]] |
     return layers, alive
 
 
+def _ends(params: Params, config: Config) -> tuple[kernels.Weight, kernels.Weight] | None:
+    """The embedding and the head as C has them; None where it can't."""
+    ends = [kernels.weight(stored(params, name)) for name in ("tok_embeddings", "output")]
+    adapted = any(f"{name}.adaptor.A.weight" in params for name in ("tok_embeddings", "output"))
+    first, last = ends
+    if first is None or last is None or adapted:
+        return None
+    wanted = (config.vocab_size, config.dim)
+    return (first, last) if (first.rows, first.columns) == (last.rows, last.columns) == wanted else None
+
+
 class NativeDecode:
     """`decode` with the layers of one model in C, their addresses looked up once.
 
@@ -84,6 +124,7 @@ class NativeDecode:
         self._params, self._config = params, config
         self._layers, self._alive = layers, alive
         self._last_norm = params["norm.weight"].detach().float().contiguous()
+        self._ends = _ends(params, config)
         self._tiled = all(
             isinstance(stored(params, f"layers.{index}.{matrix}"), Tiles)
             for index in range(config.n_layers)
@@ -101,40 +142,68 @@ class NativeDecode:
         ours = self._sizes.dim == D and params is self._params
         if not ours or not isinstance(cache, Cache) or not kernels.usable(x_BTD):
             return decode(x_BTD, params, config, cache=cache)
-        span = cache.span(T)
-        if not self._worth(B * T, span):
+        if not self._worth(B * T, cache.span(T)):
             return decode(x_BTD, params, config, cache=cache)
+        out_BTD = x_BTD.clone(memory_format=torch.contiguous_format)
+        self._run(out_BTD, cache, None, None)
+        return out_BTD
+
+    def logits(self, tokens_BT: Tensor, cache: NoCache) -> Tensor | None:
+        """`forward` of a few tokens in one call, logits_BTV in f32; None where it takes more than that.
+
+        Raises UsageError for a token that the vocabulary hasn't.
+        """
+        B, T = tokens_BT.shape
+        V, D = self._config.vocab_size, self._config.dim
+        if self._ends is None or not isinstance(cache, Cache) or not 0 < B * T <= kernels.FEW:
+            return None
+        embedding, head = self._ends
+        x_BTD = torch.empty(B, T, D)
+        if not kernels.usable(x_BTD):
+            return None
+        tokens = tokens_BT.flatten().tolist()
+        if not 0 <= min(tokens) <= max(tokens) < V:
+            raise UsageError(f"tokens {min(tokens)} to {max(tokens)}, the vocabulary has {V}")
+        kernels.require().rows(embedding, B * T, (c_int64 * len(tokens))(*tokens), x_BTD.data_ptr())
+        logits_BTV = torch.empty(B, T, V)
+        self._run(x_BTD, cache, byref(head), logits_BTV.data_ptr())
+        return logits_BTV
+
+    def _run(self, x_BTD: Tensor, cache: Cache, head: Any, logits: int | None) -> None:
+        """Take x_BTD through all layers, in place, and with a head the logits too."""
+        B, T, _ = x_BTD.shape
+        n, span = B * T, cache.span(T)
         if len(self._rotations_J) < span:
             positions_1T = torch.arange(-(-span // _POSITIONS) * _POSITIONS)[None]
-            self._rotations_J = rotations(positions_1T, config, x_BTD.dtype)[0]
-        slots = self._find(cache, span, x_BTD.new_empty(B, 1, config.n_kv_heads, config.head_dim))
-        n = B * T
+            self._rotations_J = rotations(positions_1T, self._config, x_BTD.dtype)[0]
+        slots = self._find(cache, span, B)
         positions = (c_int32 * n)(*cache.positions(T, x_BTD.device).expand(B, T).flatten().tolist())
         rows = (c_int32 * n)(*(row for row in range(B) for _ in range(T)))
         tokens = _Tokens(n, slots, addressof(rows), addressof(positions), self._rotations_J.data_ptr())
-        out_BTD = x_BTD.clone(memory_format=torch.contiguous_format)
         done = kernels.require().decode(
             addressof(self._layers),
-            config.n_layers,
+            self._config.n_layers,
             self._last_norm.data_ptr(),
             addressof(self._sizes),
             addressof(tokens),
             addressof(self._keys),
             addressof(self._values),
-            out_BTD.data_ptr(),
+            x_BTD.data_ptr(),
+            head,
+            logits,
             torch.get_num_threads(),
         )
         if not done:
             raise ResourceError(f"no memory for a step of {n} tokens after {span}")
         cache.advance(T)
-        return out_BTD
 
     def _worth(self, n: int, span: int) -> bool:
         """Whether the kernels are the faster way for n tokens of which the last sees `span`."""
         return 0 < n <= kernels.FEW or (self._tiled and n <= MANY and span <= LONG)
 
-    def _find(self, cache: Cache, span: int, like_BTGK: Tensor) -> int:
+    def _find(self, cache: Cache, span: int, batch: int) -> int:
         """Look up where the cache keeps everything, if that has changed; the slots that it has."""
+        like_BTGK = torch.empty(batch, 1, self._config.n_kv_heads, self._config.head_dim)
         layers = (cache.room(f"layers.{index}.attention", span, like_BTGK) for index in range(len(self._layers)))
         keys, values = first = next(layers)
         if keys.values is not self._first:  # all layers' places change together, when a cache grows or drops rows

@@ -44,7 +44,7 @@ def library() -> ctypes.CDLL | None:
     loaded.product.argtypes = [POINTER(Weight), c_int, c_void_p, c_void_p, c_int, c_int]
     loaded.rows.argtypes = [POINTER(Weight), c_int, c_void_p, c_void_p]
     loaded.rows.restype = None
-    loaded.decode.argtypes = [c_void_p, c_int, *[c_void_p] * 6, c_int]
+    loaded.decode.argtypes = [c_void_p, c_int, *[c_void_p] * 8, c_int]
     loaded.choose_kernels(len(LEVELS) - 1)
     return loaded
 

@@ -89,7 +89,9 @@ static inline float from_f16(uint16_t bits) {
 typedef void Work(void *argument);
 int run(Work *work, void *argument, int phases, int threads, int last); /* 0 without memory */
 void settle(int phase, int pieces);                                   /* wait until so many are finished */
+int own_number(void);                                                 /* of this thread, the caller's is 0 */
 int share_of(int pieces);                                             /* the first piece of this thread's share */
+void expect(const char *begin, const char *end);                      /* what it will read next: fetched while it waits */
 
 typedef struct { int phase, size, total, shares, begin, end; } Range;
 int next_range(Range *range); /* finish the range and take another of `size` pieces; 0 where none are left */

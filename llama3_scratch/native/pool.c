@@ -26,6 +26,7 @@ static struct {
           .wanted = 1, .threads = 1};
 
 static _Thread_local int own; /* this thread's number; the caller's is 0 */
+static _Thread_local const char *ahead, *ahead_end;
 
 static inline void pause_briefly(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -41,6 +42,8 @@ static inline void wait_a_little(int *looked) {
 }
 
 static int begin_of(int share, int total) { return (int)((int64_t)total * share / pool.threads); }
+
+int own_number(void) { return own; }
 
 int share_of(int pieces) { return begin_of(own, pieces); }
 
@@ -60,9 +63,21 @@ int next_range(Range *r) {
     return 0;
 }
 
+void expect(const char *begin, const char *end) {
+    ahead = begin;
+    ahead_end = end;
+}
+
 void settle(int phase, int pieces) {
     int looked = 0;
-    while (atomic_load_explicit(&pool.done[phase], memory_order_acquire) < pieces) wait_a_little(&looked);
+    while (atomic_load_explicit(&pool.done[phase], memory_order_acquire) < pieces) {
+        if (ahead < ahead_end) {
+            __builtin_prefetch(ahead, 0, 2);
+            ahead += 64;
+        } else {
+            wait_a_little(&looked);
+        }
+    }
 }
 
 static void *worker(void *number) {
