@@ -8,7 +8,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { AHEAD = 3072 }; /* bytes: the processor's own prefetching stays too near for a stream of this speed */
+enum { AHEAD = 3072 }; /* bytes: with so much work on each tile, the processor's own prefetching stays too near */
 
 INLINE float sum_of(__m256 x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -46,7 +46,6 @@ INLINE void row_times(int kind, int n, const Weight *w, int64_t row, const Input
         int c = g * width, end = c + width;
         for (; c + 8 * chains <= end; c += 8 * chains) {
             for (int k = 0; k < chains; k++) {
-                if (k * 8 * size % 64 == 0) _mm_prefetch(values + (int64_t)(c + 8 * k) * size + AHEAD, _MM_HINT_T0);
                 __m256 part = eight(kind, values + (int64_t)(c + 8 * k) * size);
                 for (int i = 0; i < n; i++)
                     sums[i + k] = _mm256_fmadd_ps(part, _mm256_loadu_ps(x[i] + c + 8 * k), sums[i + k]);

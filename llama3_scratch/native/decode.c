@@ -81,10 +81,10 @@ static void round_input(const Input *in, int i) {
 
 static int strips_of(const Weight *w) { return (w->rows + STRIP - 1) / STRIP; }
 
-/* How many strips a thread takes at once: enough bytes to be worth the asking, few enough that all end together. */
+/* How many strips a thread takes at once: enough to be read as one stream, few enough that all end together. */
 static int piece(const Weight *w, int threads) {
-    int64_t bytes = (int64_t)w->columns * STRIP, strips = strips_of(w);
-    int64_t most = strips / (8 * threads) + 1, wanted = (1 << 15) / bytes + 1;
+    int64_t values = (int64_t)w->columns * STRIP, strips = strips_of(w);
+    int64_t most = strips / (8 * threads) + 1, wanted = (1 << 18) / values + 1; /* of 2^15 memory gives a tenth less */
     return (int)(wanted < most ? wanted : most);
 }
 
