@@ -1,8 +1,8 @@
 """Byte-level byte-pair encoding, learnt and applied: where a tokenizer's ranks come from (arXiv:1508.07909).
 
-A text is cut into pieces by a pattern, and each piece begins as its bytes. Then, again and again, the pair of neighbours
-that is seen most often becomes a new token; its rank is the order in which it was made. Encoding does the same merges in
-the same order. No torch here.
+A text is cut into pieces by a pattern, and each piece begins as its bytes. Then, again and again, the pair of
+neighbours that is seen most often becomes a new token; its rank is the order in which it was made. Encoding does the
+same merges in the same order. No torch here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import regex
 
@@ -33,7 +34,7 @@ def learn(texts: Iterable[str], size: int, *, pattern: str = PATTERN) -> Ranks:
     seen: Counter[tuple[int, int]] = Counter()  # of each pair, how often it is seen in all words
     where: defaultdict[tuple[int, int], set[int]] = defaultdict(set)  # and in which
     for word, ids in enumerate(words):
-        for pair in zip(ids, ids[1:], strict=False):
+        for pair in pairwise(ids):
             seen[pair] += often[word]
             where[pair].add(word)
     queue = [(-count, pair) for pair, count in seen.items()]
@@ -52,9 +53,9 @@ def learn(texts: Iterable[str], size: int, *, pattern: str = PATTERN) -> Ranks:
         for word in where.pop(pair):
             before = words[word]
             words[word] = after = _merged(before, pair, ranks[token])
-            for old in zip(before, before[1:], strict=False):
+            for old in pairwise(before):
                 changed[old] -= often[word]
-            for new in zip(after, after[1:], strict=False):
+            for new in pairwise(after):
                 changed[new] += often[word]
                 where[new].add(word)
         for other, change in changed.items():
@@ -73,7 +74,7 @@ def encode(text: str, ranks: Ranks, *, pattern: str = PATTERN) -> list[int]:
 def _encode_piece(piece: bytes, ranks: Ranks) -> Iterator[int]:
     parts = [piece] if piece in ranks else [bytes([byte]) for byte in piece]
     while len(parts) > 1:
-        pairs = [ranks.get(one + other, len(ranks)) for one, other in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(one + other, len(ranks)) for one, other in pairwise(parts)]
         first = min(pairs)
         if first == len(ranks):
             break

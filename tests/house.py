@@ -51,6 +51,7 @@ ROOMS = {
         "bpe",
         "data.story_words",
         "data.stories",
+        "data.documents",
         "training.batches",
         "training.loss",
         "training.optimizer",

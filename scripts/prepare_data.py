@@ -1,0 +1,55 @@
+"""Turn text into tokens on disk, a part of them held out: what scripts/pretrain.py reads.
+
+    python scripts/prepare_data.py stories.jsonl --tokenizer tokenizer --out data/stories --validation 0.01
+
+Files are plain text, whose documents are parted by empty lines or by lines that are `--separator`, or JSON lines. They
+are read one document at a time and may be larger than memory; a document that stands twice is in one part only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llama3_scratch import cli
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("prepare_data", (__doc__ or "").partition("\n")[0])
+    parser.prog = "python scripts/prepare_data.py"
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text, or JSON lines (.jsonl)")
+    parser.add_argument("--tokenizer", required=True, metavar="PATH", help="tokenizer.model, or a folder that has one")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--separator", default="", metavar="TEXT", help="the line between documents (an empty one)")
+    parser.add_argument("--field", default="text", metavar="NAME", help="of a JSON line (%(default)s)")
+    parser.add_argument(
+        "--validation",
+        type=cli.number(float, least=0, most=1),
+        default=0.01,
+        metavar="X",
+        help="held out (%(default)s)",
+    )
+    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="of what's held out")
+    return parser
+
+
+@cli.verb(_parser)
+def main(options: argparse.Namespace) -> int:
+    from llama3_scratch.data.documents import documents
+    from llama3_scratch.data.shards import write_shards
+    from llama3_scratch.tokenizer import read_tokenizer
+
+    manifest = write_shards(
+        documents(options.files, separator=options.separator, field=options.field),
+        read_tokenizer(options.tokenizer),
+        options.out,
+        validation=options.validation,
+        seed=options.seed,
+    )
+    for part, found in manifest["parts"].items():
+        print(f"{part}: {found['documents']:,} documents, {found['tokens']:,} tokens, {found['bytes']:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,46 @@
+"""Write short stories for children, made up from a seed: as many as one likes, to train on.
+
+    python scripts/write_stories.py --count 50000 --seed 1 --out stories.jsonl
+
+writes a JSON line a story, 127 words long on average; `--show` prints them to be read instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from llama3_scratch import cli
+from llama3_scratch.data.stories import stories
+from llama3_scratch.errors import UsageError
+from llama3_scratch.files import fresh_file
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("write_stories", (__doc__ or "").partition("\n")[0])
+    parser.prog = "python scripts/write_stories.py"
+    parser.add_argument("--count", type=cli.number(int, least=1), default=10, metavar="N", help="(%(default)s)")
+    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="where to (stdout)")
+    parser.add_argument("--show", action="store_true", help="as text instead of JSON lines")
+    return parser
+
+
+@cli.verb(_parser)
+def main(options: argparse.Namespace) -> int:
+    made = stories(options.seed, options.count)
+    lines = (f"{text}\n\n\n" if options.show else json.dumps({"text": text}) + "\n" for text in made)
+    if options.out is None:
+        sys.stdout.writelines(lines)
+        return 0
+    if options.show:
+        raise UsageError("--show prints stories to be read, --out writes them to train on; give one of them")
+    with fresh_file(options.out) as temporary, temporary.open("w") as file:
+        file.writelines(lines)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

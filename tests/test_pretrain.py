@@ -1,0 +1,107 @@
+"""From a text file to a model that tells: the scripts one after the other, at toy size, in this process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama3_scratch.checkpoint.load import load
+from llama3_scratch.training import checkpoints, record
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+SHAPE = ["--dim", "32", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--length", "48", "--batch", "4"]
+PLAN = ["--steps", "12", "--warmup", "2", "--save-every", "4", "--validate-every", "6", "--sample-every", "12"]
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stories")
+    assert script("write_stories")(["--count", "80", "--seed", "3", "--out", str(folder / "stories.jsonl")]) == 0
+    made = ["--size", "400", "--out", str(folder / "tokenizer")]
+    assert script("train_tokenizer")([str(folder / "stories.jsonl"), *made]) == 0
+    prepared = ["--tokenizer", str(folder / "tokenizer"), "--out", str(folder / "data"), "--validation", "0.1"]
+    assert script("prepare_data")([str(folder / "stories.jsonl"), *prepared]) == 0
+    return folder / "data"
+
+
+def pretrain(data: Path, out: Path, *more: str) -> int:
+    return script("pretrain")([str(data), "--out", str(out), *SHAPE, *PLAN, *more])
+
+
+def test_a_run_leaves_a_model_that_generates(data, tmp_path, capsys):
+    assert pretrain(data, tmp_path / "run") == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'run' / 'model'}\n"
+    assert "step 12/12 · loss " in err and "tok/s · MFU " in err and "held out " in err and "Once upon a time" in err
+    lines = list(record.read(tmp_path / "run" / "log.jsonl"))
+    assert [line["step"] for line in lines if "loss" in line] == list(range(12))
+    assert [line["step"] for line in lines if "validation" in line] == [5, 11]
+    assert (tmp_path / "run" / "loss.png").exists()
+    model = load(tmp_path / "run" / "model")
+    assert model.config.tied and model.config.dim == 32 and model.tokenizer is not None
+    from llama3_scratch.generate import main as generate
+
+    told = ["--model", str(tmp_path / "run" / "model"), "Once upon a time", "--max-tokens", "5", "--temperature", "0"]
+    assert generate(told) == 0 and capsys.readouterr().out
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path, capsys, monkeypatch):
+    assert pretrain(data, tmp_path / "whole") == 0
+    line = record.line
+
+    def stop(step, *rest):
+        if step.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return line(step, *rest)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(record, "line", stop)
+        assert pretrain(data, tmp_path / "stopped") == 143
+    assert checkpoints.newest(tmp_path / "stopped").name == "step_6"
+    assert pretrain(data, tmp_path / "stopped") == 3
+    assert "there is a run already, at step_6; --resume goes on" in capsys.readouterr().err
+    assert pretrain(data, tmp_path / "stopped", "--lr", "0.1", "--resume") == 3
+    assert "plan.lr: 0.002, now 0.1" in capsys.readouterr().err
+    assert pretrain(data, tmp_path / "stopped", "--resume") == 0
+    one, two = (load(tmp_path / run / "model").params for run in ("whole", "stopped"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    curves = [
+        [line["loss"] for line in record.read(tmp_path / run / "log.jsonl") if "loss" in line]
+        for run in ("whole", "stopped")
+    ]
+    assert curves[0] == curves[1] and len(curves[0]) == 12
+
+
+def test_weights_of_another_run(data, tmp_path, capsys):
+    assert pretrain(data, tmp_path / "first") == 0
+    newest = checkpoints.newest(tmp_path / "first")
+    assert pretrain(data, tmp_path / "second", "--weights", str(newest)) == 0
+    first = next(line["loss"] for line in record.read(tmp_path / "second" / "log.jsonl"))
+    last = [line["loss"] for line in record.read(tmp_path / "first" / "log.jsonl") if "loss" in line]
+    assert first < last[0] - 0.2
+    assert pretrain(data, tmp_path / "x", "--resume") == 3 and "no whole checkpoint" in capsys.readouterr().err
+    assert pretrain(data, tmp_path / "first", "--resume", "--weights", str(newest)) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_stories_without_capitals_get_them_back(tmp_path):
+    (tmp_path / "cased.txt").write_text("The dog saw Tim. Then Tim and Ann ran, and Ann won.\nOne day Tim met Ann.\n")
+    (tmp_path / "lower.txt").write_text('one day tim said, "i am ann!" so he ran.\n\nthe end.\none day tim met ann.\n')
+    out = tmp_path / "out.jsonl"
+    assert script("tinystories")([str(tmp_path / "cased.txt"), str(tmp_path / "lower.txt"), "--out", str(out)]) == 0
+    texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
+    assert texts[2:] == ['One day Tim said, "I am Ann!" So he ran.\n\nThe end.'] and len(texts) == 3
