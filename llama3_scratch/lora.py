@@ -113,10 +113,23 @@ def detach(params: Params) -> Params:
 def stack(params: Params, *adapters: Params) -> Params:
     """The model with these adapters too: of several on one weight the ranks stand side by side, which adds them up.
 
-    Their order changes no more than the rounding of a sum. A magnitude can't be added to anything: UsageError.
+    Their order changes no more than the rounding of a sum. Whole weights among an adapter's (PEFT's modules_to_save)
+    take the place of the model's. What doesn't add up raises UsageError: DoRA on a weight that another adapter has too,
+    a whole weight of two adapters.
     """
     made = dict(params)
+    replaced: set[str] = set()
     for new in adapters:
+        for name in [name for name in new if ".adaptor." not in name]:
+            form = stored(params, name.removesuffix(".weight"))
+            if type(form) is Floats and new[name].equal(form.values.to(new[name].dtype)):
+                continue  # a copy of what is there
+            if name in replaced:
+                raise UsageError(f"{name}: two adapters bring it whole, which don't add up; take one of them")
+            replaced.add(name)
+            for part in FORMS:
+                made.pop(name.removesuffix("weight") + part, None)
+            made[name] = new[name]
         for name in adapted(new):
             its = {key: new[key] for part in _PARTS if (key := f"{name}.adaptor.{part}") in new}
             made |= _side_by_side(made, its, name) if f"{name}.adaptor.A.weight" in made else its

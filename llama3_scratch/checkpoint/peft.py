@@ -38,7 +38,16 @@ _ENDS = {"A.weight": ".lora_A.weight", "B.weight": ".lora_B.weight", "magnitude"
 
 # What adapter_config.json may say: fields that are read here, fields that say how the adapter was trained or began and
 # nothing about what it computes, and the one value of others that means what is computed here.
-_READ = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "target_modules")
+_READ = (
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "target_modules",
+    "modules_to_save",
+)
 _TRAINING = (
     *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version"),
     *("layers_to_transform", "layers_pattern", "exclude_modules", "megatron_core", "qalora_group_size"),
@@ -61,25 +70,33 @@ def read_peft(folder: Path, config: Config) -> Params:
     settings = read_json(path, "PEFT's adapter_config.json")
     _check_settings(settings, path)
     shapes = expected(config)
-    modules = {hf_name(name).removesuffix(".weight"): name for name, shape in shapes.items() if len(shape) > 1}
-    targeted = _targeted(settings, path, modules)
+    modules = {hf_name(name).removesuffix(".weight"): name for name in shapes}
+    targeted = _named(settings, "target_modules", path, [m for m in modules if len(shapes[modules[m]]) == 2])
+    if "model.embed_tokens" in targeted:
+        raise FileError(f"{path}: target_modules: an adapter of the embedding (embed_tokens) isn't supported")
     file, found = _tensors(folder)
     parts = _by_module(found, modules, file)
     chosen_by_more = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None
-    if not chosen_by_more and (missing := [module for module in targeted if module not in parts]):
-        raise FileError(f"{file}: {listed(missing)} missing, {_CONFIG}'s target_modules names {len(targeted)} modules")
+    missing = [module for module in targeted if not chosen_by_more and "A.weight" not in parts.get(module, ())]
+    saved = _named(settings, "modules_to_save", path, list(modules))
+    missing += [module for module in saved if "weight" not in parts.get(module, ())]
     made: Params = {}
     for module, its in parts.items():
+        name, stem = modules[module], modules[module].removesuffix("weight")
         rank = _setting(settings, "rank_pattern", module, path) or whole(settings, "r", path)
         alpha = _setting(settings, "alpha_pattern", module, path) or real(settings, "lora_alpha", path)
-        name = modules[module]
         _check_module(module, its, rank, shapes[name], bool(settings.get("use_dora")), file)
         heads = turned_heads(name, config)
         for part, tensor in its.items():
             turned = neighbours(tensor, heads) if heads and part != "A.weight" else tensor
-            made[name.removesuffix("weight") + f"adaptor.{part}"] = turned
-        scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-        made[name.removesuffix("weight") + "adaptor.scale"] = torch.tensor(scale)
+            made[stem + (part if part == "weight" else f"adaptor.{part}")] = turned
+        if its.keys() != {"weight"}:
+            scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+            made[f"{stem}adaptor.scale"] = torch.tensor(scale)
+    if missing:
+        raise FileError(
+            f"{file}: {listed(missing)} missing, though {_CONFIG} names {len(targeted) + len(saved)} modules"
+        )
     scan(found, file)
     return made
 
@@ -121,37 +138,38 @@ def _tensors(folder: Path) -> tuple[Path, Params]:
     raise FileError(f"{folder}: {_SAFE} is missing, and {_PICKLED} too; expected one of them beside {_CONFIG}")
 
 
-def _targeted(settings: dict[str, Any], path: Path, modules: dict[str, str]) -> list[str]:
-    """The modules that target_modules means: those whose names end so, or that a pattern fits as a whole."""
-    targets = settings.get("target_modules") or []
-    pattern = targets if isinstance(targets, str) else None
+def _named(settings: dict[str, Any], field: str, path: Path, modules: list[str]) -> list[str]:
+    """The modules that target_modules or modules_to_save means: whose names end so, or that a pattern fits."""
+    said = settings.get(field) or []
+    pattern = said if isinstance(said, str) else None
     chosen: list[str] = []
-    for target in targets if pattern is None else [pattern]:
+    for end in said if pattern is None else [pattern]:
         try:
-            its = [m for m in modules if (re.fullmatch(pattern, m) if pattern else f".{m}".endswith(f".{target}"))]
+            its = [m for m in modules if (re.fullmatch(pattern, m) if pattern else f".{m}".endswith(f".{end}"))]
         except re.error as error:
-            raise FileError(f"{path}: target_modules {target!r} isn't a pattern: {error}") from error
+            raise FileError(f"{path}: {field} {end!r} isn't a pattern: {error}") from error
         if not its:
             kinds = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in modules))
-            raise FileError(f"{path}: target_modules: {target!r} is no module of a Llama, expected some of {kinds}")
+            raise FileError(f"{path}: {field}: {end!r} is no module of a Llama, expected some of {kinds}")
         chosen += its
-    if any(modules[module] == "tok_embeddings.weight" for module in chosen):
-        raise FileError(f"{path}: target_modules: an adapter of the embedding (embed_tokens) isn't supported")
     return list(dict.fromkeys(chosen))
 
 
 def _by_module(found: Params, modules: dict[str, str], file: Path) -> dict[str, Params]:
-    """The parts of each module's adapter, by the ends of `lora`'s names."""
+    """The parts of each module's adapter by the ends of `lora`'s names, and `weight` where it was saved whole.
+
+    PEFT saves a head that has an adapter whole too, which is then the base model's own.
+    """
     parts: dict[str, Params] = {}
     for key, tensor in found.items():
-        end = next((part for part, end in _ENDS.items() if key.endswith(end)), None)
-        module = key.removeprefix(_PREFIX).removesuffix(_ENDS[end]) if end else ""
-        if not key.startswith(_PREFIX) or end is None or module not in modules:
+        part = next((part for part, end in _ENDS.items() if key.endswith(end)), "weight")
+        module = key.removeprefix(_PREFIX).removesuffix(_ENDS.get(part, ".weight")).removesuffix(".base_layer")
+        if module not in modules or not key.startswith(_PREFIX):
             raise FileError(
                 f"{file}: {key} isn't part of an adapter of this model, expected names as "
-                f"{_PREFIX}{next(iter(modules))}{_ENDS['A.weight']}"
+                f"{_PREFIX}model.layers.0.self_attn.q_proj{_ENDS['A.weight']}"
             )
-        parts.setdefault(module, {})[end] = tensor
+        parts.setdefault(module, {})[part] = tensor
     if not parts:
         raise FileError(f"{file}: holds no tensors, expected an adapter's; save it again")
     return {module: parts[module] for module in modules if module in parts}
@@ -159,15 +177,18 @@ def _by_module(found: Params, modules: dict[str, str], file: Path) -> dict[str, 
 
 def _check_module(module: str, its: Params, rank: int, shape: tuple[int, ...], dora: bool, file: Path) -> None:
     """Raise FileError unless a module's adapter is whole and fits a weight of `shape`."""
-    rows, columns = shape
-    wanted = {"A.weight": (rank, columns), "B.weight": (rows, rank)} | ({"magnitude": (rows,)} if dora else {})
-    if missing := [part for part in wanted if part not in its]:
-        there = ", ".join(_ENDS[part][1:] for part in its)
-        raise FileError(f"{file}: {_PREFIX}{module}{_ENDS[missing[0]]} is missing, there is {there}")
+    wanted: dict[str, tuple[int, ...]] = {"weight": shape}
+    if its.keys() != {"weight"} and len(shape) == 2:
+        rows, columns = shape
+        wanted |= {"A.weight": (rank, columns), "B.weight": (rows, rank)} | ({"magnitude": (rows,)} if dora else {})
+        if missing := [part for part in wanted if part not in its and part != "weight"]:
+            there = ", ".join(_ENDS[part][1:] for part in its if part != "weight")
+            raise FileError(f"{file}: {_PREFIX}{module}{_ENDS[missing[0]]} is missing, there is {there}")
     for part, tensor in its.items():
-        key = f"{_PREFIX}{module}{_ENDS[part]}"
+        key = f"{_PREFIX}{module}{_ENDS.get(part, '.weight')}"
         if part not in wanted:
-            raise FileError(f"{file}: {key}: a magnitude, but use_dora isn't true in {_CONFIG}")
+            what = "a magnitude, but use_dora isn't true" if len(shape) == 2 else "an adapter of a norm, which none has"
+            raise FileError(f"{file}: {key}: {what}; see {_CONFIG}")
         found, expects = tuple(tensor.shape), wanted[part]
         if not tensor.numel():
             raise FileError(
@@ -178,8 +199,9 @@ def _check_module(module: str, its: Params, rank: int, shape: tuple[int, ...], d
             raise FileError(f"{file}: {key}: dtype {dtype_name(tensor.dtype)}, expected float32, bfloat16 or float16")
         if found != expects:
             other = {"A.weight": found[1:] != expects[1:], "B.weight": found[:1] != expects[:1]}.get(part, True)
+            size = " × ".join(map(str, shape))
             why = (
-                f"this model's weight is {rows} × {columns}; the adapter is another model's"
+                f"this model's weight is {size}; the adapter is another model's"
                 if other
                 else (f"from {_CONFIG}'s r or rank_pattern")
             )
@@ -245,11 +267,13 @@ def add_adapters(checkpoint: Checkpoint, folders: list[Path]) -> Checkpoint:
     """The checkpoint with the adapters of these folders beside its weights, added up where they share some."""
     device = checkpoint.params["norm.weight"].device
     found = [read_peft(folder, checkpoint.config) for folder in folders]
-    made = stack(checkpoint.params, *({name: tensor.to(device) for name, tensor in one.items()} for one in found))
+    params = stack(checkpoint.params, *({name: tensor.to(device) for name, tensor in one.items()} for one in found))
+    tied = params["output.weight"] is params["tok_embeddings.weight"]
+    checkpoint = replace(checkpoint, params=params, config=replace(checkpoint.config, tied=tied))
     for folder in folders:
         _warn_of_another_base(folder, checkpoint.path)
     _warn_of_untrained_tokens(folders, checkpoint)
-    return replace(checkpoint, params=made)
+    return checkpoint
 
 
 def _warn_of_another_base(folder: Path, path: Path) -> None:
