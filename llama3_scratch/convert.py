@@ -107,15 +107,15 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
     from llama3_scratch.stored import quantised, stored
 
     config, params, tokenizer = checkpoint.config, checkpoint.params, checkpoint.tokenizer
+    narrow = options.dtype or next((dtype for dtype, kind in _TYPES.items() if kind == options.type), None)
     if options.adapter:
         from llama3_scratch.lora import merge
 
-        # Where the form changes anyway, in f32, so that the sum is rounded once.
-        changes = options.dtype or options.type or options.quantize
-        params = merge(params, dtype=torch.float32 if changes else None)
+        # In f32 where integers are to be made of the sum, so that it's rounded once.
+        merged = narrow or ("float32" if options.type or options.quantize else None)
+        params = merge(params, dtype=getattr(torch, merged) if merged else None)
     if options.quantize:
         params = quantize(params, options.quantize)
-    narrow = options.dtype or next((dtype for dtype, kind in _TYPES.items() if kind == options.type), None)
     if quantised(params) and (narrow or options.type):
         # In f32, which holds each form's numbers exactly, where blocks of another kind are to be made.
         params = dequantize(params, getattr(torch, narrow or "float32"))

@@ -220,6 +220,10 @@ def _merged(params: Params, dtype: torch.dtype | None) -> Params:
         made[f"{name}.weight"] = wide.to(own)
         if own != wide.dtype:
             lost += (made[f"{name}.weight"] - wide).square().sum().item()
+            if not math.isfinite(lost):
+                raise UsageError(
+                    f"{name}: merged it reaches {wide.abs().max().item():g}, too much for {dtype_name(own)}"
+                )
             changed += (wide - weight.floats(slice(None), wide.dtype)).square().sum().item()
     if lost:
         log.warning(
