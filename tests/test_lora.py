@@ -189,7 +189,7 @@ def test_f208_merging_into_short_floats_warns_of_rounding(dtype, caplog):
 def test_merging_beyond_what_f16_holds_is_refused():
     made = trained(fresh(tiny.params(dtype=torch.float16), targets=["wk"]))
     made[f"{WK}.adaptor.scale"] = torch.tensor(1e6)
-    with pytest.raises(UsageError, match=rf"{WK}: merged it reaches \d+, too much for float16"):
+    with pytest.raises(UsageError, match=rf"{WK}: merged it reaches .*, too much for float16"):
         merge(made)
 
 
