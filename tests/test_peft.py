@@ -395,6 +395,8 @@ def test_f206_an_adapter_of_the_embedding(folder):
         ("rank_pattern", {"q_proj": 0}, "q_proj must be a whole number from 1"),
         ("rank_pattern", [1], r"rank_pattern must be an object, got \[1\]"),
         ("alpha_pattern", {"q_(proj": 2}, "alpha_pattern: a key isn't a pattern"),
+        ("target_modules", [1], r"target_modules must be a list of names or a pattern, got \[1\]"),
+        ("target_modules", {"q_proj": 1}, "target_modules must be a list of names or a pattern, got"),
         ("target_modules", "q_(proj", r"target_modules 'q_\(proj' isn't a pattern"),
     ],
 )
@@ -423,7 +425,7 @@ def test_f210_a_chats_frame_of_untrained_tokens_warns(folder, rows, caplog):
     add_adapters(base_with(rows), [folder])
     [record] = [record for record in caplog.records if "never trained" in record.getMessage()]
     assert record.levelno == logging.WARNING
-    assert "the embeddings of <|start_header_id|>, <|end_header_id|>, <|eot_id|> were never" in record.getMessage()
+    assert "framed by <|start_header_id|>, <|end_header_id|>, <|eot_id|>, whose embeddings were never" in record.getMessage()
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])

@@ -141,6 +141,8 @@ def _tensors(folder: Path) -> tuple[Path, Params]:
 def _named(settings: dict[str, Any], field: str, path: Path, modules: list[str]) -> list[str]:
     """The modules that target_modules or modules_to_save means: whose names end so, or that a pattern fits."""
     said = settings.get(field) or []
+    if not isinstance(said, str) and not (isinstance(said, list) and all(isinstance(end, str) for end in said)):
+        raise FileError(f"{path}: {field} must be a list of names or a pattern, got {said!r:.99}")
     pattern = said if isinstance(said, str) else None
     chosen: list[str] = []
     for end in said if pattern is None else [pattern]:
@@ -203,7 +205,7 @@ def _check_module(module: str, its: Params, rank: int, shape: tuple[int, ...], d
             why = (
                 f"this model's weight is {size}; the adapter is another model's"
                 if other
-                else (f"from {_CONFIG}'s r or rank_pattern")
+                else f"from {_CONFIG}'s r or rank_pattern"
             )
             raise FileError(f"{file}: {key}: shape {list(found)}, expected {list(expects)} ({why})")
 
@@ -268,8 +270,9 @@ def add_adapters(checkpoint: Checkpoint, folders: list[Path]) -> Checkpoint:
     device = checkpoint.params["norm.weight"].device
     found = [read_peft(folder, checkpoint.config) for folder in folders]
     params = stack(checkpoint.params, *({name: tensor.to(device) for name, tensor in one.items()} for one in found))
-    tied = params["output.weight"] is params["tok_embeddings.weight"]
-    checkpoint = replace(checkpoint, params=params, config=replace(checkpoint.config, tied=tied))
+    same = all(params[name] is checkpoint.params[name] for name in ("tok_embeddings.weight", "output.weight"))
+    config = replace(checkpoint.config, tied=checkpoint.config.tied and same)
+    checkpoint = replace(checkpoint, params=params, config=config)
     for folder in folders:
         _warn_of_another_base(folder, checkpoint.path)
     _warn_of_untrained_tokens(folders, checkpoint)
@@ -311,8 +314,8 @@ def _warn_of_untrained_tokens(folders: list[Path], checkpoint: Checkpoint) -> No
     untrained = (sizes < 0.01 * usual) | alike
     if names := [name for name, bad in zip(ids, untrained.tolist(), strict=True) if bad]:
         log.warning(
-            "%s: made for a chat, but the embeddings of %s were never trained; answers may not end, or make no sense. "
-            "Take an adapter of the instruct model",
+            "%s: a chat is framed by %s, whose embeddings were never trained in this model; answers may not end, or make "
+            "no sense. Take the instruct model and an adapter of it",
             chats[0],
             ", ".join(names),
         )
