@@ -172,15 +172,26 @@ def draw(found: dict, path: Path) -> None:
         if cell["context"] is not None
     ]
     batch, context = min(point[1] for point in points), min(point[2] for point in points)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for line in dict.fromkeys(point[0] for point in points):
-        by_context = sorted((c, rate) for name, b, c, rate in points if (name, b) == (line, batch))
-        by_batch = sorted((b, rate) for name, b, c, rate in points if (name, c) == (line, context))
-        left.plot(*zip(*by_context, strict=True), "o-", label=line) if by_context else None
-        right.plot(*zip(*by_batch, strict=True), "o-", label=line) if by_batch else None
-    left.set(xlabel=f"tokens in the cache (batch {batch})", ylabel="new tokens/s, all prompts", ylim=(0, None))
-    right.set(xlabel=f"batch ({context} tokens in the cache)")
-    right.legend(fontsize=7)
+    # (label of the axis, the places on it, of each line the rates there)
+    by_context = (
+        f"tokens in the cache (batch {batch})",
+        [(name, c, rate) for name, b, c, rate in points if b == batch],
+    )
+    by_batch = (
+        f"batch ({context} tokens in the cache)",
+        [(name, b, rate) for name, b, c, rate in points if c == context],
+    )
+    told = [(label, seen) for label, seen in (by_context, by_batch) if len({at for _, at, _ in seen}) > 1]
+    told = told or [by_context]
+    figure, axes = pyplot.subplots(1, len(told), figsize=(5 * len(told), 4), sharey=True, squeeze=False)
+    for (label, seen), panel in zip(told, axes[0], strict=True):
+        for line in dict.fromkeys(name for name, _, _ in seen):
+            panel.plot(
+                *zip(*sorted((at, rate) for name, at, rate in seen if name == line), strict=True), "o-", label=line
+            )
+        panel.set(xlabel=label, ylim=(0, None), xticks=sorted({at for _, at, _ in seen}))
+    axes[0][0].set_ylabel("new tokens/s, all prompts")
+    axes[0][-1].legend(fontsize=7)
     try:
         figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")
     except OSError as error:

@@ -11,9 +11,15 @@ from llama3_scratch.linear import Params
 
 
 def init(
-    config: Config, *, seed: int, std: float | None = None, norm_std: float = 0.0, dtype: torch.dtype = torch.float32
+    config: Config,
+    *,
+    seed: int,
+    std: float | None = None,
+    embedding_std: float = 1.0,
+    norm_std: float = 0.0,
+    dtype: torch.dtype = torch.float32,
 ) -> Params:
-    """Every tensor of `expected(config)`: embeddings N(0, 1), matrices N(0, std), norms 1 + N(0, norm_std).
+    """Every tensor of `expected(config)`: embeddings N(0, embedding_std), matrices N(0, std), norms 1 + N(0, norm_std).
 
     `std` is 1/√columns unless given, so that a row's output has the size of its input.
     """
@@ -26,7 +32,9 @@ def init(
         tensor = torch.randn(shape, generator=generator)
         if len(shape) == 1:
             tensor = 1 + norm_std * tensor
-        elif name != "tok_embeddings.weight":
+        elif name == "tok_embeddings.weight":
+            tensor *= embedding_std
+        else:
             tensor *= 1 / math.sqrt(shape[1]) if std is None else std
         params[name] = tensor.to(dtype)
     return params

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from llama3_scratch.errors import Llama3Error, UsageError
 
+_FEW = 256  # tokens among which those that hold p are looked for first
+
 Filter = Callable[[Tensor, Sequence[int]], Tensor]
 Sampler = Callable[[Tensor, Sequence[int]], int]
 
@@ -48,11 +50,19 @@ def keep_top_k(k: int) -> Filter:
 def keep_top_p(p: float) -> Filter:
     """Keep the most probable tokens until they hold p of the probability; at least one (arXiv:1904.09751)."""
 
-    def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
-        sorted_V, order_V = logits_V.sort(descending=True, stable=True)
-        probabilities_V = sorted_V.softmax(-1)
+    def kept(probabilities_V: Tensor) -> int:
         before_V = probabilities_V.cumsum(-1) - probabilities_V  # what the more probable ones hold already
-        return logits_V.index_fill(0, order_V[before_V >= p], -math.inf)
+        return int((before_V < p).sum())
+
+    def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
+        probabilities_V = logits_V.softmax(-1)
+        # Nearly always a few tokens hold p, and all needn't be sorted, unless the last of the few has equals.
+        few_V, ids_V = logits_V.topk(min(_FEW, len(logits_V)))
+        n = kept(probabilities_V[ids_V])
+        if n == len(few_V) or few_V[n - 1] == few_V[n]:
+            ids_V = logits_V.argsort(descending=True, stable=True)
+            n = kept(probabilities_V[ids_V])
+        return torch.full_like(logits_V, -math.inf).index_copy(0, ids_V[:n], logits_V[ids_V[:n]])
 
     return filter
 
@@ -79,7 +89,10 @@ def draw(filters: Sequence[Filter], seed: int) -> Sampler:
 
     def sample(logits_V: Tensor, seen: Sequence[int]) -> int:
         probabilities_V = _filtered(logits_V, seen, filters).softmax(-1).cpu()
-        return int(torch.multinomial(probabilities_V, 1, generator=generator))
+        below_V = probabilities_V.double().cumsum(-1)  # a point on this line falls into a token's piece of it
+        point = below_V[-1] * torch.rand(1, dtype=torch.float64, generator=generator)
+        token = int(torch.searchsorted(below_V, point, right=True))
+        return token if token < len(below_V) else int(below_V.argmax())  # rounded up to the line's very end
 
     return sample
 

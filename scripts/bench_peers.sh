@@ -7,8 +7,8 @@ bench() { python -m llama3_scratch.bench "$@"; }
 for table in "${@:-smollm2 1b startup}"; do
   for name in $table; do
     case $name in
-      smollm2) bench smollm2-135m --forms f32,int8,int4 --against hf,llama.cpp ;;
-      1b) bench --shape llama3.2-1b --forms bf16,int8,int4 --against hf,llama.cpp --repeats 3 --tg 64 ;;
+      smollm2) bench smollm2-135m --forms f32,int8,int4,int4-sym --against hf,llama.cpp --tg 96 ;;
+      1b) bench --shape llama3.2-1b --forms bf16,int8,int4,int4-sym --against hf,llama.cpp --repeats 3 --pp 256 --tg 32 ;;
       startup) bench smollm2-135m --startup ;;
       *) echo "error: no table $name; expected smollm2, 1b or startup" >&2 && exit 2 ;;
     esac

@@ -1,0 +1,202 @@
+"""Token shards: texts as long rows of ids on disk, mapped and never read whole, and training windows over them.
+
+A folder holds `train_000.bin` …, `validation_000.bin` … (ids of 2 or 4 bytes, little-endian), the tokenizer they were
+made with, and `shards.json`, which says how long each is and what its bytes hash to. Every document stands between the
+tokenizer's begin and end tokens, as far as it has them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import read_json, require_file, unwritable, write_whole
+from llama3_scratch.tokenizer import FILE, Tokenizer, read_tokenizer, write_tokenizer
+from llama3_scratch.training.batches import IGNORE, Batch
+
+log = logging.getLogger("llama3_scratch")
+
+MANIFEST = "shards.json"
+PARTS = ("train", "validation")
+SHARD = 1 << 28  # tokens of a file
+
+
+def write_shards(
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    validation: float = 0.01,
+    seed: int = 0,
+    shard: int = SHARD,
+) -> dict[str, Any]:
+    """Encode documents into `folder`, the share `validation` of them held out; what its manifest says.
+
+    Which are held out depends on the seed and on what a document says, so that a text that stands twice is never in
+    both parts. Documents are taken one by one: they may be more than memory holds.
+    """
+    if tokenizer.bos_id is None and tokenizer.eos_id is None:
+        raise UsageError("the tokenizer has neither a begin nor an end token, so documents couldn't be told apart")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)  # whoever reads now finds no data rather than half of two
+        writers = {part: _Writer(folder, part, tokenizer.n_words, shard) for part in PARTS}
+        for text in documents:
+            if not text.strip():
+                continue
+            digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+            held_out = int.from_bytes(digest[:8], "big") < validation * 2**64
+            bos, eos = tokenizer.bos_id is not None, tokenizer.eos_id is not None
+            writers[PARTS[held_out]].add(tokenizer.encode(text, bos=bos, eos=eos), len(text.encode()))
+        manifest = {
+            "vocab_size": tokenizer.n_words,
+            "dtype": _dtype(tokenizer.n_words).name,
+            "parts": {part: writer.end() for part, writer in writers.items()},
+        }
+        write_tokenizer(tokenizer, folder, extra_file=True)
+        write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if not manifest["parts"]["train"]["tokens"]:
+        raise FileError(f"{folder}: no document is left to train on")
+    if not manifest["parts"]["validation"]["tokens"]:
+        log.warning("%s: no document was held out of %d", folder, manifest["parts"]["train"]["documents"])
+    return manifest
+
+
+def _dtype(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class _Writer:
+    """The files of one part, each begun when the last is full."""
+
+    def __init__(self, folder: Path, part: str, vocab_size: int, shard: int) -> None:
+        self._folder, self._part, self._dtype, self._shard = folder, part, _dtype(vocab_size), shard
+        self._files: list[dict[str, Any]] = []
+        self._buffer = array("I")
+        self._documents = self._bytes = 0
+        for old in folder.glob(f"{part}_*.bin"):
+            old.unlink()
+
+    def add(self, ids: list[int], n_bytes: int) -> None:
+        self._documents += 1
+        self._bytes += n_bytes
+        self._buffer.extend(ids)
+        while len(self._buffer) >= self._shard:
+            self._write(self._shard)
+
+    def _write(self, tokens: int) -> None:
+        data = np.array(self._buffer[:tokens], dtype=self._dtype).tobytes()
+        name = f"{self._part}_{len(self._files):03}.bin"
+        write_whole(self._folder / name, data)
+        self._files.append({"name": name, "tokens": tokens, "sha256": hashlib.sha256(data).hexdigest()})
+        del self._buffer[:tokens]
+
+    def end(self) -> dict[str, Any]:
+        if self._buffer:
+            self._write(len(self._buffer))
+        tokens = sum(file["tokens"] for file in self._files)
+        return {"documents": self._documents, "bytes": self._bytes, "tokens": tokens, "files": self._files}
+
+
+class Shards:
+    """What `write_shards` wrote, mapped. Raises FileError for anything that isn't as it was written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        manifest = read_json(folder / MANIFEST, "what scripts/prepare_data.py writes")
+        self.tokenizer = read_tokenizer(folder / FILE)
+        if self.tokenizer.n_words != manifest["vocab_size"]:
+            raise FileError(
+                f"{folder}: the tokenizer has {self.tokenizer.n_words} tokens, the data were made with "
+                f"{manifest['vocab_size']}; prepare them again"
+            )
+        self._dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+        self.parts: dict[str, dict[str, Any]] = manifest["parts"]
+
+    def batches(self, part: str, *, size: int, length: int, seed: int) -> Windows:
+        """Batches of `size` rows of `length` tokens of a part, shuffled by `seed`, each epoch in another order."""
+        files = [self._map(file) for file in self.parts[part]["files"]]
+        digest = hashlib.sha256("".join(file["sha256"] for file in self.parts[part]["files"]).encode()).hexdigest()
+        fingerprint = f"{digest[:16]} {size}×{length} seed {seed}"
+        return Windows(files, self.tokenizer, size=size, length=length, seed=seed, fingerprint=fingerprint)
+
+    def _map(self, file: dict[str, Any]) -> np.ndarray:
+        path = self.folder / file["name"]
+        require_file(path, "token ids")
+        size, wanted = path.stat().st_size, file["tokens"] * self._dtype.itemsize
+        if size % self._dtype.itemsize:
+            raise FileError(f"{path}: {size} bytes, which isn't a multiple of the {self._dtype.itemsize} of an id")
+        if size != wanted:
+            raise FileError(f"{path}: {size} bytes, {MANIFEST} says {wanted}; prepare the data again")
+        mapped = np.memmap(path, dtype=self._dtype, mode="r")
+        if hashlib.sha256(mapped.data).hexdigest() != file["sha256"]:
+            raise FileError(f"{path}: isn't what was written; prepare the data again")
+        return mapped
+
+
+class Windows:
+    """Batches of consecutive windows over rows of ids; a `Batches` (training.batches)."""
+
+    def __init__(
+        self, files: list[np.ndarray], tokenizer: Tokenizer, *, size: int, length: int, seed: int, fingerprint: str
+    ) -> None:
+        self._files, self._size, self._length, self._seed = files, size, length, seed
+        self._bos, self._eos, self._vocab_size = tokenizer.bos_id, tokenizer.eos_id, tokenizer.n_words
+        self.fingerprint = fingerprint
+        # A window needs one token more, the last one's target.
+        self._ends = np.cumsum([max(0, len(file) - 1) // length for file in files], dtype=np.int64)
+        if not len(self):
+            windows = int(self._ends[-1]) if files else 0
+            raise FileError(
+                f"{sum(map(len, files))} tokens make {windows} windows of {length}, fewer than the {size} of a batch; "
+                "take smaller batches, shorter windows, or more text"
+            )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) // self._size if len(self._ends) else 0
+
+    def batch(self, index: int) -> Batch:
+        epoch, within = divmod(index, len(self))
+        order = _order(int(self._ends[-1]), self._seed, epoch)[within * self._size : (within + 1) * self._size]
+        rows_BL = torch.from_numpy(np.stack([self._window(int(window)) for window in order]))
+        tokens_BT, targets_BT = rows_BL[:, :-1].contiguous(), rows_BL[:, 1:].clone()
+        begins_BL = self._begins(rows_BL)
+        targets_BT[begins_BL[:, 1:]] = IGNORE  # what comes next has nothing to do with this
+        return Batch(tokens_BT, targets_BT, begins_BL[:, :-1].cumsum(1) - begins_BL[:, :1].long())
+
+    def _begins(self, rows_BL: torch.Tensor) -> torch.Tensor:
+        """Where a document begins: at a begin token, or behind an end token where there is none."""
+        if self._bos is not None:
+            return rows_BL == self._bos
+        behind_BL = torch.zeros_like(rows_BL, dtype=torch.bool)
+        behind_BL[:, 1:] = rows_BL[:, :-1] == self._eos
+        return behind_BL
+
+    def _window(self, number: int) -> np.ndarray:
+        file = int(np.searchsorted(self._ends, number, side="right"))
+        begin = (number - (int(self._ends[file - 1]) if file else 0)) * self._length
+        ids = self._files[file][begin : begin + self._length + 1].astype(np.int64)
+        if len(bad := np.flatnonzero(ids >= self._vocab_size)):
+            raise FileError(
+                f"token id {ids[bad[0]]} at index {begin + int(bad[0])} of shard {file}, the vocabulary has "
+                f"{self._vocab_size}; the data were made with another tokenizer, or changed meanwhile"
+            )
+        return ids
+
+
+@functools.lru_cache(maxsize=4)
+def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch's windows, which is all that shuffling has to remember."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(windows)

@@ -1,0 +1,138 @@
+"""A Llama from random weights: what scripts/pretrain.py does once its options are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama3_scratch.checkpoint.meta import write_meta
+from llama3_scratch.config import Config
+from llama3_scratch.data.shards import Shards
+from llama3_scratch.errors import FileError
+from llama3_scratch.init import init
+from llama3_scratch.machine import measure
+from llama3_scratch.sample import sampler
+from llama3_scratch.stream import stream
+from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training.loop import DTYPES, Plan, Step, Training, run
+
+log = logging.getLogger("llama3_scratch")
+
+STD = 0.02  # of all weights at first (GPT-2's)
+_MOST_VALIDATION = 50  # batches that are held against the weights each time
+
+
+@dataclasses.dataclass(frozen=True)
+class Telling:
+    """After how many steps a run saves, validates and writes a sample that begins with `sample`."""
+
+    save_every: int = 250
+    validate_every: int = 250
+    sample_every: int = 500
+    sample: str = "Once upon a time"
+
+
+def pretrain(
+    shards: Shards,
+    config: Config,
+    plan: Plan,
+    folder: Path,
+    *,
+    size: int,
+    length: int,
+    seed: int,
+    telling: Telling,
+    resume: bool = False,
+    other_data: bool = False,
+    begin_with: Path | None = None,
+) -> str:
+    """Train on `shards` in batches of `size` rows of `length` tokens; "done" or "stopped".
+
+    `folder` gets the log, the curve, checkpoints, and `model/`: the weights as they are at the end. `resume` goes on
+    from the newest checkpoint in it; `begin_with` takes the weights of some other run's. Raises FileError where there
+    is a run already and `resume` isn't given, or none and it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    there = checkpoints.newest(folder)
+    if there is not None and not resume:
+        raise FileError(
+            f"{folder}: there is a run already, at {there.name}; --resume goes on, another --out begins anew"
+        )
+    if there is None and resume:
+        raise FileError(f"{folder}: no whole checkpoint to go on from")
+    params = init(config, seed=seed, std=STD, embedding_std=STD)
+    training = Training(
+        params,
+        config,
+        list(params),
+        shards.batches("train", size=size, length=length, seed=seed),
+        plan,
+        about={"config": _plain(config), "vocabulary": shards.tokenizer.n_words},
+    )
+    if there is not None:
+        training.resume(there, other_data=other_data)
+    elif begin_with is not None:
+        training.resume(begin_with, weights_only=True)
+    kept = record.Record(folder, training.step)
+    held_out = None
+    if shards.parts["validation"]["tokens"] > size * length:
+        held_out = shards.batches("validation", size=size, length=length, seed=0)
+    peak = measure(torch.device("cpu"), DTYPES[plan.dtype]).flops
+    work = record.flops_per_token(config, length)
+    usual = 0.0
+    log.info("%s parameters, %s tokens a step", f"{config.n_parameters:,}", f"{size * length * plan.accumulate:,}")
+
+    def on_step(step: Step) -> None:
+        nonlocal usual
+        usual = step.seconds if not usual else 0.9 * usual + 0.1 * step.seconds
+        share = work * step.tokens / step.seconds / peak
+        log.info(record.line(step, plan.steps, share, (plan.steps - step.step - 1) * usual))
+        kept.add(record.as_dict(step) | {"mfu": round(share, 4)})
+
+    def validate() -> None:
+        if held_out is not None:
+            loss = training.validate(held_out, _MOST_VALIDATION)
+            log.info("step %d · held out %.4f", training.step, loss)
+            kept.add({"step": training.step - 1, "validation": loss})
+
+    def write_sample() -> None:
+        log.info("step %d · %s", training.step, sample(training, shards, telling.sample))
+
+    every = [(telling.validate_every, validate), (telling.sample_every, write_sample)]
+    ended = run(training, folder, save_every=telling.save_every, on_step=on_step, every=every)
+    export(training, shards, folder / "model")
+    log.info("%s, %s", record.draw(folder), folder / "model")
+    return ended
+
+
+def sample(training: Training, shards: Shards, begin: str, *, most: int = 100, temperature: float = 0.0) -> str:
+    """What the weights make of a text's beginning."""
+    tokenizer = shards.tokenizer
+    prompt = tokenizer.encode(begin, bos=tokenizer.bos_id is not None, eos=False)
+    params = {name: tensor.detach() for name, tensor in training.params.items()}
+    steps = stream(
+        [prompt],
+        params,
+        training.config,
+        samplers=[sampler(temperature=temperature)],
+        max_tokens=most,
+        stop=lambda row, token: token == tokenizer.eos_id,
+    )
+    return begin + tokenizer.decode(step.token for step in steps if step.token != tokenizer.eos_id)
+
+
+def export(training: Training, shards: Shards, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write the weights in Meta's layout with their tokenizer: a model like any other."""
+    fresh: dict[int, torch.Tensor] = {}
+    for tensor in training.params.values():
+        fresh.setdefault(id(tensor), tensor.detach().to(dtype))
+    params = {name: fresh[id(tensor)] for name, tensor in training.params.items()}
+    write_meta(folder, params, training.config, shards.tokenizer)
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(config).items() if value is not None}

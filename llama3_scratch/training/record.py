@@ -1,0 +1,108 @@
+"""What a run leaves to look at: a line a step, a JSON line a step, and the curve of its loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llama3_scratch.config import Config
+from llama3_scratch.errors import FileError
+from llama3_scratch.files import unwritable, write_whole
+from llama3_scratch.training.loop import Step
+
+log = logging.getLogger("llama3_scratch")
+
+FILE = "log.jsonl"
+
+
+class Record:
+    """The run's `log.jsonl`: lines of steps and of validations, from the beginning, whatever was stopped in between."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._path, self._failed = folder / FILE, False
+        if self._path.exists():  # what was done after the checkpoint is done again
+            kept = [line for line in read(self._path) if line["step"] < step]
+            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append a line; a disk that takes none is told once, and doesn't end the training."""
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            if not self._failed:
+                log.warning("%s: can't be written: %s; training goes on", self._path, error.strerror)
+            self._failed = True
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a `log.jsonl`; a last one that was cut short isn't one."""
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            log.warning("%s: a line that was cut short is left out", path)
+
+
+def flops_per_token(config: Config, length: int) -> float:
+    """FLOPs of training on one token: twice a forward pass's for each multiplication of it, there and back (×3).
+
+    A forward pass takes 2 for each weight of a matrix, and 4 · H · K for each token that is seen, half of `length` on
+    average (arXiv:2204.02311, appendix B).
+    """
+    D, F = config.dim, config.hidden_dim
+    HK, GK = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    weights = config.n_layers * (2 * D * HK + 2 * D * GK + 3 * D * F) + D * config.vocab_size
+    return 3 * (2 * weights + config.n_layers * 4 * HK * (length + 1) / 2)
+
+
+def line(step: Step, steps: int, share: float | None, eta: float) -> str:
+    """One dense line for a person: step, loss, learning rate, gradient norm, tokens/s, share of the peak, time left."""
+    mfu = "" if share is None else f" · MFU {share:.0%}"
+    skipped = " · skipped" if step.skipped else ""
+    return (
+        f"step {step.step + 1}/{steps} · loss {step.loss:.4f} · lr {step.lr:.2e} · grad {step.gradient:.2f} · "
+        f"{step.tokens / step.seconds:,.0f} tok/s{mfu} · {eta / 60:.0f} min left{skipped}"
+    )
+
+
+def as_dict(step: Step) -> dict[str, Any]:
+    return {**dataclasses.asdict(step), "tokens_per_second": round(step.tokens / step.seconds, 1)}
+
+
+def draw(folder: Path) -> Path:
+    """Draw `loss.png` from the folder's log: each step's loss, its running mean, and the validation's."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise FileError('the curve is drawn by matplotlib, which is missing: pip install -e ".[train]"') from error
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    lines = list(read(folder / FILE))
+    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line and not line["skipped"]]
+    held_out = [(line["step"], line["validation"]) for line in lines if "validation" in line]
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    axes.plot(*zip(*losses, strict=True), color="0.8", label="each step")
+    mean, smooth = losses[0][1], []
+    for step, loss in losses:
+        mean += (loss - mean) / 20
+        smooth.append((step, mean))
+    axes.plot(*zip(*smooth, strict=True), label="running mean")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", label="held out")
+    low = min(loss for _, loss in [*smooth, *held_out])
+    axes.set(xlabel="step", ylabel="loss, nats a token", ylim=(0.95 * low, losses[0][1]))
+    axes.legend()
+    path = folder / "loss.png"
+    try:
+        figure.savefig(path, dpi=120, bbox_inches="tight")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        pyplot.close(figure)
+    return path
