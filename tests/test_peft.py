@@ -425,7 +425,10 @@ def test_f210_a_chats_frame_of_untrained_tokens_warns(folder, rows, caplog):
     add_adapters(base_with(rows), [folder])
     [record] = [record for record in caplog.records if "never trained" in record.getMessage()]
     assert record.levelno == logging.WARNING
-    assert "framed by <|start_header_id|>, <|end_header_id|>, <|eot_id|>, whose embeddings were never" in record.getMessage()
+    assert (
+        "framed by <|start_header_id|>, <|end_header_id|>, <|eot_id|>, whose embeddings were never"
+        in record.getMessage()
+    )
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])

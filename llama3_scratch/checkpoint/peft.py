@@ -314,8 +314,8 @@ def _warn_of_untrained_tokens(folders: list[Path], checkpoint: Checkpoint) -> No
     untrained = (sizes < 0.01 * usual) | alike
     if names := [name for name, bad in zip(ids, untrained.tolist(), strict=True) if bad]:
         log.warning(
-            "%s: a chat is framed by %s, whose embeddings were never trained in this model; answers may not end, or make "
-            "no sense. Take the instruct model and an adapter of it",
+            "%s: a chat is framed by %s, whose embeddings were never trained in this model; answers may not end or "
+            "make sense. Take the instruct model and an adapter of it",
             chats[0],
             ", ".join(names),
         )
