@@ -1,4 +1,4 @@
-"""Write a model in another layout: Meta's, Hugging Face's or GGUF."""
+"""Write a model in another layout: Meta's, Hugging Face's or GGUF; adapters are merged into it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
 from llama3_scratch.files import foreign
-from llama3_scratch.options import FORMS, add_reading_options, read
+from llama3_scratch.options import FORMS, add_adapter_option, add_reading_options, read
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -49,6 +49,7 @@ def _parser() -> cli.Parser:
         choices=("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"),
         help="of the matrices, for gguf; without it the stored dtype or form",
     )
+    add_adapter_option(parser, "merged into the weights")
     add_reading_options(parser)
     return parser
 
@@ -72,6 +73,10 @@ def main(options: argparse.Namespace) -> int:
     checkpoint = read(options.source, options, blocks=options.blocks)
     if target == checkpoint.path.resolve() or target in checkpoint.path.resolve().parents:
         raise UsageError(f"{options.target}: writing there would replace SOURCE; choose another TARGET")
+    if options.adapter:
+        from llama3_scratch.checkpoint.peft import add_adapters
+
+        checkpoint = add_adapters(checkpoint, options.adapter)
     if checkpoint.tokenizer is None:
         log.warning("%s has no tokenizer, so none is written", checkpoint.path)
     form = _write(checkpoint, target, options)
@@ -102,9 +107,15 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
     from llama3_scratch.stored import quantised, stored
 
     config, params, tokenizer = checkpoint.config, checkpoint.params, checkpoint.tokenizer
+    narrow = options.dtype or next((dtype for dtype, kind in _TYPES.items() if kind == options.type), None)
+    if options.adapter:
+        from llama3_scratch.lora import merge
+
+        # In f32 where integers are to be made of the sum, so that it's rounded once.
+        merged = narrow or ("float32" if options.type or options.quantize else None)
+        params = merge(params, dtype=getattr(torch, merged) if merged else None)
     if options.quantize:
         params = quantize(params, options.quantize)
-    narrow = options.dtype or next((dtype for dtype, kind in _TYPES.items() if kind == options.type), None)
     if quantised(params) and (narrow or options.type):
         # In f32, which holds each form's numbers exactly, where blocks of another kind are to be made.
         params = dequantize(params, getattr(torch, narrow or "float32"))

@@ -168,8 +168,8 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-# What the writers write, or Meta and Hugging Face put beside it; of the first two every model's folder has one.
-_SIZES = ("params.json", "config.json")
+# What the writers write, or Meta and Hugging Face put beside it; of the first three every model or adapter has one.
+_SIZES = ("params.json", "config.json", "adapter_config.json")
 _ENDINGS = (".json", ".safetensors", ".pth", ".model", ".chk", ".jinja")
 
 

@@ -58,6 +58,7 @@ class Theirs:
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
         from llama3_scratch.checkpoint.hf import LAYER, halves, neighbours, turned_heads
+        from llama3_scratch.lora import merged_rows
 
         with torch.device("meta"):
             layer = LlamaDecoderLayer(self.settings, 0).eval()
@@ -89,7 +90,7 @@ class Theirs:
 
         for part, theirs in LAYER.items():
             heads = turned_heads(f"{name}.{part}", self.config)
-            floats = _floats(self.params, f"{name}.{part}", self.dtype)
+            floats = merged_rows(self.params, f"{name}.{part}", self.dtype)
             weights[f"{theirs}.weight"] = halves(floats, heads) if heads else floats
             layer.get_submodule(theirs).register_forward_hook(functools.partial(keep, part, heads))
         layer.load_state_dict(weights, assign=True)
@@ -110,8 +111,10 @@ class Theirs:
         """logits_BTV of the normed x_BTD."""
         import torch
 
+        from llama3_scratch.lora import merged_rows
+
         starts = range(0, self.config.vocab_size, _HEAD_ROWS)
-        rows = (_floats(self.params, "output", self.dtype, slice(start, start + _HEAD_ROWS)) for start in starts)
+        rows = (merged_rows(self.params, "output", self.dtype, slice(start, start + _HEAD_ROWS)) for start in starts)
         return torch.cat([x_BTD @ some.T for some in rows], dim=-1)
 
     def steps(self, tokens_BT: Tensor, n_logits: int) -> Iterator[tuple[str, Tensor]]:
@@ -189,14 +192,3 @@ def _norm(norm: Any, weight: Tensor) -> nn.Module:
     if weight.dtype == torch.float64:
         norm.forward = lambda x: F.rms_norm(x, weight.shape, weight, norm.variance_epsilon)
     return norm
-
-
-def _floats(params: Params, name: str, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
-    """Rows of a weight as plain floats, its adapter merged in."""
-    from llama3_scratch.stored import stored
-
-    floats = stored(params, name).floats(rows, dtype)
-    if f"{name}.adaptor.A.weight" in params:
-        down, up = (_floats(params, f"{name}.adaptor.{part}", dtype) for part in "AB")
-        floats = floats + params[f"{name}.adaptor.scale"].to(dtype) * (up[rows] @ down)
-    return floats

@@ -1,22 +1,19 @@
 """Multiplying by a stored weight, whatever form it's stored in: the one seam where weight formats exist.
 
 Beside any form may stand a low-rank adapter, which is added: `{name}.adaptor.A.weight`, `.adaptor.B.weight` and
-`.adaptor.scale`.
+`.adaptor.scale` (arXiv:2106.09685); and beside that `.adaptor.magnitude`, the length of each row of the sum (DoRA).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llama3_scratch.native import kernels
-from llama3_scratch.stored import ROWS, Floats, Params, stored
-
-_TILE = 1 << 19  # elements of a dequantised tile: 2 MB in f32, which stays in the cache until it's used
+from llama3_scratch.stored import Floats, Params, pieces, stored
 
 
 def linear(x: Tensor, params: Params, name: str) -> Tensor:
@@ -25,7 +22,27 @@ def linear(x: Tensor, params: Params, name: str) -> Tensor:
     if f"{name}.adaptor.A.weight" in params:
         low_rank = linear(linear(x, params, f"{name}.adaptor.A"), params, f"{name}.adaptor.B")
         out = out + low_rank * params[f"{name}.adaptor.scale"].to(x.dtype)
+    if f"{name}.adaptor.magnitude" in params:
+        own = row_lengths(params, name, torch.promote_types(x.dtype, torch.float32))
+        out = out * (params[f"{name}.adaptor.magnitude"] / own).to(x.dtype)
     return out
+
+
+@torch.no_grad()
+def row_lengths(params: Params, name: str, dtype: torch.dtype) -> Tensor:
+    """The length of each row of the weight with its adapter added: (rows,).
+
+    A constant to the gradient, as DoRA's authors suggest (arXiv:2402.09353 §4.3) and PEFT does.
+    """
+    down, up = (params[f"{name}.adaptor.{part}.weight"].to(dtype) for part in "AB")
+    scaled = params[f"{name}.adaptor.scale"].to(dtype) * down
+    floats = pieces(stored(params, name), dtype)
+    return torch.cat([lengths(piece + up[rows] @ scaled) for rows, piece in floats])
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """The length of each row, above 0 so that a row of zeros can be divided by it: (rows,) of (rows, columns)."""
+    return torch.linalg.vector_norm(rows, dim=1).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def product(x: Tensor, weight: Floats) -> Tensor:
@@ -60,7 +77,7 @@ def multiplies(dtype: torch.dtype, device: str) -> bool:
 
 
 class _TiledLinear(torch.autograd.Function):
-    """x @ weight.T with the frozen weight turned into floats a tile of rows at a time, backwards too.
+    """x @ weight.T with the frozen weight turned into floats a few rows at a time, backwards too.
 
     Sums run in at least f32, so with bf16 or f16 x this is what a tensor core does: f32 sums, rounded once.
     """
@@ -71,29 +88,14 @@ class _TiledLinear(torch.autograd.Function):
         dtype = torch.promote_types(x.dtype, torch.float32)
         wide = x.to(dtype)
         out = wide.new_empty(*x.shape[:-1], weight.shape[0])
-        for rows, tile in _tiles(weight, dtype):
-            out[..., rows] = F.linear(wide, tile)
+        for rows, piece in pieces(weight, dtype):
+            out[..., rows] = F.linear(wide, piece)
         return out.to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
         total = wide.new_zeros(*grad.shape[:-1], ctx.weight.shape[1])
-        for rows, tile in _tiles(ctx.weight, wide.dtype):
-            total += wide[..., rows] @ tile
+        for rows, piece in pieces(ctx.weight, wide.dtype):
+            total += wide[..., rows] @ piece
         return total.to(grad.dtype), None
-
-
-def _tiles(weight: Floats, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (slice of rows, those rows as floats); a tile is overwritten by the next."""
-    n_rows, n_columns = weight.shape
-    step = max(1, min(n_rows, _TILE // n_columns))
-    step = step // ROWS * ROWS or step  # whole tiles of a weight in tiles
-    # One buffer for all tiles of a plain weight: a fresh one each time costs more in page faults than the conversion.
-    buffer = torch.empty(step, n_columns, dtype=dtype, device=weight.values.device)
-    for start in range(0, n_rows, step):
-        rows = slice(start, min(start + step, n_rows))
-        if type(weight) is Floats:
-            yield rows, buffer[: rows.stop - start].copy_(weight.values[rows])
-        else:
-            yield rows, weight.floats(rows, dtype)

@@ -60,6 +60,7 @@ def add_model_options(parser: cli.Parser) -> None:
         help="round float weights to this form when they're read; embedding and head are int8. "
         "`convert --quantize` writes a folder that opens at once",
     )
+    add_adapter_option(group, "merged when it's read, or beside weights in integers")
     group.add_argument(
         "--max-seq-len", type=cli.number(int, least=2), metavar="N", help="context to use, at most the model's own"
     )
@@ -68,6 +69,17 @@ def add_model_options(parser: cli.Parser) -> None:
         "--date",
         metavar="DATE",
         help='"26 Jul 2024": frame a Llama 3 chat as Hugging Face\'s template does, which names it; else as Meta does',
+    )
+
+
+def add_adapter_option(group: argparse._ActionsContainer, what_becomes: str) -> None:
+    group.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help=f"a LoRA or DoRA adapter as PEFT writes it, {what_becomes}; several add up",
     )
 
 
@@ -252,7 +264,7 @@ def open_model(options: argparse.Namespace, *, traced: bool = False) -> tuple[Ch
     """The model that the options mean, fetched first if it's the default one, and its activations' dtype.
 
     Blocks of a GGUF file, and so the default model, stay as they're stored where the kernels multiply by them; a trace
-    looks at floats.
+    looks at floats, and adapters are merged into floats.
     """
     from llama3_scratch.checkpoint.names import DEFAULT, resolve
 
@@ -265,7 +277,8 @@ def open_model(options: argparse.Namespace, *, traced: bool = False) -> tuple[Ch
 
     device = check_device(options.device)
     in_kernels = kernels.library() is not None and device.type == "cpu" and options.dtype in ("auto", "float32")
-    blocks = "stored" if in_kernels and not traced and not options.quantize else "floats"
+    as_floats = traced or options.quantize or options.adapter
+    blocks = "stored" if in_kernels and not as_floats else "floats"
     if path is None:
         path = stored_blocks() if options.model is None and blocks == "stored" else download(DEFAULT)
     checkpoint = read(path, options, device=device, blocks=blocks)
@@ -273,6 +286,8 @@ def open_model(options: argparse.Namespace, *, traced: bool = False) -> tuple[Ch
         from llama3_scratch.quantize import quantize
 
         checkpoint = replace(checkpoint, params=quantize(checkpoint.params, options.quantize))
+    if options.adapter:
+        checkpoint = _adapted(checkpoint, options.adapter)
     if options.max_seq_len and options.max_seq_len > checkpoint.config.max_seq_len:
         raise UsageError(
             f"--max-seq-len {options.max_seq_len}: this model was trained for {checkpoint.config.max_seq_len} tokens"
@@ -287,3 +302,15 @@ def open_model(options: argparse.Namespace, *, traced: bool = False) -> tuple[Ch
         if not multiplies(dtype, "cpu"):
             log.warning("this CPU doesn't multiply in %s: sums run in float32, results are rounded", options.dtype)
     return checkpoint, dtype
+
+
+def _adapted(checkpoint: Checkpoint, folders: list[Path]) -> Checkpoint:
+    """The model with these adapters, merged unless that would cost a weight its form or change a tied embedding."""
+    from llama3_scratch.checkpoint.peft import add_adapters
+    from llama3_scratch.lora import merge, on_tied_head
+    from llama3_scratch.stored import quantised
+
+    checkpoint = add_adapters(checkpoint, folders)
+    if quantised(checkpoint.params) or on_tied_head(checkpoint.params):
+        return checkpoint
+    return replace(checkpoint, params=merge(checkpoint.params))

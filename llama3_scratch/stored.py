@@ -15,7 +15,7 @@ its registers: int8 tiles are (tiles, groups, 8, 16, 4), eight times 4 columns o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,7 @@ Rows = slice | Tensor
 
 ROWS, COLUMNS = 16, 32  # of a tile
 NF4_GROUP = 64
+_PIECE = 1 << 19  # elements turned into floats at once: 2 MB in f32, which stays in the cache until they're used
 # The quantiles of a normal distribution, scaled to −1 … 1, with an exact 0 (arXiv:2305.14314, appendix E).
 # fmt: off
 NF4_LEVELS = (
@@ -37,7 +38,7 @@ NF4_LEVELS = (
 
 # Ends of the keys that name a form of integers, and of all keys that may stand beside a weight.
 FORMS = ("scales", "zeros", "int8_scales", "int4_scales", "int4_mins", "nf4_scales")
-SIBLINGS = (*FORMS, "adaptor.A.weight", "adaptor.B.weight", "adaptor.scale")
+SIBLINGS = (*FORMS, "adaptor.A.weight", "adaptor.B.weight", "adaptor.scale", "adaptor.magnitude")
 
 
 @dataclass(frozen=True)
@@ -204,3 +205,18 @@ def stored(params: Params, name: str) -> Floats:
     if (scales := params.get(f"{name}.scales")) is not None:
         return Grouped(values, scales, params.get(f"{name}.zeros"))
     return Floats(values)
+
+
+def pieces(weight: Floats, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (slice of rows, those rows as floats); a piece is overwritten by the next."""
+    n_rows, n_columns = weight.shape
+    step = max(1, min(n_rows, _PIECE // n_columns))
+    step = step // ROWS * ROWS or step  # whole tiles of a weight in tiles
+    # One buffer for all pieces of a plain weight: a fresh one each time costs more in page faults than the conversion.
+    buffer = torch.empty(step, n_columns, dtype=dtype, device=weight.values.device)
+    for start in range(0, n_rows, step):
+        rows = slice(start, min(start + step, n_rows))
+        if type(weight) is Floats:
+            yield rows, buffer[: rows.stop - start].copy_(weight.values[rows])
+        else:
+            yield rows, weight.floats(rows, dtype)

@@ -40,8 +40,8 @@ def quantised(params: Params, *, group: int, bits: int, zeros: bool = False, onl
 PROJECTIONS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
 
-def with_adaptors(params: Params, *, rank: int = 3, names: tuple[str, ...] = PROJECTIONS) -> Params:
-    """A random low-rank adapter beside every projection."""
+def with_adaptors(params: Params, *, rank: int = 3, names: tuple[str, ...] = PROJECTIONS, dora: bool = False) -> Params:
+    """A random low-rank adapter beside every projection, with `dora` of random magnitudes too."""
     generator = torch.Generator().manual_seed(11)
     made = dict(params)
     dtype = params["norm.weight"].dtype
@@ -53,6 +53,8 @@ def with_adaptors(params: Params, *, rank: int = 3, names: tuple[str, ...] = PRO
         made[f"{stem}.adaptor.A.weight"] = (0.2 * torch.randn(rank, columns, generator=generator)).to(dtype)
         made[f"{stem}.adaptor.B.weight"] = (0.2 * torch.randn(rows, rank, generator=generator)).to(dtype)
         made[f"{stem}.adaptor.scale"] = torch.tensor(0.5)
+        if dora:
+            made[f"{stem}.adaptor.magnitude"] = (1 + torch.rand(rows, generator=generator)).to(dtype)
     return made
 
 
@@ -78,13 +80,16 @@ FORMS: dict[str, Callable[[Params], Params]] = {
     "int4-sym tiles": lambda params: quantize(params, "int4-sym", embeddings="int4-sym"),
     "nf4": lambda params: quantize(params, "nf4", embeddings="nf4"),
     "adaptors on nf4": lambda params: with_adaptors(quantize(params, "nf4")),
+    "adaptors on int4 tiles": lambda params: with_adaptors(quantize(params, "int4")),
+    "DoRA on f32": lambda params: with_adaptors(params, dora=True),
+    "DoRA on nf4": lambda params: with_adaptors(quantize(params, "nf4"), dora=True),
 }
-_TILED = ("int8 tiles", "int4 tiles", "int4-sym tiles", "nf4", "adaptors on nf4")
+_TILED = ("int8 tiles", "int4 tiles", "int4-sym tiles", "nf4")
 
 
 def fitting(form: str, config: Config = tiny.CONFIG) -> Config:
     """`config`, or one like it with sizes that the form divides."""
-    if form not in _TILED:
+    if not form.endswith(_TILED):
         return config
     sizes = {"dim": tiny.TILED.dim, "vocab_size": tiny.TILED.vocab_size, "hidden_dim": tiny.TILED.hidden_dim}
     return replace(config, **sizes)
@@ -101,6 +106,8 @@ def plain(params: Params) -> Params:
         if f"{stem}.adaptor.A.weight" in params:
             down, up = params[f"{stem}.adaptor.A.weight"], params[f"{stem}.adaptor.B.weight"]
             dense = dense + params[f"{stem}.adaptor.scale"].double() * (up.double() @ down.double())
+        if (magnitude := params.get(f"{stem}.adaptor.magnitude")) is not None:
+            dense = dense / dense.square().sum(1, keepdim=True).sqrt() * magnitude.double()[:, None]
         made[name] = dense
     return made
 

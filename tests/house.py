@@ -30,7 +30,7 @@ ROOMS = {
         "checkpoint.load",
     ],
     "Other caches: shorter, endless, on disk": ["cache_forms", "sliding", "prompt_cache"],
-    "Params → params, and the layer in C": ["quantize", "native.decode"],
+    "Params → params, and the layer in C": ["quantize", "lora", "checkpoint.peft", "native.decode"],
     "From logits to answers": ["sample", "speculate", "stream", "timings"],
     "The glass box": [
         "difference",

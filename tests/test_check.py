@@ -85,6 +85,19 @@ def test_every_form_is_known(form):
         pytest.param({f"{W}.adaptor.B.weight": torch.ones(48)}, rf"{W}.adaptor: A \[3, 40\], B \[48\]", id="vector"),
         pytest.param({f"{W}.adaptor.scale": torch.ones(2)}, rf"{W}.adaptor: .* scale \[2\] don't fit", id="scales"),
         pytest.param(
+            {f"{W}.adaptor.magnitude": torch.ones(40)},
+            rf"{W}.adaptor.magnitude: shape \[40\], expected \[48\] \(a length for each row\)",
+            id="magnitude",
+        ),
+        pytest.param(
+            {f"{W}.adaptor.magnitude": torch.ones(48).int()}, rf"{W}.adaptor.magnitude: dtype int32", id="int-magnitude"
+        ),
+        pytest.param(
+            {"norm.adaptor.magnitude": torch.ones(48)},
+            "norm.adaptor.magnitude is not part of a Llama",
+            id="norm-magnitude",
+        ),
+        pytest.param(
             {f"{W}.adaptor.A.weight": torch.ones(3, 40).int()}, rf"{W}.adaptor.A.weight: dtype int32", id="int-adaptor"
         ),
     ],
@@ -94,6 +107,12 @@ def test_refused(changes, said):
     with pytest.raises(FileError, match=said) as caught:
         check(params, tiny.CONFIG, "here")
     assert caught.value.exit_code == 3 and str(caught.value).startswith("here: ")
+
+
+def test_a_magnitude_alone_is_refused():
+    params = tiny.params() | {f"{W}.adaptor.magnitude": torch.ones(48)}
+    with pytest.raises(FileError, match=f"{W}.adaptor.A.weight is missing, an adapter is A, B and scale"):
+        check(params, tiny.CONFIG, "here")
 
 
 V = "layers.1.feed_forward.w1"  # [64, 192] of tiny.TILED

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from llama3_scratch import linear as linear_module
-from llama3_scratch.linear import embed, linear
+from llama3_scratch import stored as stored_module
+from llama3_scratch.linear import embed, linear, row_lengths
 from llama3_scratch.stored import Floats, stored
 from tests import tiny
 from tests.compare import check
@@ -27,13 +28,13 @@ def params(request):
 
 
 @pytest.fixture
-def small_tiles(monkeypatch):
-    """Tiles of five rows, so that a weight of the tiny world has several, the last one short."""
-    monkeypatch.setattr(linear_module, "_TILE", 5 * tiny.CONFIG.dim)
+def small_pieces(monkeypatch):
+    """Pieces of five rows, so that a weight of the tiny world has several, the last one short."""
+    monkeypatch.setattr(stored_module, "_PIECE", 5 * tiny.CONFIG.dim)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_linear_is_the_plain_product(params, name, small_tiles, torch_only):
+def test_linear_is_the_plain_product(params, name, small_pieces, torch_only):
     dense = plain(params)[f"{name}.weight"]
     x = torch.randn(2, 5, dense.shape[1])
     for dtype, tolerance in ((torch.float32, 3e-6), (torch.float64, 1e-12)):
@@ -81,13 +82,13 @@ def test_short_activations_are_f32_sums_rounded_once(dtype, weight_dtype, monkey
 
 
 def test_a_frozen_weight_is_never_copied_whole(monkeypatch, torch_only):
-    monkeypatch.setattr(linear_module, "_TILE", 64)
-    tiles = []
+    monkeypatch.setattr(stored_module, "_PIECE", 64)
+    pieces = []
     real = F.linear
-    monkeypatch.setattr(linear_module.F, "linear", lambda x, weight: tiles.append(weight.numel()) or real(x, weight))
+    monkeypatch.setattr(linear_module.F, "linear", lambda x, weight: pieces.append(weight.numel()) or real(x, weight))
     weight = torch.randn(50, 32).bfloat16()
     linear(torch.randn(3, 32), {"w.weight": weight}, "w")
-    assert len(tiles) == 25 and max(tiles) == 64
+    assert len(pieces) == 25 and max(pieces) == 64
 
 
 def test_same_dtype_is_one_product_without_a_copy(monkeypatch, torch_only):
@@ -99,14 +100,14 @@ def test_same_dtype_is_one_product_without_a_copy(monkeypatch, torch_only):
 
 
 @pytest.mark.parametrize("form", ["bf16", "int4", "int4 with zeros"])
-def test_gradcheck_through_a_frozen_weight(form, small_tiles):
+def test_gradcheck_through_a_frozen_weight(form, small_pieces):
     params = FORMS[form](tiny.params())
     x = torch.randn(1, 2, tiny.CONFIG.dim, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: linear(x, params, "layers.0.attention.wk"), (x,))
 
 
 @pytest.mark.parametrize("form", ["bf16", "int4"])
-def test_gradcheck_of_an_adaptor_on_a_frozen_weight(form, small_tiles):
+def test_gradcheck_of_an_adaptor_on_a_frozen_weight(form, small_pieces):
     name = "layers.0.attention.wk"
     params = with_adaptors(FORMS[form](tiny.params()), rank=2, names=("wk",))
     x = torch.randn(2, tiny.CONFIG.dim, dtype=torch.float64, requires_grad=True)
@@ -116,6 +117,33 @@ def test_gradcheck_of_an_adaptor_on_a_frozen_weight(form, small_tiles):
         return linear(x, params | {f"{name}.adaptor.A.weight": A, f"{name}.adaptor.B.weight": B}, name)
 
     assert torch.autograd.gradcheck(product, (x, A, B))
+
+
+@pytest.mark.parametrize("form", ["bf16", "nf4"])
+def test_gradcheck_of_dora_whose_lengths_are_constants(form, small_pieces, monkeypatch):
+    """Of A, B and the magnitude, each row's own length held: a difference quotient would move it too."""
+    name = "layers.0.attention.wk"
+    params = with_adaptors(FORMS[form](tiny.params(fitting(form))), rank=2, names=("wk",), dora=True)
+    names = [f"{name}.adaptor.{part}" for part in ("A.weight", "B.weight", "magnitude")]
+    trained = [params[key].double().requires_grad_() for key in names]
+    x = torch.randn(2, fitting(form).dim, dtype=torch.float64, requires_grad=True)
+
+    def product(x, *trained):
+        return linear(x, params | dict(zip(names, trained, strict=True)), name)
+
+    live = torch.autograd.grad(product(x, *trained).square().sum(), (x, *trained))
+    lengths = row_lengths(params | dict(zip(names, trained, strict=True)), name, torch.float64)
+    monkeypatch.setattr(linear_module, "row_lengths", lambda *_: lengths)
+    held = torch.autograd.grad(product(x, *trained).square().sum(), (x, *trained))
+    assert all(one.equal(other) for one, other in zip(live, held, strict=True))
+    assert torch.autograd.gradcheck(product, (x, *trained))
+
+
+def test_a_row_of_zeros_has_a_length_to_divide_by():
+    params = {"w.weight": torch.zeros(3, 4), "w.adaptor.A.weight": torch.randn(2, 4)}
+    params |= {"w.adaptor.B.weight": torch.zeros(3, 2), "w.adaptor.scale": torch.tensor(1.0)}
+    params["w.adaptor.magnitude"] = torch.zeros(3)
+    assert linear(torch.randn(5, 4), params, "w").equal(torch.zeros(5, 3))
 
 
 def test_gradcheck_of_a_trained_weight():

@@ -417,6 +417,7 @@ def test_what_the_kernels_cant_do_goes_to_torch(monkeypatch, calls):
     assert step(x_BTD[:, :1], params, TILED, cache=Cache(9)).requires_grad
     assert "decode" not in calls
     assert fast_decode(with_adaptors(params), TILED) is decode
+    assert fast_decode(with_adaptors(params, dora=True), TILED) is decode
     assert fast_decode(double, TILED) is decode
     assert fast_decode(params | {"layers.1.attention.wq.weight": torch.randn(48, 96)}, TILED) is decode
     monkeypatch.setattr(kernels, "library", lambda: None)

@@ -78,9 +78,15 @@ def _check_tensor(params: Params, name: str, shape: tuple[int, ...], source: Pat
     if len(forms) > 1:
         raise FileError(f"{source}: {stem} has {' and '.join(forms)}, expected one form of a weight")
     _check_form(params, stem, shape, forms[0] if forms else "", source)
+    _check_adaptor(params, stem, shape, source)
+
+
+def _check_adaptor(params: Params, stem: str, shape: tuple[int, ...], source: Path | str) -> None:
+    """What stands beside a weight of `shape`: nothing, or a whole adapter that fits it."""
     adaptor = {part: params.get(f"{stem}.adaptor.{part}") for part in ("A.weight", "B.weight", "scale")}
+    magnitude = params.get(f"{stem}.adaptor.magnitude")
     down, up, scale = adaptor.values()
-    if down is None and up is None and scale is None:
+    if down is None and up is None and scale is None and magnitude is None:
         return
     if down is None or up is None or scale is None:
         lacks = next(part for part, found in adaptor.items() if found is None)
@@ -93,6 +99,9 @@ def _check_tensor(params: Params, name: str, shape: tuple[int, ...], source: Pat
             f"{source}: {stem}.adaptor: A {list(down.shape)}, B {list(up.shape)} and scale {list(scale.shape)} don't "
             f"fit {list(shape)}; expected A [rank, {shape[1]}], B [{shape[0]}, rank] and scale []"
         )
+    if magnitude is not None:
+        _check_dtype(magnitude, f"{stem}.adaptor.magnitude", FLOATS, source)
+        _check_shape(magnitude, f"{stem}.adaptor.magnitude", shape[:1], "a length for each row", source)
 
 
 def _check_form(params: Params, stem: str, shape: tuple[int, ...], form: str, source: Path | str) -> None:

@@ -137,6 +137,11 @@ class _Entry:
     shape: tuple[int, ...]
 
 
+def read_safetensors(path: Path) -> Params:
+    """All tensors of one file by their own names, mapped, after every check of its header."""
+    return _mapped(path, {key: key for key in _header(path)})
+
+
 def _mapped(path: Path, keys: dict[str, str]) -> Params:
     """The tensors of one file, mapped (copy on write): `keys` says under which name each one is returned."""
     from safetensors import SafetensorError, safe_open
