@@ -49,15 +49,28 @@ def encode_dialog(
             raise UsageError("a date goes into Llama 3's system message; this model chats in ChatML, leave it out")
         if messages[0]["role"] != "system" and tokenizer.system_prompt is not None:
             messages = [{"role": "system", "content": tokenizer.system_prompt}, *messages]
-        opened = [tokenizer.special("<|im_start|>"), *_text("assistant\n", tokenizer)]
-        return [*(id for message in messages for id in encode_message(message, tokenizer)), *opened]
+        return [*(id for message in messages for id in encode_message(message, tokenizer)), *open_answer(tokenizer)]
     if date is not None:
         messages = _dated(messages, date)
     return [
         tokenizer.special("<|begin_of_text|>"),
         *(id for message in messages for id in encode_message(message, tokenizer, tool_format=tool_format)),
-        *_header("assistant", tokenizer),
+        *open_answer(tokenizer),
     ]
+
+
+def open_answer(tokenizer: Tokenizer) -> list[int]:
+    """Ids behind which the assistant's next message is written."""
+    if tokenizer.chat_format == "chatml":
+        return [tokenizer.special("<|im_start|>"), *_text("assistant\n", tokenizer)]
+    return _header("assistant", tokenizer)
+
+
+def encode_answer(message: Message, tokenizer: Tokenizer) -> list[int]:
+    """Ids of an assistant's message as it would write them: from behind its header to the token that ends it."""
+    if tokenizer.chat_format == "chatml":
+        return [*_text(_parts(message)[1], tokenizer), tokenizer.special("<|im_end|>")]
+    return encode_message(message, tokenizer)[len(open_answer(tokenizer)) :]
 
 
 def encode_message(message: Message, tokenizer: Tokenizer, *, tool_format: str = "json") -> list[int]:

@@ -60,6 +60,8 @@ ROOMS = {
         "data.shards",
         "training.record",
         "training.pretraining",
+        "data.conversations",
+        "training.finetuning",
     ],
     "Verbs: `python -m llama3_scratch.<verb>`": [
         "cli",

@@ -14,11 +14,10 @@ from llama3_scratch.config import Config
 from llama3_scratch.data.shards import Shards
 from llama3_scratch.errors import FileError
 from llama3_scratch.init import init
-from llama3_scratch.machine import peaks
 from llama3_scratch.sample import sampler
 from llama3_scratch.stream import stream
 from llama3_scratch.training import checkpoints, record
-from llama3_scratch.training.loop import Plan, Step, Training, run
+from llama3_scratch.training.loop import Plan, Training, run
 
 log = logging.getLogger("llama3_scratch")
 
@@ -81,18 +80,9 @@ def pretrain(
     held_out = None
     if shards.parts["validation"]["tokens"] > size * length:
         held_out = shards.batches("validation", size=size, length=length, seed=0)
-    known = peaks()
-    peak = known.get(plan.dtype, known["f32"])  # f16 is multiplied in f32 here
-    work = record.flops_per_token(config, length)
-    usual = 0.0
     log.info("%s parameters, %s tokens a step", f"{config.n_parameters:,}", f"{size * length * plan.accumulate:,}")
 
-    def on_step(step: Step) -> None:
-        nonlocal usual
-        usual = step.seconds if not usual else 0.9 * usual + 0.1 * step.seconds
-        share = work * step.tokens / step.seconds / peak
-        log.info(record.line(step, plan.steps, share, (plan.steps - step.step - 1) * usual))
-        kept.add(record.as_dict(step) | {"mfu": round(share, 4)})
+    tell = record.teller(kept, plan.steps, record.flops_per_token(config, length), plan.dtype)
 
     def validate() -> None:
         if held_out is not None:
@@ -104,7 +94,7 @@ def pretrain(
         log.info("step %d · %s", training.step, sample(training, shards, telling.sample))
 
     every = [(telling.validate_every, validate), (telling.sample_every, write_sample)]
-    ended = run(training, folder, save_every=telling.save_every, on_step=on_step, every=every)
+    ended = run(training, folder, save_every=telling.save_every, on_step=tell, every=every)
     export(training, shards, folder / "model")
     log.info("%s, %s", record.draw(folder), folder / "model")
     return ended

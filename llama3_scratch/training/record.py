@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError
 from llama3_scratch.files import unwritable, write_whole
+from llama3_scratch.machine import peaks
 from llama3_scratch.training.loop import Step
 
 log = logging.getLogger("llama3_scratch")
@@ -60,13 +61,31 @@ def flops_per_token(config: Config, length: int) -> float:
     return 3 * (2 * weights + config.n_layers * 4 * HK * (length + 1) / 2)
 
 
-def line(step: Step, steps: int, share: float | None, eta: float) -> str:
+def teller(kept: Record, steps: int, work: float, dtype: str) -> Callable[[Step], None]:
+    """What is done after each step: a line is printed, and one is kept. `work` is the FLOPs of a token.
+
+    MFU, the share of what this machine's multiplications reach in `dtype`, is measured here.
+    """
+    known = peaks()
+    peak = known.get(dtype, known["f32"])  # f16 is multiplied in f32 on a CPU
+    usual = 0.0
+
+    def tell(step: Step) -> None:
+        nonlocal usual
+        usual = step.seconds if not usual else 0.9 * usual + 0.1 * step.seconds
+        share = work * step.tokens / step.seconds / peak
+        log.info(line(step, steps, share, (steps - step.step - 1) * usual))
+        kept.add(as_dict(step) | {"mfu": round(share, 4)})
+
+    return tell
+
+
+def line(step: Step, steps: int, share: float, eta: float) -> str:
     """One dense line for a person: step, loss, learning rate, gradient norm, tokens/s, share of the peak, time left."""
-    mfu = "" if share is None else f" · MFU {share:.0%}"
     skipped = " · skipped" if step.skipped else ""
     return (
         f"step {step.step + 1}/{steps} · loss {step.loss:.4f} · lr {step.lr:.2e} · grad {step.gradient:.2f} · "
-        f"{step.tokens / step.seconds:,.0f} tok/s{mfu} · {eta / 60:.0f} min left{skipped}"
+        f"{step.tokens / step.seconds:,.0f} tok/s · MFU {share:.0%} · {eta / 60:.0f} min left{skipped}"
     )
 
 
