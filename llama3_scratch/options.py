@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch import cli
-from llama3_scratch.errors import UsageError
+from llama3_scratch.errors import FileError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -266,7 +266,7 @@ def open_model(options: argparse.Namespace, *, traced: bool = False) -> tuple[Ch
     Blocks of a GGUF file, and so the default model, stay as they're stored where the kernels multiply by them; a trace
     looks at floats, and adapters are merged into floats.
     """
-    from llama3_scratch.checkpoint.names import DEFAULT, resolve
+    from llama3_scratch.checkpoint.names import DEFAULT, resolve, storyteller
 
     # Before torch, which takes seconds to import: a misspelt name is told at once.
     path = resolve(options.model) if options.model not in (None, DEFAULT) else None
@@ -280,7 +280,13 @@ def open_model(options: argparse.Namespace, *, traced: bool = False) -> tuple[Ch
     as_floats = traced or options.quantize or options.adapter
     blocks = "stored" if in_kernels and not as_floats else "floats"
     if path is None:
-        path = stored_blocks() if options.model is None and blocks == "stored" else download(DEFAULT)
+        try:
+            path = stored_blocks() if options.model is None and blocks == "stored" else download(DEFAULT)
+        except (FileError, ResourceError) as error:
+            path = storyteller() if options.model is None else None
+            if path is None:
+                raise
+            log.warning("%s; instead, the storyteller that comes with the code goes on with the text", error)
     checkpoint = read(path, options, device=device, blocks=blocks)
     if options.quantize:
         from llama3_scratch.quantize import quantize

@@ -17,8 +17,8 @@ import io
 import json
 import logging
 import math
-import operator
 import os
+import pkgutil
 import re
 import textwrap
 import traceback
@@ -75,9 +75,8 @@ Cell = Prose | Block
 def source(name: str, start: str = "") -> None:
     """Print a function of the package as a block of code, for cog: source("model.rms_norm"); of a long one the lines
     from the one that holds `start` on."""
-    import llama3_scratch
 
-    lines = inspect.getsource(operator.attrgetter(name)(llama3_scratch)).splitlines()
+    lines = inspect.getsource(pkgutil.resolve_name(f"llama3_scratch.{name}")).splitlines()
     first = next(number for number, line in enumerate(lines) if start in line)
     print("```python\n" + "\n".join(lines[first:]) + "\n```")
 

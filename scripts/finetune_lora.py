@@ -4,8 +4,8 @@
     python -m llama3_scratch.chat --adapter runs/mine/adapter
 
 reads JSON lines, or a .json list, of {"messages": [{"role", "content"}, …]} or {"instruction", "input", "output"},
-learns the answers only, prints a line a step, and leaves in `runs/mine` an adapter in PEFT's layout, with a log, a curve
-and checkpoints that --resume goes on from. The model is SmolLM2-135M-Instruct unless --model names another.
+learns the answers only, prints a line a step, and leaves in `runs/mine` an adapter in PEFT's layout, with a log and
+checkpoints that --resume goes on from. The model is SmolLM2-135M-Instruct unless --model names another.
 """
 
 from __future__ import annotations

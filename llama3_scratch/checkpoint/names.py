@@ -11,6 +11,7 @@ from llama3_scratch.errors import FileError, UsageError
 
 DEFAULT = "smollm2-135m"
 BLOCKS = f"{DEFAULT}-blocks"  # the same numbers in 4 and 8 bits, as its file has them: what generates fastest
+STORYTELLER = "storyteller"  # a small model of this project's own, which lies beside its code
 _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 
 
@@ -22,6 +23,12 @@ def weights_dir() -> Path:
     if (checkout / "pyproject.toml").exists():
         return checkout / "weights"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama3_scratch"
+
+
+def storyteller() -> Path | None:
+    """The folder of the model that comes with the code; None where the code was installed without it."""
+    folder = Path(__file__).parents[2] / "weights" / STORYTELLER
+    return folder if (folder / "params.json").exists() else None
 
 
 def canonical(name: str) -> str:
@@ -55,6 +62,8 @@ def resolve(path_or_name: str | Path) -> Path:
             return path
     except (OSError, RuntimeError) as error:  # too long a name, an unknown ~user
         raise FileError(f"{text[:99]}: can't be a path: {getattr(error, 'strerror', error)}") from error
+    if text.lower() == STORYTELLER and (shipped := storyteller()) is not None:
+        return shipped
     if ".." in path.parts or ":" in text:
         raise UsageError(f"{text!r}: no such file or folder, and a name of weights holds neither '..' nor ':'")
     try:

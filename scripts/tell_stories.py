@@ -1,0 +1,89 @@
+"""Stories of a model, unpicked, with what they owe to the text that it learnt from.
+
+    python scripts/tell_stories.py weights/storyteller --text tiny.jsonl made.jsonl --count 10
+
+prints stories that begin as `--begin` says, one for each seed from 0 on, and the longest run of words that each has in
+common with a document of the text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from llama3_scratch import cli
+
+RUN = 5  # words by which a document's place is found again
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("tell_stories", (__doc__ or "").partition("\n")[0])
+    parser.prog = "python scripts/tell_stories.py"
+    parser.add_argument("model", metavar="PATH|NAME")
+    parser.add_argument("--text", nargs="*", type=Path, default=[], metavar="FILE", help="what it learnt from")
+    parser.add_argument("--count", type=cli.number(int, least=1), default=10, metavar="N", help="(%(default)s)")
+    parser.add_argument("--begin", default="", metavar="TEXT", help="how each begins (with nothing)")
+    parser.add_argument(
+        "--temperature", type=cli.number(float, least=0), default=0.6, metavar="X", help="(%(default)s)"
+    )
+    return parser
+
+
+def longest_runs(stories: Sequence[str], documents: Iterable[str]) -> list[int]:
+    """Of each story the words of the longest run that stands in a document word for word; 0 below RUN."""
+    words = [re.findall(r"\w+", story.lower()) for story in stories]
+    places: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+    for number, own in enumerate(words):
+        for at in range(len(own) - RUN + 1):
+            places.setdefault(tuple(own[at : at + RUN]), []).append((number, at))
+    longest = [0] * len(stories)
+    for document in documents:
+        theirs = re.findall(r"\w+", document.lower())
+        for begin in range(len(theirs) - RUN + 1):
+            for number, at in places.get(tuple(theirs[begin : begin + RUN]), ()):
+                own, length = words[number], RUN
+                while own[at + length : at + length + 1] == theirs[begin + length : begin + length + 1] != []:
+                    length += 1
+                longest[number] = max(longest[number], length)
+    return longest
+
+
+@cli.verb(_parser)
+def main(options: argparse.Namespace) -> int:
+    import torch
+
+    from llama3_scratch.checkpoint.load import load
+    from llama3_scratch.data.documents import documents
+    from llama3_scratch.errors import UsageError
+    from llama3_scratch.sample import sampler
+    from llama3_scratch.stream import stream
+
+    model = load(options.model)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise UsageError(f"{options.model}: has no tokenizer, expected a model that writes text")
+    prompt = tokenizer.encode(options.begin, bos=tokenizer.add_bos, eos=False)
+    told: list[list[int]] = [[] for _ in range(options.count)]
+    for step in stream(
+        [prompt] * options.count,
+        model.params,
+        model.config,
+        samplers=[sampler(temperature=options.temperature, seed=seed) for seed in range(options.count)],
+        max_tokens=model.config.max_seq_len,
+        stop=lambda row, token: token in tokenizer.stop_tokens,
+        dtype=torch.float32,
+    ):
+        if step.token not in tokenizer.stop_tokens:
+            told[step.row].append(step.token)
+    stories = [options.begin + tokenizer.decode(ids) for ids in told]
+    runs = longest_runs(stories, documents(options.text)) if options.text else []
+    for seed, story in enumerate(stories):
+        copied = f"; {runs[seed]} words in a row stand so in the text" if runs else ""
+        print(f"### Seed {seed} ({len(story.split())} words{copied})\n\n{story}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
