@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import re
+import runpy
 import shlex
 
 import pytest
@@ -49,6 +50,15 @@ def test_every_command_has_the_options_that_it_is_shown_with(document):
     for command in commands:
         _, _, module, *argv = shlex.split(command, comments=True)
         importlib.import_module(module)._parser().parse_args(argv)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_script_has_the_options_that_it_is_shown_with(document):
+    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("python scripts/")]
+    assert len(commands) >= 5
+    for _, script, *argv in commands:
+        runpy.run_path(str(PACKAGE.parent / script))["_parser"]().parse_args(argv)
 
 
 @pytest.mark.parametrize(
