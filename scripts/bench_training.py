@@ -1,9 +1,9 @@
-"""How fast a training step is here, beside the same model in transformers, and what it keeps in memory for the way back.
+"""How fast a training step is here, beside the same model in transformers, and what it keeps in memory.
 
     python scripts/bench_training.py --dim 320 --layers 8 --length 512 --batch 4
 
 takes steps of both in turns (f32 weights and AdamW, the same random text) and prints medians of tokens/s, the share of
-this machine's peak (MFU), their ratio, and the bytes that a forward pass keeps with and without --recompute's way. Needs
+this machine's peak (MFU), their ratio, and the bytes that a forward pass keeps, with and without recomputing. Needs
 pip install -e ".[parity]".
 """
 
@@ -108,9 +108,7 @@ def main(options: argparse.Namespace) -> int:
     tokens = options.batch * options.length
     known = peaks()
     peak = known.get(options.dtype, known["f32"])
-    print(
-        f"{config.n_parameters / 1e6:.1f} million parameters, {options.batch} × {options.length} tokens, {options.dtype}"
-    )
+    print(f"{config.n_parameters / 1e6:.1f} million parameters, {tokens} tokens a step, {options.dtype}")
     for name, all_of_them in seconds.items():
         rate = tokens / median(all_of_them)
         print(f"{name}: {rate:,.0f} tokens/s, MFU {flops_per_token(config, options.length) * rate / peak:.0%}")

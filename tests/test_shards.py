@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -125,6 +126,18 @@ def test_f236_f239_files_that_arent_as_written(tmp_path):
         Shards(tmp_path).batches("train", size=1, length=16, seed=0)
     with pytest.raises(FileError, match=r"shards\.json: what scripts/prepare_data\.py writes not found"):
         Shards(tmp_path / "nowhere")
+
+
+def test_f239_a_file_that_changes_meanwhile_is_warned_of(tmp_path, caplog):
+    write(tmp_path, validation=0)
+    batches = Shards(tmp_path).batches("train", size=1, length=16, seed=0)
+    batches.batch(0)
+    assert "has changed" not in caplog.text
+    os.utime(tmp_path / "train_000.bin", ns=(1, 1))
+    batches.batch(1)
+    assert "has changed" not in caplog.text
+    batches.batch(len(batches))
+    assert f"{tmp_path / 'train_000.bin'}: has changed while it was learnt from" in caplog.text
 
 
 def test_f224_f238_too_little(tmp_path, caplog):

@@ -127,10 +127,13 @@ class Shards:
 
     def batches(self, part: str, *, size: int, length: int, seed: int) -> Windows:
         """Batches of `size` rows of `length` tokens of a part, shuffled by `seed`, each epoch in another order."""
+        paths = [self.folder / file["name"] for file in self.parts[part]["files"]]
         files = [self._map(file) for file in self.parts[part]["files"]]
         digest = hashlib.sha256("".join(file["sha256"] for file in self.parts[part]["files"]).encode()).hexdigest()
         fingerprint = f"{digest[:16]} {size}×{length} seed {seed}"
-        return Windows(files, self.tokenizer, size=size, length=length, seed=seed, fingerprint=fingerprint)
+        windows = Windows(files, self.tokenizer, size=size, length=length, seed=seed, fingerprint=fingerprint)
+        windows.watch(paths)
+        return windows
 
     def _map(self, file: dict[str, Any]) -> np.ndarray:
         path = self.folder / file["name"]
@@ -155,6 +158,7 @@ class Windows:
         self._files, self._size, self._length, self._seed = files, size, length, seed
         self._bos, self._eos, self._vocab_size = tokenizer.bos_id, tokenizer.eos_id, tokenizer.n_words
         self.fingerprint = fingerprint
+        self._times: dict[Path, int] = {}
         # A window needs one token more, the last one's target.
         self._ends = np.cumsum([max(0, len(file) - 1) // length for file in files], dtype=np.int64)
         if not len(self):
@@ -167,8 +171,16 @@ class Windows:
     def __len__(self) -> int:
         return int(self._ends[-1]) // self._size if len(self._ends) else 0
 
+    def watch(self, paths: list[Path]) -> None:
+        """Warn, once an epoch, of a file that has changed since now."""
+        self._times = {path: path.stat().st_mtime_ns for path in paths}
+
     def batch(self, index: int) -> Batch:
         epoch, within = divmod(index, len(self))
+        if within == 0:
+            for path, time in self._times.items():
+                if not path.exists() or path.stat().st_mtime_ns != time:
+                    log.warning("%s: has changed while it was learnt from", path)
         order = _order(int(self._ends[-1]), self._seed, epoch)[within * self._size : (within + 1) * self._size]
         rows_BL = torch.from_numpy(np.stack([self._window(int(window)) for window in order]))
         tokens_BT, targets_BT = rows_BL[:, :-1].contiguous(), rows_BL[:, 1:].clone()
