@@ -1,0 +1,231 @@
+"""Measure how good a model is: perplexity and bits per byte, multiple choice, and distance from another model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama3_scratch import cli
+from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.options import FORMS
+
+if TYPE_CHECKING:
+    from llama3_scratch.checkpoint.load import Checkpoint
+
+log = logging.getLogger("llama3_scratch")
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("evaluate", __doc__ or "")
+    count = cli.number(int, least=1)
+    parser.add_argument("model", metavar="MODEL", help="a folder, a .gguf or .bin file, or a downloaded name")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="perplexity and bits per byte of a text")
+    parser.add_argument("--tokens", type=count, metavar="N", help="of --text, the first N (all)")
+    parser.add_argument("--window", type=count, metavar="N", help="tokens read at once (512, or the model's context)")
+    parser.add_argument("--stride", type=count, metavar="N", help="tokens between windows (one less than they hold)")
+    parser.add_argument(
+        "--choices", type=Path, metavar="FILE.jsonl", help='questions: {"query", "choices": […], "gold": index} a line'
+    )
+    parser.add_argument("--limit", type=count, metavar="N", help="of --choices, the first N (all)")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--against", metavar="MODEL", help="another model with the same tokens, held against on --text")
+    other.add_argument("--quantize", choices=FORMS, metavar="FORM", help=f"the same, its weights in {', '.join(FORMS)}")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    return parser
+
+
+@cli.verb(_parser)
+def main(options: argparse.Namespace) -> int:
+    if options.text is None and options.choices is None:
+        raise UsageError("nothing to evaluate on; give --text, --choices or both")
+    if (options.against or options.quantize) and options.text is None:
+        raise UsageError("two models are held against each other on a text; give --text")
+    from llama3_scratch.checkpoint.load import load
+
+    checkpoint = load(options.model)
+    if checkpoint.tokenizer is None:
+        raise UsageError(f"{options.model}: has no tokenizer, so it can't read text")
+    other = _other(checkpoint, options)
+    found: dict[str, Any] = {"model": options.model}
+    if options.text is not None:
+        found |= _on_text(checkpoint, other, options)
+    if options.choices is not None:
+        found["choices"] = _on_choices(checkpoint, options)
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        _print_table(found)
+    return 0
+
+
+def _other(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint | None:
+    from dataclasses import replace
+
+    from llama3_scratch.checkpoint.load import load
+    from llama3_scratch.quantize import quantize
+
+    if options.quantize:
+        return replace(checkpoint, params=quantize(checkpoint.params, options.quantize))
+    if options.against is None:
+        return None
+    other = load(options.against)
+    if other.tokenizer is None or checkpoint.tokenizer is None or other.tokenizer.ranks != checkpoint.tokenizer.ranks:
+        raise UsageError(
+            f"--against {options.against}: has other tokens than {options.model}, so they can't be compared"
+        )
+    return other
+
+
+def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from llama3_scratch.files import require_file
+    from llama3_scratch.scoring import apart, estimate, log_probabilities, surprise, windows
+
+    tokenizer = checkpoint.tokenizer
+    assert tokenizer is not None
+    require_file(options.text, "a text in UTF-8")
+    try:
+        text = options.text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{options.text}: byte {error.start} isn't UTF-8") from error
+    ids = tokenizer.encode(text, bos=False, eos=False)[: options.tokens]
+    context = checkpoint.config.max_seq_len
+    length = options.window or min(512, context)
+    if length > context:
+        raise UsageError(f"--window {length}: the model was trained for {context} tokens")
+    first = tokenizer.bos_id if tokenizer.add_bos else None
+    cut = list(windows(ids, length=length, stride=options.stride or length - 1, first=first))
+    if not cut:
+        raise UsageError(f"{options.text}: {len(ids)} tokens, too few to predict one")
+    seen, divergences, same, theirs = [], [], [], []
+    for number, window in enumerate(cut, start=1):
+        one_TV = log_probabilities(window.ids, checkpoint.params, checkpoint.config)
+        seen.append(surprise(window, one_TV, tokenizer))
+        if other is not None:
+            other_TV = log_probabilities(window.ids, other.params, other.config)
+            theirs.append(surprise(window, other_TV, tokenizer))
+            distance = apart(window, one_TV, other_TV)
+            divergences.append(distance.divergence_T)
+            same.append(distance.same_T.double().mean().item())
+        if number % 10 == 0:
+            log.info("window %d of %d", number, len(cut))
+    policy = f"windows of {length} tokens, {options.stride or length - 1} apart, " + (
+        "each behind a begin token" if first is not None else "without a begin token"
+    )
+    found = {"text": {"file": str(options.text), "policy": policy, "windows": len(cut)} | _summed(seen)}
+    if other is not None:
+        all_T = torch.cat(divergences)
+        weights = [window.scored for window in cut]
+        means = estimate([divergence_T.mean().item() for divergence_T in divergences], weights)
+        agreement = estimate(same, weights)
+        found["against"] = {
+            "model": options.against or f"{options.model} in {options.quantize}",
+            **_summed(theirs),
+            "kl": means.mean,
+            "kl_error": means.error,
+            "kl_median": all_T.median().item(),
+            "kl_99": all_T.quantile(0.99).item(),
+            "top1": agreement.mean,
+            "top1_error": agreement.error,
+        }
+    return found
+
+
+def _summed(seen: list[Any]) -> dict[str, Any]:
+    from llama3_scratch.scoring import estimate
+
+    tokens, n_bytes = sum(one.tokens for one in seen), sum(one.bytes for one in seen)
+    nats = estimate([one.nats / one.tokens for one in seen], [one.tokens for one in seen])
+    bits = estimate([one.nats / math.log(2) / one.bytes for one in seen], [one.bytes for one in seen])
+    return {
+        "tokens": tokens,
+        "bytes": n_bytes,
+        "perplexity": math.exp(min(700.0, nats.mean)),
+        "perplexity_error": math.exp(min(700.0, nats.mean)) * nats.error,
+        "bits_per_byte": bits.mean,
+        "bits_per_byte_error": bits.error,
+    }
+
+
+def _questions(path: Path) -> Iterator[tuple[str, list[str], int]]:
+    from llama3_scratch.data.documents import rows
+
+    for number, row in rows(path):
+        query, choices, gold = row.get("query"), row.get("choices"), row.get("gold")
+        if (
+            not isinstance(query, str)
+            or not isinstance(choices, list)
+            or len(choices) < 2
+            or not all(isinstance(choice, str) and choice for choice in choices)
+        ):
+            raise FileError(f"{path}:{number}: expected a text under query and at least two under choices")
+        if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
+            raise FileError(
+                f"{path}:{number}: gold must be the index of a choice, 0 to {len(choices) - 1}, got {gold!r}"
+            )
+        yield query, choices, gold
+
+
+def _on_choices(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]:
+    from llama3_scratch.scoring import choose, estimate
+
+    plain: list[float] = []
+    by_byte: list[float] = []
+    for number, (query, choices, gold) in enumerate(_questions(options.choices), start=1):
+        chosen = choose(f"{query}\nAnswer:", choices, checkpoint)
+        plain.append(float(chosen.plain == gold))
+        by_byte.append(float(chosen.by_byte == gold))
+        if number % 50 == 0:
+            log.info("question %d: %.3f right so far", number, sum(plain) / number)
+        if number == options.limit:
+            break
+    right, right_by_byte = estimate(plain), estimate(by_byte)
+    return {
+        "file": str(options.choices),
+        "questions": len(plain),
+        "accuracy": right.mean,
+        "accuracy_error": right.error,
+        "accuracy_by_byte": right_by_byte.mean,
+        "accuracy_by_byte_error": right_by_byte.error,
+    }
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", "± standard error", box=None, pad_edge=False)
+    for key, label in (("text", found["model"]), ("against", found.get("against", {}).get("model", ""))):
+        if key in found:
+            one = found[key]
+            label = Path(label).name
+            table.add_row(f"perplexity, {label}", f"{one['perplexity']:.4g}", f"{one['perplexity_error']:.2g}")
+            table.add_row(f"bits per byte, {label}", f"{one['bits_per_byte']:.4f}", f"{one['bits_per_byte_error']:.2g}")
+    if "against" in found:
+        one = found["against"]
+        table.add_row("KL divergence, nats", f"{one['kl']:.3g}", f"{one['kl_error']:.2g}")
+        table.add_row("  median, 99 %", f"{one['kl_median']:.3g}, {one['kl_99']:.3g}")
+        table.add_row("same likeliest token", f"{one['top1']:.2%}", f"{one['top1_error']:.2%}")
+    if "choices" in found:
+        one = found["choices"]
+        table.add_row("right answers", f"{one['accuracy']:.2%}", f"{one['accuracy_error']:.2%}")
+        table.add_row("  by log p a byte", f"{one['accuracy_by_byte']:.2%}", f"{one['accuracy_by_byte_error']:.2%}")
+    console = Console(markup=False, highlight=False)
+    console.print(table)
+    if "text" in found:
+        one = found["text"]
+        console.print(
+            f"{one['tokens']:,} tokens, {one['bytes']:,} bytes of {one['file']}: {one['policy']}", soft_wrap=True
+        )
+    if "choices" in found:
+        console.print(f"{found['choices']['questions']} questions of {found['choices']['file']}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
