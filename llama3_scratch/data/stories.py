@@ -12,24 +12,28 @@ import random
 import re
 from collections.abc import Iterator
 
-from llama3_scratch.data.story_words import ALONE, BOYS, ENDINGS, GIRLS, STRANGERS, TOGETHER, WORDS, plots
+from llama3_scratch.data.story_words import ALONE, BOYS, ENDINGS, GIRLS, PERSONS, TOGETHER, WOMEN, WORDS, plots
 
 _plots = functools.cache(plots)
 
 
 def story(seed: int) -> str:
-    """One story of about 80 to 250 words, in paragraphs."""
+    """One story of 90 to 250 words, in paragraphs."""
     chance = random.Random(seed)
-    pick = chance.choice
-    words = {name: pick(choices) for name, choices in WORDS.items()}
+    plot = chance.choice(_plots())
+    words = {name: chance.choice(choices) for name, choices in (WORDS | plot.words).items()}
     for role, name in zip(("hero", "friend"), chance.sample(GIRLS + BOYS, 2), strict=True):
-        words |= _person(role, name, pick(("child", "child", "animal")), words[f"{role}_animal"])
-    title = pick(list(_plots()))
-    beats, first = _plots()[title], chance.random() < 0.5
-    told = [beat[0 if first else -1] if title.endswith("*") else pick(beat) for beat in beats]
-    beginnings = ALONE if title.strip(" *") in STRANGERS else ALONE + TOGETHER
-    paragraphs = [pick(beginnings), *told, pick(ENDINGS)]
-    return "\n\n".join(_filled(paragraph, words) for paragraph in paragraphs)
+        child = "girl" if name in GIRLS else "boy"
+        words |= {role: name, f"{role}_is": chance.choice((child, child, words[f"{role}_animal"]))}
+    for role in PERSONS:
+        words |= _pronouns("" if role == "hero" else f"{role[0]}_", she=words[role] in GIRLS + WOMEN)
+    beginnings = ALONE if plot.strangers else ALONE + TOGETHER
+    endings = ENDINGS[chance.choice(plot.ends)]
+    paragraphs = [chance.choice(lines) for lines in (beginnings, *plot.beats, endings)]
+    opening, *told = (_told(paragraph, words, chance) for paragraph in paragraphs)
+    if words["friend"] not in opening and not plot.strangers:
+        told = _introduced("\n\n".join(told), words).split("\n\n")
+    return "\n\n".join([opening, *told])
 
 
 def stories(seed: int, count: int) -> Iterator[str]:
@@ -37,23 +41,28 @@ def stories(seed: int, count: int) -> Iterator[str]:
     return (story(seed << 32 | number) for number in range(count))
 
 
-def _person(role: str, name: str, kind: str, animal: str) -> dict[str, str]:
-    """The words for a person: its name, what it is, and its pronouns."""
-    girl = name in GIRLS
-    pronouns = ("she", "her", "her", "herself") if girl else ("he", "him", "his", "himself")
-    prefix = "" if role == "hero" else "f_"
-    forms = {f"{prefix}{form}": word for form, word in zip(("he", "him", "his", "himself"), pronouns, strict=True)}
-    return {role: name, f"{role}_is": animal if kind == "animal" else "girl" if girl else "boy", **forms}
+def _pronouns(prefix: str, *, she: bool) -> dict[str, str]:
+    """{he}, {him}, {his} and {himself} of one person; the hero's have no prefix, the others' f_, g_ or n_."""
+    told = ("she", "her", "her", "herself") if she else ("he", "him", "his", "himself")
+    return {f"{prefix}{form}": word for form, word in zip(("he", "him", "his", "himself"), told, strict=True)}
 
 
-def _filled(text: str, words: dict[str, str]) -> str:
-    """The sentences with the words in their places: {He} is {he} with a capital, "a" before a vowel becomes "an"."""
+def _introduced(text: str, words: dict[str, str]) -> str:
+    """Ben, where he is first spoken of, as "her friend Ben"; who is first spoken to needs no introduction."""
+    before, name, after = text.partition(words["friend"])
+    if before.count('"') % 2:
+        return text
+    his = words["his"].capitalize() if re.search(r'(^|[.!?]"? |\n)$', before) else words["his"]
+    return f"{before}{his} friend {name}{after}" if name else text
+
+
+def _told(line: str, words: dict[str, str], chance: random.Random) -> str:
+    """The line with one of each [this|that] chosen and its words filled in: {He} is {he} with a capital, a may be an."""
 
     def word(match: re.Match[str]) -> str:
         found = words[match[1].lower()]
         return found if match[1].islower() else found[0].upper() + found[1:]
 
-    filled = re.sub(r"\{(\w+)\}", word, text)
-    filled = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", filled)
-    # A sentence begins with a capital, whatever word it begins with.
-    return re.sub(r'((?:^|(?<!Mr)(?<!Mrs)[.!?] )"?)([a-z])', lambda match: match[1] + match[2].upper(), filled)
+    chosen = re.sub(r"\[([^]]*)\]", lambda match: chance.choice(match[1].split("|")), line)
+    filled = re.sub(r"\{(\w+)\}", word, " ".join(chosen.split()))
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", filled)
