@@ -2,7 +2,7 @@
 
     python scripts/write_stories.py --count 50000 --seed 1 --out stories.jsonl
 
-writes a JSON line a story, 127 words long on average; `--show` prints them to be read instead.
+writes a JSON line a story, 150 words long on average; `--show` prints them to be read instead.
 """
 
 from __future__ import annotations

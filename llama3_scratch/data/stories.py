@@ -57,7 +57,7 @@ def _introduced(text: str, words: dict[str, str]) -> str:
 
 
 def _told(line: str, words: dict[str, str], chance: random.Random) -> str:
-    """The line with one of each [this|that] chosen and its words filled in: {He} is {he} with a capital, a may be an."""
+    """The line with one of each [this|that] chosen and its words filled in; {He} is {he} with a capital."""
 
     def word(match: re.Match[str]) -> str:
         found = words[match[1].lower()]

@@ -66,7 +66,8 @@ ALONE = [
     "In {home} lived a {small} {hero_is}. {His} name was {hero}, and {he} was {nice}. [{He} liked {hobby}.|]",
     "Once there was a {hero_is} called {hero}. Everybody said that {he} was {nice}. [{He} loved {hobby}.|]",
     "Do you know {hero}? {Hero} is a {small} {hero_is} who lives with {grown} in {home}. This is a story about {him}.",
-    "A {small} {hero_is} lived with {grown} in {home}. {Hero} was {his} name. Every day {he} liked {hobby}.",
+    "A {small} {hero_is} lived with {grown} in {home}. {Hero} was {his} name. "
+    "[Most of all, {he} liked {hobby}.|{He} was very {nice}.]",
     "This is the story of {hero}, a {nice} {hero_is}. {He} liked {hobby}, and {he} liked to be with {grown}.",
 ]
 TOGETHER = [
@@ -74,8 +75,8 @@ TOGETHER = [
     "Once there was a {hero_is} who was very {nice}. {His} name was {hero}. {His} friend was {friend}, a {friend_is}.",
     "{Hero} and {friend} were best friends. {Hero} was a {nice} {hero_is}, and {friend} was a {friend_is}. "
     "[They both liked {hobby}.|]",
-    "A {small} {hero_is} named {hero} had a friend. It was {friend}, the {friend_is}. Both of them liked {hobby}.",
-    "{Hero} the {hero_is} lived in {home}. Next door lived {friend} the {friend_is}. They saw each other every day.",
+    "A {small} {hero_is} named {hero} had a friend, a {friend_is} called {friend}. Both of them liked {hobby}.",
+    "{Hero} was a {small} {hero_is} and lived in {home}. Next door lived {friend}, a {friend_is}. They met every day.",
 ]
 # A plot names the kinds of ending that fit what has happened.
 ENDINGS = {
