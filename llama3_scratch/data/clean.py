@@ -1,8 +1,8 @@
 """Which documents are worth learning from: published rules, each with its name and its threshold.
 
 "gopher" is arXiv:2112.11446, A.1.1 (quality and repetition), "c4" arXiv:1910.10683, §2.2, without its bad words. They
-were made for English web pages. Where a text is mostly Chinese, each character counts as a word, its stop words and full
-stops are Chinese ones, and the length of words says nothing and isn't asked for.
+were made for English web pages. Where a text is mostly Chinese, each character counts as a word, its stop words and
+full stops are Chinese ones, and the length of words says nothing and isn't asked for.
 """
 
 from __future__ import annotations
