@@ -49,6 +49,7 @@ def _parser() -> cli.Parser:
     plan.add_argument("--dtype", default="f32", help="of the activations: f32, bf16 or f16 (%(default)s)")
     plan.add_argument("--recompute", action="store_true", help="keep less and compute more (activation checkpointing)")
     plan.add_argument("--seed", type=size, default=0, metavar="N", help="of weights and order (%(default)s)")
+    plan.add_argument("--find-lr", action="store_true", help="only try learning rates from 1e-5 to 1, and suggest one")
     told = parser.add_argument_group("what it tells and keeps")
     told.add_argument("--save-every", type=count, default=250, metavar="N", help="steps (%(default)s)")
     told.add_argument("--validate-every", type=count, default=250, metavar="N", help="steps (%(default)s)")
@@ -62,7 +63,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.config import Config, hidden_dim
     from llama3_scratch.data.shards import Shards
     from llama3_scratch.training.loop import Plan
-    from llama3_scratch.training.pretraining import Telling, pretrain
+    from llama3_scratch.training.pretraining import Telling, pretrain, range_test, suggested
 
     if options.resume and options.weights:
         raise UsageError("--weights begins a run with others' weights, --resume goes on with its own; give one of them")
@@ -89,6 +90,13 @@ def main(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         recompute=options.recompute,
     )
+    if options.find_lr:
+        found = range_test(shards, config, plan, size=options.batch, length=options.length, seed=options.seed)
+        print("learning rate  loss")
+        for lr, loss in found[:: max(1, len(found) // 20)]:
+            print(f"{lr:13.1e}  {loss:.3f}")
+        print(f"suggested: --lr {suggested(found):.1e}")
+        return 0
     ended = pretrain(
         shards,
         config,

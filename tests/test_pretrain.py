@@ -98,6 +98,16 @@ def test_weights_of_another_run(data, tmp_path, capsys):
     assert "give one of them" in capsys.readouterr().err
 
 
+def test_a_learning_rate_is_suggested(data, tmp_path, capsys):
+    assert pretrain(data, tmp_path / "x", "--find-lr") == 0
+    out = capsys.readouterr().out
+    assert 1e-4 < float(out.splitlines()[-1].removeprefix("suggested: --lr ")) < 0.3
+    assert "1.0e-05" in out and not (tmp_path / "x").exists()
+    from llama3_scratch.training.pretraining import suggested
+
+    assert suggested([(0.1, 3.0), (0.3, 2.0), (0.9, 9.0)]) == pytest.approx(0.1)
+
+
 def test_stories_without_capitals_get_them_back(tmp_path):
     (tmp_path / "cased.txt").write_text("The dog saw Tim. Then Tim and Ann ran, and Ann won.\nOne day Tim met Ann.\n")
     (tmp_path / "lower.txt").write_text('one day tim said, "i am ann!" so he ran.\n\nthe end.\none day tim met ann.\n')

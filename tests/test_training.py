@@ -169,8 +169,10 @@ def test_schedules():
     assert cosine(10) == 1.0 and cosine(99) == pytest.approx(0.1) and 0.5 < cosine(54) < 0.6
     assert all(wsd(step) == 1.0 for step in range(10, 81)) and wsd(90) == 0.5 and 0 < wsd(99) <= 0.05
     assert level(99) == 1.0
+    rising = schedule("range", 101, 0)
+    assert [rising(step) for step in (0, 20, 100)] == pytest.approx([1e-5, 1e-4, 1])
     assert all(a > b for a, b in zip(map(cosine, range(10, 99)), map(cosine, range(11, 100)), strict=True))
-    with pytest.raises(UsageError, match="schedule must be one of cosine, wsd, constant, got 'linear'"):
+    with pytest.raises(UsageError, match="schedule must be one of cosine, wsd, constant, range, got 'linear'"):
         Plan(steps=1, lr=1, schedule="linear")
     with pytest.raises(UsageError, match="dtype must be one of f32, bf16, f16, got 'int8'"):
         Plan(steps=1, lr=1, dtype="int8")

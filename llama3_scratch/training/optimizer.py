@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SCHEDULES = ("cosine", "wsd", "constant")
+SCHEDULES = ("cosine", "wsd", "constant", "range")
 _FLOOR = 0.1  # of the highest learning rate, where cosine ends
 _DECAY = 0.2  # of all steps, in which wsd goes down
+_RANGE = 1e-5  # of the highest learning rate, where range begins
 
 
 def adamw(
@@ -33,10 +34,13 @@ def schedule(kind: str, steps: int, warmup: int) -> Callable[[int], float]:
 
     * "cosine": down half a wave to a tenth at the last step (arXiv:1608.03983);
     * "wsd": level, and in the last fifth of all steps down in a line to nothing (arXiv:2404.06395);
-    * "constant": level.
+    * "constant": level;
+    * "range": up from a hundred-thousandth by equal factors, to see which learning rate is too high (arXiv:1506.01186).
     """
 
     def share(step: int) -> float:
+        if kind == "range":
+            return _RANGE ** (1 - min(1.0, step / max(1, steps - 1)))
         if step < warmup:
             return (step + 1) / warmup
         if kind == "cosine":

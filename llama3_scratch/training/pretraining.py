@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,31 @@ def pretrain(
     export(training, shards, folder / "model")
     log.info("%s, %s", record.draw(folder), folder / "model")
     return ended
+
+
+def range_test(
+    shards: Shards, config: Config, plan: Plan, *, size: int, length: int, seed: int, steps: int = 120
+) -> list[tuple[float, float]]:
+    """(learning rate, smoothed loss) of steps whose rate grows from 1e-5 to 1, until the loss is far off its best."""
+    params = init(config, seed=seed, std=STD, embedding_std=STD)
+    batches = shards.batches("train", size=size, length=length, seed=seed)
+    plan = dataclasses.replace(plan, steps=steps, lr=1.0, schedule="range")
+    training = Training(params, config, list(params), batches, plan)
+    found: list[tuple[float, float]] = []
+    smooth = best = math.inf
+    while training.step < steps:
+        step = training.advance()
+        smooth = step.loss if math.isinf(smooth) else 0.8 * smooth + 0.2 * step.loss
+        found.append((step.lr, smooth))
+        best = min(best, smooth)
+        if step.skipped or smooth > 1.5 * best:
+            break
+    return found
+
+
+def suggested(found: Sequence[tuple[float, float]]) -> float:
+    """A learning rate by a range test: a third of the one at which the loss was lowest."""
+    return min(found, key=lambda point: point[1])[0] / 3
 
 
 def sample(training: Training, shards: Shards, begin: str, *, most: int = 100, temperature: float = 0.0) -> str:
