@@ -72,7 +72,7 @@ def test_every_story_is_whole():
     openings = Counter()
     for text in stories(3, 2000):
         assert 90 <= len(text.split()) <= 250, text
-        assert not re.search(r"[][{}|_*]|  | $|\n{3}", text), text
+        assert not re.search(r"[][{}|_*]|  | \n|\n | $|\n{3}", text), text
         assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text), text
         assert not re.search(r'(?<!Mr)(?<!Mrs)[.!?] "?[a-z]|\." "?[a-z]|(^|\n)"?[a-z]', text), text
         assert text.count('"') % 2 == 0 and len(text.split("\n\n")) == 7
