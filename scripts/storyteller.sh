@@ -2,7 +2,8 @@
 # How weights/storyteller was made, in about half an hour on two quiet cores:
 #     scripts/storyteller.sh TINYSTORIES RUN
 # TINYSTORIES is a folder with train_cased.txt and train_lowercase.txt (5,509 stories of TinyStories), RUN a new folder.
-# A run that was stopped goes on with the same command.
+# A run that was stopped goes on with the same command. The weights there learnt from the stories of commit ee4ef1b:
+# write_stories.py has got other plots since, so that a run today gives other weights.
 set -euo pipefail
 tiny=${1:?a folder with train_cased.txt and train_lowercase.txt} run=${2:?a folder to work in}
 scripts=$(dirname "$0")
