@@ -11,10 +11,11 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import regex
 
-from llama3_scratch.checkpoint.byte_level import BYTE_OF
+from llama3_scratch.checkpoint.byte_level import BYTE_OF, merges, to_alphabet
 from llama3_scratch.errors import UsageError
 from llama3_scratch.tokenizer import PATTERN, Tokenizer
 
@@ -106,24 +107,35 @@ def _single_bytes(size: int) -> Ranks:
 
 def learn_with_library(texts: Iterable[str], size: int, *, pattern: str = PATTERN) -> Ranks:
     """`learn` by the `tokenizers` library, for texts of gigabytes: the same ranks."""
-    try:
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-    except ImportError as error:
-        raise UsageError('the library is tokenizers, which is missing: pip install -e ".[train]"') from error
     _single_bytes(size)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer = with_library({}, pattern=pattern)
+    from tokenizers import pre_tokenizers, trainers
+
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, min_frequency=1
     )
     tokenizer.train_from_iterator(texts, trainer)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return {bytes(BYTE_OF[character] for character in token): rank for token, rank in vocabulary}
+
+
+def with_library(ranks: Ranks, *, pattern: str = PATTERN) -> Any:
+    """A `tokenizers.Tokenizer` of these ranks, whose ids are ours."""
+    try:
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    except ImportError as error:
+        raise UsageError('the library is tokenizers, which is missing: pip install -e ".[train]"') from error
+    vocabulary = {to_alphabet(token): rank for token, rank in ranks.items()}
+    pairs = [(to_alphabet(one), to_alphabet(other)) for one, other in merges(ranks)]
+    # A piece that is a token as a whole is taken as it is, as tiktoken does.
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=True) if ranks else models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer
 
 
 def tokenizer_of(ranks: Ranks, *, pattern: str = PATTERN) -> Tokenizer:

@@ -1,6 +1,6 @@
 """How fast a training step is here, beside the same model in transformers, and what it keeps in memory.
 
-    python scripts/bench_training.py --dim 320 --layers 8 --length 512 --batch 4
+    python scripts/bench_training.py --dim 384 --layers 8 --length 512 --batch 4
 
 takes steps of both in turns (f32 weights and AdamW, the same random text) and prints medians of tokens/s, the share of
 this machine's peak (MFU), their ratio, and the bytes that a forward pass keeps, with and without recomputing. Needs
@@ -24,10 +24,10 @@ def _parser() -> cli.Parser:
     parser.prog = "python scripts/bench_training.py"
     count = cli.number(int, least=1)
     for name, default, what in (
-        ("dim", 320, "width"),
+        ("dim", 384, "width"),
         ("layers", 8, "layers"),
-        ("heads", 8, "query heads"),
-        ("kv-heads", 4, "key/value heads"),
+        ("heads", 6, "query heads"),
+        ("kv-heads", 2, "key/value heads"),
         ("vocab", 8192, "tokens of the vocabulary"),
         ("length", 512, "tokens a row"),
         ("batch", 4, "rows"),

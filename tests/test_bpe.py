@@ -12,6 +12,7 @@ from llama3_scratch.bpe import encode, learn, learn_with_library, tokenizer_of
 from llama3_scratch.data.stories import stories
 from llama3_scratch.errors import UsageError
 from llama3_scratch.tokenizer import read_tokenizer, write_tokenizer
+from tests.test_pretrain import script
 
 ENGLISH = list(stories(0, 60))
 CHINESE = [
@@ -74,3 +75,14 @@ def test_metas_file_gives_the_same_ids(tmp_path):
     assert again.n_words == 502 and again.bos_id == 500 and again.stop_tokens == [501]
     for text in SAMPLES:
         assert again.encode(text, bos=True, eos=True) == tokenizer.encode(text, bos=True, eos=True)
+
+
+def test_three_encodings_are_compared(tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    write_tokenizer(tokenizer_of(learn(ENGLISH, 500)), tmp_path)
+    (tmp_path / "text.txt").write_text("\n\n".join(ENGLISH[:5] + CHINESE[:4] + SAMPLES[2:5]))
+    bench = script("bench_bpe")
+    assert bench([str(tmp_path / "text.txt"), "--tokenizer", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["tiktoken", "tokenizers", "ours"]
+    assert all(line.endswith("MB/s  the same ids") for line in lines)
