@@ -32,6 +32,8 @@ def _parser() -> cli.Parser:
         "--choices", type=Path, metavar="FILE.jsonl", help='questions: {"query", "choices": […], "gold": index} a line'
     )
     parser.add_argument("--limit", type=count, metavar="N", help="of --choices, the first N (all)")
+    parser.add_argument("--samples", type=Path, metavar="FILE", help="greedy answers to its lines, side by side")
+    parser.add_argument("--max-tokens", type=count, default=60, metavar="N", help="of --samples (%(default)s)")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--against", metavar="MODEL", help="another model with the same tokens, held against on --text")
     other.add_argument("--quantize", choices=FORMS, metavar="FORM", help=f"the same, its weights in {', '.join(FORMS)}")
@@ -41,10 +43,10 @@ def _parser() -> cli.Parser:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
-    if options.text is None and options.choices is None:
-        raise UsageError("nothing to evaluate on; give --text, --choices or both")
-    if (options.against or options.quantize) and options.text is None:
-        raise UsageError("two models are held against each other on a text; give --text")
+    if options.text is None and options.choices is None and options.samples is None:
+        raise UsageError("nothing to evaluate on; give --text, --choices or --samples")
+    if (options.against or options.quantize) and options.text is None and options.samples is None:
+        raise UsageError("two models are held against each other on a text or on samples; give --text or --samples")
     from llama3_scratch.checkpoint.load import load
 
     checkpoint = load(options.model)
@@ -56,8 +58,10 @@ def main(options: argparse.Namespace) -> int:
         found |= _on_text(checkpoint, other, options)
     if options.choices is not None:
         found["choices"] = _on_choices(checkpoint, options)
+    if options.samples is not None:
+        found["samples"] = _samples(checkpoint, other, options)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _print_table(found)
     return 0
@@ -196,6 +200,51 @@ def _on_choices(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str
     }
 
 
+def _samples(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse.Namespace) -> list[dict[str, str]]:
+    """Each line of a file as a prompt, and what each model says to it."""
+    from llama3_scratch.data.documents import lines
+
+    prompts = [line for _, line in lines(options.samples) if line.strip()]
+    columns = {options.model: _answers(prompts, checkpoint, options.max_tokens)}
+    if other is not None:
+        name = options.against or f"{options.model} in {options.quantize}"
+        columns[name] = _answers(prompts, other, options.max_tokens)
+    answers = zip(*columns.values(), strict=True)
+    return [
+        {"prompt": prompt, **dict(zip(columns, said, strict=True))}
+        for prompt, said in zip(prompts, answers, strict=True)
+    ]
+
+
+def _answers(prompts: list[str], checkpoint: Checkpoint, max_tokens: int) -> list[str]:
+    """The likeliest answers, all prompts as one batch; a model that doesn't chat goes on with the text."""
+    import torch
+
+    from llama3_scratch.dialog import encode_dialog
+    from llama3_scratch.sample import sampler
+    from llama3_scratch.stream import stream
+
+    tokenizer = checkpoint.tokenizer
+    assert tokenizer is not None
+    if tokenizer.chat_format is None:
+        asked = [tokenizer.encode(prompt, bos=tokenizer.add_bos, eos=False) for prompt in prompts]
+    else:
+        asked = [encode_dialog([{"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
+    said: list[list[int]] = [[] for _ in prompts]
+    for step in stream(
+        asked,
+        checkpoint.params,
+        checkpoint.config,
+        samplers=[sampler()] * len(prompts),
+        max_tokens=max_tokens,
+        stop=lambda row, token: token in tokenizer.stop_tokens,
+        dtype=torch.float32,
+    ):
+        if step.token not in tokenizer.stop_tokens:
+            said[step.row].append(step.token)
+    return [tokenizer.decode(ids).strip() for ids in said]
+
+
 def _print_table(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -217,7 +266,12 @@ def _print_table(found: dict[str, Any]) -> None:
         table.add_row("right answers", f"{one['accuracy']:.2%}", f"{one['accuracy_error']:.2%}")
         table.add_row("  by log p a byte", f"{one['accuracy_by_byte']:.2%}", f"{one['accuracy_by_byte_error']:.2%}")
     console = Console(markup=False, highlight=False)
-    console.print(table)
+    for sample in found.get("samples", []):
+        for name, text in sample.items():
+            console.print(f"{name}: {text}", soft_wrap=True)
+        console.print()
+    if table.row_count:
+        console.print(table)
     if "text" in found:
         one = found["text"]
         console.print(

@@ -12,7 +12,9 @@ import torch
 from llama3_scratch import evaluate
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.model import forward
+from llama3_scratch.sample import sampler
 from llama3_scratch.scoring import apart, choose, estimate, log_probabilities, surprise, windows
+from llama3_scratch.stream import stream
 from tests import tiny
 
 TEXT = "The quick brown fox jumps over the lazy dog. 敏捷的狐狸。 " * 6
@@ -103,6 +105,25 @@ def test_two_models_apart(model, tmp_path, capsys):
     assert apart(window, one_TV, other_TV).divergence_T.tolist() == pytest.approx(by_hand, abs=1e-6)
 
 
+def test_samples_are_the_likeliest_answers_side_by_side(model, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("Once\n\nThe fox\n")
+    other = tiny.folder(tmp_path / "other", "chatml", seed=1)
+    found = run(capsys, model, "--samples", tmp_path / "prompts.txt", "--against", other, "--max-tokens", 6)["samples"]
+    assert [sample["prompt"] for sample in found] == ["Once", "The fox"]
+    checkpoint = load(model)
+    ids = checkpoint.tokenizer.encode("The fox", bos=True, eos=False)
+    wanted = [
+        step.token
+        for step in stream(
+            [ids], checkpoint.params, checkpoint.config, samplers=[sampler()], max_tokens=6, dtype=torch.float32
+        )
+    ]
+    assert found[1][str(model)] == checkpoint.tokenizer.decode(wanted).strip()
+    assert set(found[0]) == {"prompt", str(model), str(other)} and found[0][str(model)] != found[0][str(other)]
+    assert evaluate.main([str(model), "--samples", str(tmp_path / "prompts.txt"), "--max-tokens", "2"]) == 0
+    assert "prompt: The fox" in capsys.readouterr().out
+
+
 def test_the_table_says_what_was_measured(model, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT)
     assert evaluate.main([str(model), "--text", str(tmp_path / "text.txt"), "--quantize", "int8-row"]) == 0
@@ -121,8 +142,8 @@ def test_the_table_says_what_was_measured(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ([], 2, "nothing to evaluate on; give --text, --choices or both"),
-        (["--choices", "x.jsonl", "--quantize", "int8"], 2, "held against each other on a text; give --text"),
+        ([], 2, "nothing to evaluate on; give --text, --choices or --samples"),
+        (["--choices", "x.jsonl", "--quantize", "int8"], 2, "held against each other on a text or on samples"),
         (["--text", "missing.txt"], 3, "missing.txt: a text in UTF-8 not found"),
         (["--text", "t.txt", "--window", "99999"], 2, "--window 99999: the model was trained for"),
         (
