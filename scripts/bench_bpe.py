@@ -21,7 +21,9 @@ def _parser() -> cli.Parser:
     parser = cli.Parser("bench_bpe", (__doc__ or "").partition("\n")[0])
     parser.prog = "python scripts/bench_bpe.py"
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text, or JSON lines (.jsonl)")
-    parser.add_argument("--tokenizer", required=True, metavar="PATH", help="tokenizer.model, or a folder that has one")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="PATH|NAME", help="a tokenizer.model, or a model that has one"
+    )
     parser.add_argument(
         "--megabytes", type=cli.number(float, above=0), default=1.0, metavar="X", help="of text (%(default)s)"
     )
@@ -31,10 +33,11 @@ def _parser() -> cli.Parser:
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.bpe import encode, with_library
+    from llama3_scratch.checkpoint.names import resolve
     from llama3_scratch.data.documents import documents
     from llama3_scratch.tokenizer import read_tokenizer
 
-    tokenizer = read_tokenizer(options.tokenizer)
+    tokenizer = read_tokenizer(resolve(options.tokenizer))
     texts: list[str] = []
     for text in documents(options.files):
         if sum(len(text.encode()) for text in texts) >= options.megabytes * 1e6:

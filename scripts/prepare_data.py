@@ -20,7 +20,9 @@ def _parser() -> cli.Parser:
     parser = cli.Parser("prepare_data", (__doc__ or "").partition("\n")[0])
     parser.prog = "python scripts/prepare_data.py"
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text, or JSON lines (.jsonl)")
-    parser.add_argument("--tokenizer", required=True, metavar="PATH", help="tokenizer.model, or a folder that has one")
+    parser.add_argument(
+        "--tokenizer", required=True, metavar="PATH|NAME", help="a tokenizer.model, or a model that has one"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--separator", default="", metavar="TEXT", help="the line between documents (an empty one)")
     parser.add_argument("--field", default="text", metavar="NAME", help="of a JSON line (%(default)s)")
@@ -41,6 +43,7 @@ def _parser() -> cli.Parser:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
+    from llama3_scratch.checkpoint.names import resolve
     from llama3_scratch.data.clean import RULES
     from llama3_scratch.data.documents import documents
     from llama3_scratch.data.report import Report, cleaned
@@ -56,7 +59,7 @@ def main(options: argparse.Namespace) -> int:
     found = documents(options.files, separator=options.separator, field=options.field)
     manifest = write_shards(
         cleaned(found, report, rules=rules, near=options.near),
-        read_tokenizer(options.tokenizer),
+        read_tokenizer(resolve(options.tokenizer)),
         options.out,
         validation=options.validation,
         seed=options.seed,

@@ -52,6 +52,7 @@ def test_a_method_learns_and_what_it_leaves_is_what_learnt(files, tmp_path, caps
     first, second = out.splitlines()
     before, after = (float(number) for number in first.split("loss ")[1].split(" · ")[0].split(" → "))
     assert after < 0.8 * before and second == str(tmp_path / "run" / ("model" if method == "full" else "adapter"))
+    assert (tmp_path / "run" / "loss.png").exists() and (tmp_path / "run" / "log.jsonl").exists()
     base = load(files["model"])
     if method == "full":
         made = load(tmp_path / "run" / "model")

@@ -346,7 +346,13 @@ def test_the_log_is_one_story_and_draws_a_curve(tmp_path):
     kept = record.Record(tmp_path, 4)  # resumed from the checkpoint behind step 3
     kept.add({"step": 4, "loss": 2.9, "skipped": False})
     assert [line["step"] for line in record.read(tmp_path / record.FILE)] == [0, 1, 2, 3, 4]
-    assert record.draw(tmp_path).read_bytes().startswith(b"\x89PNG")
+    drawn = record.draw(tmp_path)
+    assert drawn is not None and drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_doesnt_fail_for_a_picture(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert record.draw(tmp_path) is None and 'pip install -e ".[train]"' in caplog.text
 
 
 def test_flops_are_those_that_torch_counts():

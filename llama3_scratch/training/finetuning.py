@@ -148,6 +148,7 @@ def finetune(
     seconds = time.perf_counter() - begun
     after = training.validate(check) if check else float("nan")
     kept.add({"step": training.step - 1, "validation": after})
+    record.draw(folder)
     if method == "full":
         dtypes = {name: tensor.dtype for name, tensor in checkpoint.params.items()}
         once: dict[int, torch.Tensor] = {}

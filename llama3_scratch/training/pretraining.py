@@ -98,7 +98,7 @@ def pretrain(
     every = [(telling.validate_every, validate), (telling.sample_every, write_sample)]
     ended = run(training, folder, save_every=telling.save_every, on_step=tell, every=every)
     export(training, shards, folder / "model")
-    log.info("%s, %s", record.draw(folder), folder / "model")
+    record.draw(folder)
     return ended
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from llama3_scratch.config import Config
-from llama3_scratch.errors import FileError
 from llama3_scratch.files import unwritable, write_whole
 from llama3_scratch.machine import peaks
 from llama3_scratch.training.loop import Step
@@ -93,18 +92,24 @@ def as_dict(step: Step) -> dict[str, Any]:
     return {**dataclasses.asdict(step), "tokens_per_second": round(step.tokens / step.seconds, 1)}
 
 
-def draw(folder: Path) -> Path:
-    """Draw `loss.png` from the folder's log: each step's loss, its running mean, and the validation's."""
+def draw(folder: Path) -> Path | None:
+    """Draw `loss.png` from the folder's log: each step's loss, its running mean, and the validation's.
+
+    Without matplotlib there is none, and that is said: a run that is done isn't to fail for a picture.
+    """
     try:
         import matplotlib
-    except ImportError as error:
-        raise FileError('the curve is drawn by matplotlib, which is missing: pip install -e ".[train]"') from error
+    except ImportError:
+        log.warning('the curve is drawn by matplotlib, which is missing: pip install -e ".[train]"')
+        return None
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     lines = list(read(folder / FILE))
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line and not line["skipped"]]
     held_out = [(line["step"], line["validation"]) for line in lines if "validation" in line]
+    if not losses:
+        return None
     figure, axes = pyplot.subplots(figsize=(7, 4))
     axes.plot(*zip(*losses, strict=True), color="0.8", label="each step")
     mean, smooth = losses[0][1], []
