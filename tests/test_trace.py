@@ -416,6 +416,8 @@ BAD = {
     "no-weights": (["--no-weights", "--lens"], 2, "--no-weights has shapes and costs only"),
     "no values": (["--no-weights", "--trace-out", "x.safetensors"], 2, "it holds values, which --no-weights has none"),
     "no factor": (["--no-weights", "--rope-scale-factor", "8"], 2, "changes numbers, --no-weights has only shapes"),
+    "no log p": (["--no-weights", "--logprobs", "2"], 2, "--logprobs is for a model that runs, --no-weights runs none"),
+    "no device": (["--no-weights", "--device", "mps"], 2, "--device is for a model that runs, --no-weights runs none"),
     "two lengths": (["--no-weights", "--length", "9"], 2, "--length stands in the place of a prompt"),
     "no names": (["--trace-steps", ","], 2, "expected names of tensors"),
     "tokens": (["--trace-tokens", "3"], 2, "--trace-tokens goes with --trace"),

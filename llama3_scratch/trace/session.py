@@ -321,6 +321,17 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
         )
     if options.no_weights and options.rope_scale_factor is not None:
         raise UsageError("--rope-scale-factor changes numbers, --no-weights has only shapes; leave one of them out")
+    if options.no_weights:
+        idle = {
+            "--logprobs": options.logprobs is not None,
+            "--device": options.device != "cpu",
+            "--adapter": options.adapter,
+            "--speculate": options.speculate,
+            "--prompt-cache": options.prompt_cache,
+            "--sliding": options.sliding,
+        }
+        if flag := next((flag for flag, given in idle.items() if given), None):
+            raise UsageError(f"{flag} is for a model that runs, --no-weights runs none; leave one of them out")
     if options.trace_tolerance and not options.trace_compare:
         raise UsageError("--trace-tolerance goes with --trace-compare")
     if options.trace_compare:
