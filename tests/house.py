@@ -52,6 +52,7 @@ ROOMS = {
         "data.story_words",
         "data.stories",
         "data.documents",
+        "data.story_requests",
         "data.clean",
         "data.duplicates",
         "data.report",
@@ -66,6 +67,8 @@ ROOMS = {
         "training.pretraining",
         "data.conversations",
         "training.finetuning",
+        "data.labelled",
+        "training.classifying",
     ],
     "Verbs: `python -m llama3_scratch.<verb>`": [
         "cli",

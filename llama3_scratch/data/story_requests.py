@@ -1,0 +1,39 @@
+"""Requests for a story that has three given words in it, which is how TinyStories got its variety
+(Eldan and Li 2023, arXiv:2305.07759): a model that has learnt to answer them writes other stories for other words.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+MOST, LEAST = 0.04, 0.002  # the share of the stories that a word stands in: neither in all of them nor in hardly any
+ASKED = 3  # words in a request
+
+
+def telling_words(stories: Iterable[str]) -> list[str]:
+    """The words, sorted, that say what a story is about: in small letters, neither very common nor very rare."""
+    count: Counter[str] = Counter()
+    total = 0
+    for story in stories:
+        count.update(set(_words(story)))
+        total += 1
+    return sorted(word for word, n in count.items() if LEAST * total <= n <= MOST * total and n > 1)
+
+
+def words_of(story: str, telling: Sequence[str], chance: random.Random) -> list[str]:
+    """Three of the telling words of one story, or those it has, in the order of chance."""
+    known = set(telling)
+    found = sorted(known.intersection(_words(story)))
+    return chance.sample(found, min(ASKED, len(found)))
+
+
+def request(words: Sequence[str]) -> str:
+    """What a person asks for."""
+    return f"Write a short story for a small child with these words: {', '.join(words)}."
+
+
+def _words(story: str) -> list[str]:
+    return re.findall(r"(?<![\w'])[a-z]{3,}(?![\w'])", story)

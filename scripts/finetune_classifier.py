@@ -1,0 +1,166 @@
+"""Teach a model to put texts into classes: a head of one row a class on what its layers make of a text.
+
+    python scripts/finetune_classifier.py --data SMSSpamCollection.tsv --balanced 600 --out runs/spam
+    python scripts/finetune_classifier.py --apply runs/spam/classifier --text "You have won! Call now"
+
+reads label, tab, text a line, or JSON lines of {"text", "label"}; learns from 600 of them, equally many of each class,
+and tells how many of all others it gets right. --train says which weights learn, --read at which token the class is
+read. The model is SmolLM2-135M-Instruct unless --model names another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+from llama3_scratch import cli
+from llama3_scratch.checkpoint.names import DEFAULT
+from llama3_scratch.errors import FileError, UsageError
+
+log = logging.getLogger("llama3_scratch")
+
+RATES = {"head": 1e-3, "last-block": 2e-4, "all": 5e-5, "lora": 2e-4}
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("finetune_classifier", (__doc__ or "").partition("\n")[0])
+    parser.prog = "python scripts/finetune_classifier.py"
+    count, positive = cli.number(int, least=1), cli.number(float, above=0)
+    parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
+    job = parser.add_mutually_exclusive_group(required=True)
+    job.add_argument("--data", type=Path, metavar="FILE", help="texts with a class each, to learn from")
+    job.add_argument("--apply", type=Path, metavar="DIR", help="a classifier that was learnt, to ask --text of")
+    parser.add_argument("--text", action="append", metavar="TEXT", help="with --apply; may be given several times")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder, with --data")
+    parser.add_argument("--balanced", type=count, default=600, metavar="N", help="texts to learn from (%(default)s)")
+    parser.add_argument("--limit", type=count, metavar="N", help="of the others, test on N (all)")
+    parser.add_argument("--train", default="last-block", help="head, last-block, all or lora (%(default)s)")
+    parser.add_argument("--read", default="last", help="the class at the last or the first token (%(default)s)")
+    parser.add_argument("--rank", type=count, default=16, metavar="N", help="of lora (%(default)s)")
+    parser.add_argument("--epochs", type=count, default=1, metavar="N", help="(%(default)s)")
+    rates = ", ".join(f"{trained}: {rate:.0e}" for trained, rate in RATES.items())
+    parser.add_argument("--lr", type=positive, metavar="X", help=f"the highest learning rate ({rates})")
+    parser.add_argument("--batch", type=count, default=8, metavar="N", help="texts a step (%(default)s)")
+    parser.add_argument("--length", type=count, default=128, metavar="N", help="tokens of a text (%(default)s)")
+    parser.add_argument("--dtype", default="f32", help="of the activations: f32, bf16 or f16 (%(default)s)")
+    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    parser.add_argument("--save-every", type=count, default=100, metavar="N", help="steps (%(default)s)")
+    return parser
+
+
+@cli.verb(_parser)
+def main(options: argparse.Namespace) -> int:
+    from llama3_scratch.checkpoint.load import load
+    from llama3_scratch.download import download
+
+    if options.apply and not options.text:
+        raise UsageError("--apply needs at least one --text")
+    if options.data and not options.out:
+        raise UsageError("--data needs --out, the folder of the run")
+    checkpoint = load(download(options.model) if options.model == DEFAULT else options.model)
+    if checkpoint.tokenizer is None:
+        raise UsageError(f"{options.model}: has no tokenizer, so it can't read text")
+    return _apply(checkpoint, options) if options.apply else _learn(checkpoint, options)
+
+
+def _apply(checkpoint, options: argparse.Namespace) -> int:
+    import torch
+
+    from llama3_scratch.training.classifying import class_logits, read_classifier
+
+    params, classes, read = read_classifier(options.apply, checkpoint)
+    tokenizer = checkpoint.tokenizer
+    for text in options.text:
+        ids = tokenizer.encode(text, bos=tokenizer.add_bos, eos=False)
+        if not ids:
+            raise UsageError("--text is empty")
+        with torch.inference_mode():
+            logits_BTC = class_logits(torch.tensor([ids]), params, checkpoint.config, dtype=torch.float32)
+        shares_C = logits_BTC[0, -1 if read == "last" else 0].softmax(-1)
+        best = int(shares_C.argmax())
+        print(f"{classes[best]}  {shares_C[best]:.3f}  {text}")
+    return 0
+
+
+def _learn(checkpoint, options: argparse.Namespace) -> int:
+    from llama3_scratch.data.labelled import LabelledTexts, balanced, read_labelled
+    from llama3_scratch.timings import peak_rss_bytes
+    from llama3_scratch.training import checkpoints, record
+    from llama3_scratch.training.classifying import class_loss, confusion, prepare, write_classifier
+    from llama3_scratch.training.loop import DTYPES, Plan, Training, run
+
+    labelled = read_labelled(options.data)
+    classes = sorted({row.label for row in labelled})
+    learn, test = balanced(labelled, options.balanced, seed=options.seed)
+    how = {"size": options.batch, "length": options.length, "read": options.read}
+    batches = LabelledTexts(learn, classes, checkpoint.tokenizer, seed=options.seed, **how)
+    plan = Plan(
+        steps=options.epochs * len(batches),
+        lr=options.lr or RATES.get(options.train, 0.0),
+        warmup=5,
+        weight_decay=0.0,
+        dtype=options.dtype,
+    )
+    params, learning = prepare(
+        checkpoint, options.train, len(classes), dtype=options.dtype, rank=options.rank, seed=options.seed
+    )
+    about = {"model": checkpoint.path.name, "train": options.train, "classes": classes, "read": options.read}
+    training = Training(params, checkpoint.config, learning, batches, plan, about=about, loss=class_loss)
+    options.out.mkdir(parents=True, exist_ok=True)
+    there = checkpoints.newest(options.out)
+    if (there is None) == options.resume:
+        what = "no whole checkpoint to go on from" if options.resume else "there is a run already; --resume goes on"
+        raise FileError(f"{options.out}: {what}")
+    if there is not None:
+        training.resume(there)
+    n_learning = sum(tensor.numel() for tensor in training.learning.values())
+    log.info("%s parameters learn from %d texts of %s", f"{n_learning:,}", len(learn), ", ".join(classes))
+    kept = record.Record(options.out, training.step)
+    begun = time.perf_counter()
+    ended = run(
+        training,
+        options.out,
+        save_every=options.save_every,
+        on_step=record.teller(kept, plan.steps, record.flops_per_token(checkpoint.config, options.length), plan.dtype),
+    )
+    seconds = time.perf_counter() - begun
+    if ended != "done":
+        return 143
+    write_classifier(options.out / "classifier", training.learning | _constants(params), about)
+    dtype = None if options.dtype == "f32" else DTYPES[options.dtype]
+    rows = LabelledTexts(test[: options.limit], classes, checkpoint.tokenizer, seed=None, **(how | {"size": 32}))
+    counts = confusion(training.params, checkpoint.config, rows, len(classes), dtype=dtype).tolist()
+    right = sum(counts[i][i] for i in range(len(classes)))
+    shares = {label: counts[i][i] / max(1, sum(counts[i])) for i, label in enumerate(classes)}
+    total = sum(map(sum, counts))
+    result = {
+        **about,
+        "learnt": n_learning,
+        "minutes": round(seconds / 60, 2),
+        "peak_mb": round(peak_rss_bytes() / 1e6),
+        "tested": total,
+        "right": right / total,
+        "right_of": shares,
+        "counts": counts,
+    }
+    (options.out / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    of = ", ".join(f"{label} {share:.1%}" for label, share in shares.items())
+    print(
+        f"right: {right / total:.2%} of {total} ({of}) · {n_learning:,} parameters learnt · {seconds / 60:.1f} min · "
+        f"peak {result['peak_mb']} MB"
+    )
+    print(options.out / "classifier")
+    return 0
+
+
+def _constants(params) -> dict:
+    """The adapters' scales, which belong to what was learnt though they don't learn."""
+    return {name: tensor for name, tensor in params.items() if name.endswith(".adaptor.scale")}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

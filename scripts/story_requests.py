@@ -1,0 +1,55 @@
+"""Turn stories into conversations in which each is the answer to a request for three of its words.
+
+    python scripts/story_requests.py tiny.jsonl --count 1000 --out requests.jsonl
+    python scripts/finetune_lora.py --data requests.jsonl --out runs/teller
+
+A model that has learnt from them is what scripts/ask_for_stories.py asks for new ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from llama3_scratch import cli
+from llama3_scratch.files import fresh_file
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser("story_requests", (__doc__ or "").partition("\n")[0])
+    parser.prog = "python scripts/story_requests.py"
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="stories, JSONL with a text or plain text")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="conversations")
+    parser.add_argument(
+        "--count", type=cli.number(int, least=1), metavar="N", help="so many stories, picked by chance (all)"
+    )
+    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
+    return parser
+
+
+@cli.verb(_parser)
+def main(options: argparse.Namespace) -> int:
+    from llama3_scratch.data.documents import documents
+    from llama3_scratch.data.story_requests import ASKED, request, telling_words, words_of
+
+    stories = list(documents(options.files))
+    telling = telling_words(stories)
+    chance = random.Random(options.seed)
+    written = 0
+    with fresh_file(options.out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for story in chance.sample(stories, len(stories)):
+            words = words_of(story, telling, chance)
+            if len(words) < ASKED or written == options.count:
+                continue
+            asked = {"role": "user", "content": request(words)}
+            row = {"messages": [asked, {"role": "assistant", "content": story}]}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            written += 1
+    print(f"{written} conversations, {len(telling)} words to ask for")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
