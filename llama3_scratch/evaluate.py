@@ -6,18 +6,21 @@ import argparse
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch import cli
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.options import FORMS
+from llama3_scratch.options import FORMS, add_adapter_option
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
 
 log = logging.getLogger("llama3_scratch")
+
+_BATCH = 16  # prompts answered at once
 
 
 def _parser() -> cli.Parser:
@@ -31,11 +34,17 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--choices", type=Path, metavar="FILE.jsonl", help='questions: {"query", "choices": […], "gold": index} a line'
     )
-    parser.add_argument("--limit", type=count, metavar="N", help="of --choices, the first N (all)")
+    parser.add_argument("--limit", type=count, metavar="N", help="of --choices or --instructions, the first N (all)")
     parser.add_argument("--samples", type=Path, metavar="FILE", help="greedy answers to its lines, side by side")
-    parser.add_argument("--max-tokens", type=count, default=60, metavar="N", help="of --samples (%(default)s)")
+    parser.add_argument(
+        "--instructions", type=Path, metavar="FILE", help="conversations: their last answers and the model's own"
+    )
+    parser.add_argument("--judge", metavar="URL", help="an OpenAI-compatible endpoint that marks these, 0 to 100")
+    parser.add_argument("--judge-model", metavar="NAME", help="the model there (key: OPENAI_API_KEY)")
+    parser.add_argument("--max-tokens", type=count, default=60, metavar="N", help="of an answer (%(default)s)")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--against", metavar="MODEL", help="another model with the same tokens, held against on --text")
+    add_adapter_option(other, "held against the model without")
     other.add_argument("--quantize", choices=FORMS, metavar="FORM", help=f"the same, its weights in {', '.join(FORMS)}")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     return parser
@@ -43,10 +52,13 @@ def _parser() -> cli.Parser:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
-    if options.text is None and options.choices is None and options.samples is None:
-        raise UsageError("nothing to evaluate on; give --text, --choices or --samples")
-    if (options.against or options.quantize) and options.text is None and options.samples is None:
-        raise UsageError("two models are held against each other on a text or on samples; give --text or --samples")
+    if not (options.text or options.choices or options.samples or options.instructions):
+        raise UsageError("nothing to evaluate on; give --text, --choices, --samples or --instructions")
+    two = options.against or options.quantize or options.adapter
+    if two and not (options.text or options.samples or options.instructions):
+        raise UsageError("two models are held against each other on --text, --samples or --instructions; give one")
+    if bool(options.judge) != bool(options.judge_model) or (options.judge and options.instructions is None):
+        raise UsageError("a judge marks the answers to --instructions; give these, --judge and --judge-model together")
     from llama3_scratch.checkpoint.load import load
 
     checkpoint = load(options.model)
@@ -56,10 +68,13 @@ def main(options: argparse.Namespace) -> int:
     found: dict[str, Any] = {"model": options.model}
     if options.text is not None:
         found |= _on_text(checkpoint, other, options)
+    models = {options.model: checkpoint} | ({_other_name(options): other} if other is not None else {})
     if options.choices is not None:
         found["choices"] = _on_choices(checkpoint, options)
     if options.samples is not None:
-        found["samples"] = _samples(checkpoint, other, options)
+        found["samples"] = _samples(models, options)
+    if options.instructions is not None:
+        found["instructions"] = _instructions(models, options)
     if options.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -71,10 +86,13 @@ def _other(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint | 
     from dataclasses import replace
 
     from llama3_scratch.checkpoint.load import load
+    from llama3_scratch.checkpoint.peft import add_adapters
     from llama3_scratch.quantize import quantize
 
     if options.quantize:
         return replace(checkpoint, params=quantize(checkpoint.params, options.quantize))
+    if options.adapter:
+        return add_adapters(checkpoint, options.adapter)
     if options.against is None:
         return None
     other = load(options.against)
@@ -83,6 +101,12 @@ def _other(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint | 
             f"--against {options.against}: has other tokens than {options.model}, so they can't be compared"
         )
     return other
+
+
+def _other_name(options: argparse.Namespace) -> str:
+    if options.adapter:
+        return f"{options.model} with {', '.join(map(str, options.adapter))}"
+    return options.against or f"{options.model} in {options.quantize}"
 
 
 def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse.Namespace) -> dict[str, Any]:
@@ -129,7 +153,7 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
         means = estimate([divergence_T.mean().item() for divergence_T in divergences], weights)
         agreement = estimate(same, weights)
         found["against"] = {
-            "model": options.against or f"{options.model} in {options.quantize}",
+            "model": _other_name(options),
             **_summed(theirs),
             "kl": means.mean,
             "kl_error": means.error,
@@ -200,49 +224,69 @@ def _on_choices(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str
     }
 
 
-def _samples(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse.Namespace) -> list[dict[str, str]]:
-    """Each line of a file as a prompt, and what each model says to it."""
+def _samples(models: dict[str, Checkpoint], options: argparse.Namespace) -> list[dict[str, str]]:
+    """Each line of a file as a prompt, and what each model says to it; one that doesn't chat goes on with the text."""
     from llama3_scratch.data.documents import lines
 
     prompts = [line for _, line in lines(options.samples) if line.strip()]
-    columns = {options.model: _answers(prompts, checkpoint, options.max_tokens)}
-    if other is not None:
-        name = options.against or f"{options.model} in {options.quantize}"
-        columns[name] = _answers(prompts, other, options.max_tokens)
-    answers = zip(*columns.values(), strict=True)
+    said = {
+        name: _answers([[{"role": "user", "content": prompt}] for prompt in prompts], checkpoint, options)
+        for name, checkpoint in models.items()
+    }
     return [
-        {"prompt": prompt, **dict(zip(columns, said, strict=True))}
-        for prompt, said in zip(prompts, answers, strict=True)
+        {"prompt": prompt, **{name: answers[i] for name, answers in said.items()}} for i, prompt in enumerate(prompts)
     ]
 
 
-def _answers(prompts: list[str], checkpoint: Checkpoint, max_tokens: int) -> list[str]:
-    """The likeliest answers, all prompts as one batch; a model that doesn't chat goes on with the text."""
-    import torch
+def _instructions(models: dict[str, Checkpoint], options: argparse.Namespace) -> dict[str, Any]:
+    """Conversations, of each its last answer and the models' own, with the marks that a judge gives them."""
+    from llama3_scratch.data.conversations import read_conversations
+    from llama3_scratch.judge import Judge
+    from llama3_scratch.scoring import estimate
 
+    judge = Judge(options.judge, options.judge_model, os.environ.get("OPENAI_API_KEY")) if options.judge else None
+    rows: list[dict[str, Any]] = []
+    asked = []
+    for conversation in read_conversations(options.instructions)[: options.limit]:
+        last = max(i for i, message in enumerate(conversation) if message["role"] == "assistant")
+        asked.append(conversation[:last])
+        task = "\n\n".join(str(message["content"]) for message in conversation[:last])
+        rows.append({"prompt": task, "reference": conversation[last]["content"]})
+    found: dict[str, Any] = {"file": str(options.instructions), "rows": rows}
+    for name, checkpoint in models.items():
+        marks: list[float] = []
+        for row, answer in zip(rows, _answers(asked, checkpoint, options), strict=True):
+            row[name] = answer
+            if judge is not None:
+                mark = judge.mark(row["prompt"], row["reference"], answer)
+                row[f"mark of {name}"] = mark
+                marks += [] if mark is None else [float(mark)]
+        if judge is not None:
+            means = estimate(marks) if marks else None
+            found.setdefault("marks", {})[name] = {
+                "judge": judge.model,
+                "marked": len(marks),
+                "mean": means.mean if means else None,
+                "error": means.error if means else None,
+            }
+    return found
+
+
+def _answers(dialogs: list[list[Any]], checkpoint: Checkpoint, options: argparse.Namespace) -> list[str]:
+    from llama3_scratch.answers import answers
     from llama3_scratch.dialog import encode_dialog
-    from llama3_scratch.sample import sampler
-    from llama3_scratch.stream import stream
 
     tokenizer = checkpoint.tokenizer
     assert tokenizer is not None
     if tokenizer.chat_format is None:
-        asked = [tokenizer.encode(prompt, bos=tokenizer.add_bos, eos=False) for prompt in prompts]
+        asked = [tokenizer.encode(dialog[-1]["content"], bos=tokenizer.add_bos, eos=False) for dialog in dialogs]
     else:
-        asked = [encode_dialog([{"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
-    said: list[list[int]] = [[] for _ in prompts]
-    for step in stream(
-        asked,
-        checkpoint.params,
-        checkpoint.config,
-        samplers=[sampler()] * len(prompts),
-        max_tokens=max_tokens,
-        stop=lambda row, token: token in tokenizer.stop_tokens,
-        dtype=torch.float32,
-    ):
-        if step.token not in tokenizer.stop_tokens:
-            said[step.row].append(step.token)
-    return [tokenizer.decode(ids).strip() for ids in said]
+        asked = [encode_dialog(dialog, tokenizer) for dialog in dialogs]
+    said: list[str] = []
+    for first in range(0, len(asked), _BATCH):
+        part = answers(asked[first : first + _BATCH], checkpoint, max_tokens=options.max_tokens)
+        said += [answer.text for answer in part]
+    return said
 
 
 def _print_table(found: dict[str, Any]) -> None:
@@ -265,8 +309,13 @@ def _print_table(found: dict[str, Any]) -> None:
         one = found["choices"]
         table.add_row("right answers", f"{one['accuracy']:.2%}", f"{one['accuracy_error']:.2%}")
         table.add_row("  by log p a byte", f"{one['accuracy_by_byte']:.2%}", f"{one['accuracy_by_byte_error']:.2%}")
+    for name, one in found.get("instructions", {}).get("marks", {}).items():
+        if one["mean"] is None:
+            table.add_row(f"mark, {name}", "none given", "")
+        else:
+            table.add_row(f"mark of {one['marked']}, {name}", f"{one['mean']:.1f}", f"{one['error']:.2g}")
     console = Console(markup=False, highlight=False)
-    for sample in found.get("samples", []):
+    for sample in [*found.get("samples", []), *found.get("instructions", {}).get("rows", [])]:
         for name, text in sample.items():
             console.print(f"{name}: {text}", soft_wrap=True)
         console.print()

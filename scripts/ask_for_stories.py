@@ -16,6 +16,7 @@ import logging
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llama3_scratch import cli
@@ -54,8 +55,7 @@ def requests_of(numbers: Sequence[int], telling: Sequence[str], seed: int) -> li
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
-    import torch
-
+    from llama3_scratch.answers import answers
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.checkpoint.peft import add_adapters
     from llama3_scratch.data.documents import documents
@@ -65,7 +65,6 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.lora import merge
     from llama3_scratch.quantize import quantize
     from llama3_scratch.sample import sampler
-    from llama3_scratch.stream import stream
 
     checkpoint = load(download(options.model) if options.model == DEFAULT else options.model)
     tokenizer = checkpoint.tokenizer
@@ -76,33 +75,28 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError(f"{options.files[0]}: too few stories to take {ASKED} words from")
     if options.adapter:
         checkpoint = add_adapters(checkpoint, options.adapter)
-    params = quantize(merge(checkpoint.params), options.quantize)
+    checkpoint = replace(checkpoint, params=quantize(merge(checkpoint.params), options.quantize))
     done = sum(1 for _ in options.out.open()) if options.out.exists() else 0
     kept = tokens = 0
     begun = time.perf_counter()
     for first in range(done, options.count, options.batch):
         numbers = range(first, min(first + options.batch, options.count))
         requests = requests_of(numbers, telling, options.seed)
-        seeds = [options.seed * 2**32 + number for number in numbers]
-        answers: list[list[int]] = [[] for _ in numbers]
-        ended = [False] * len(numbers)
-        for step in stream(
+        said = answers(
             [encode_dialog([{"role": "user", "content": request}], tokenizer) for request in requests],
-            params,
-            checkpoint.config,
-            samplers=[sampler(temperature=options.temperature, top_p=0.95, seed=seed) for seed in seeds],
+            checkpoint,
             max_tokens=options.max_tokens,
-            stop=lambda row, token: token in tokenizer.stop_tokens,
-            dtype=torch.float32,
-        ):
-            answers[step.row].append(step.token)
-            ended[step.row] = step.finish_reason == "stop"
+            samplers=[
+                sampler(temperature=options.temperature, top_p=0.95, seed=options.seed * 2**32 + number)
+                for number in numbers
+            ],
+        )
         with options.out.open("a") as file:
-            for request, answer, whole in zip(requests, answers, ended, strict=True):
-                text = tokenizer.decode(answer[:-1]).strip() if whole else ""  # what was cut short is no story
+            for request, answer in zip(requests, said, strict=True):
+                text = answer.text if answer.ended else ""  # what was cut short is no story
                 file.write(json.dumps({"prompt": request, "text": text}, ensure_ascii=False) + "\n")
                 kept += bool(text)
-        tokens += sum(map(len, answers))
+        tokens += sum(answer.tokens for answer in said)
         rate = tokens / (time.perf_counter() - begun)
         log.info("%d of %d · %d ended by themselves · %.0f tokens/s", numbers.stop, options.count, kept, rate)
     return 0

@@ -11,6 +11,7 @@ checkpoints that --resume goes on from. The model is SmolLM2-135M-Instruct unles
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from llama3_scratch import cli
@@ -33,6 +34,13 @@ def _parser() -> cli.Parser:
         default=0.05,
         metavar="X",
         help="else this share of --data",
+    )
+    parser.add_argument(
+        "--test",
+        type=cli.number(float, least=0, most=0.5),
+        default=0.0,
+        metavar="X",
+        help="leave this share of --data out and write it to test.jsonl, for python -m llama3_scratch.evaluate",
     )
     parser.add_argument("--rows", type=count, metavar="N", help="learn from the first N (after shuffling) only")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
@@ -75,14 +83,16 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.conversations import read_conversations, split
     from llama3_scratch.download import download
+    from llama3_scratch.files import write_whole
     from llama3_scratch.training.finetuning import Adapters, finetune
     from llama3_scratch.training.loop import Plan
 
     found = read_conversations(options.data)
+    validation = 0.0 if options.validation_data else options.validation
+    shares = [1 - validation - options.test, validation, *([options.test] if options.test else [])]
+    learn, held_out, *test = split(found, shares, seed=options.seed)
     if options.validation_data:
-        learn, held_out = split(found, (1.0,), seed=options.seed)[0], read_conversations(options.validation_data)
-    else:
-        learn, held_out = split(found, (1 - options.validation, options.validation), seed=options.seed)
+        held_out = read_conversations(options.validation_data)
     if not learn:
         raise UsageError(f"{options.data}: no conversation is left to learn from")
     checkpoint = load(download(options.model) if options.model == DEFAULT else options.model)
@@ -116,6 +126,9 @@ def main(options: argparse.Namespace) -> int:
         resume=options.resume,
         other_data=options.other_data,
     )
+    if test:
+        rows = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in test[0])
+        write_whole(options.out / "test.jsonl", rows)
     print(
         f"held-out loss {result.before:.4f} → {result.after:.4f} · {result.trainable:,} parameters learnt · "
         f"{result.seconds / 60:.1f} min · peak {result.peak_bytes / 1e6:.0f} MB"

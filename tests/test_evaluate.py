@@ -142,8 +142,8 @@ def test_the_table_says_what_was_measured(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ([], 2, "nothing to evaluate on; give --text, --choices or --samples"),
-        (["--choices", "x.jsonl", "--quantize", "int8"], 2, "held against each other on a text or on samples"),
+        ([], 2, "nothing to evaluate on; give --text, --choices, --samples or --instructions"),
+        (["--choices", "x.jsonl", "--quantize", "int8"], 2, "held against each other on --text"),
         (["--text", "missing.txt"], 3, "missing.txt: a text in UTF-8 not found"),
         (["--text", "t.txt", "--window", "99999"], 2, "--window 99999: the model was trained for"),
         (

@@ -10,7 +10,7 @@ import torch
 
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.peft import add_adapters
-from llama3_scratch.data.conversations import Conversations, read_conversations
+from llama3_scratch.data.conversations import Conversations, read_conversations, split
 from llama3_scratch.errors import UsageError
 from llama3_scratch.training.batches import IGNORE
 from llama3_scratch.training.finetuning import Adapters, prepare
@@ -75,6 +75,13 @@ def test_qlora_learns_beside_integers(files, tmp_path):
     with pytest.raises(UsageError, match="the method must be one of lora, dora, qlora, full, got 'prompt'"):
         prepare(base, "prompt", Adapters(), dtype="f32", seed=0)
     assert finetune(files, tmp_path / "run", "--method", "qlora", "--lr", "2e-2") == 0
+
+
+def test_a_part_can_be_left_out_for_later(files, tmp_path):
+    assert finetune(files, tmp_path / "run", "--test", "0.1", "--lr", "1e-3") == 0
+    test = read_conversations(tmp_path / "run" / "test.jsonl")
+    learn, held_out, wanted = split(read_conversations(files["data"]), (0.7, 0.2, 0.1), seed=0)
+    assert test == wanted and len(test) == 4 and len(learn) == 28 and len(held_out) == 8
 
 
 def test_a_run_can_be_taken_up_again(files, tmp_path, capsys):
