@@ -46,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.init import init
     from llama3_scratch.machine import peaks
     from llama3_scratch.training.batches import Batch
-    from llama3_scratch.training.loss import next_token_loss
+    from llama3_scratch.training.loss import next_token_loss, recomputed, unchanged
     from llama3_scratch.training.optimizer import adamw
     from llama3_scratch.training.record import flops_per_token
 
@@ -114,7 +114,8 @@ def main(options: argparse.Namespace) -> int:
         print(f"{name}: {rate:,.0f} tokens/s, MFU {flops_per_token(config, options.length) * rate / peak:.0%}")
     print(f"ratio of medians: {median(seconds['transformers']) / median(seconds['llama3_scratch']):.2f}×")
     for recompute in (False, True):
-        kept = kept_bytes(partial(next_token_loss, params, config, batch, recompute=recompute, dtype=dtype))
+        wrap = recomputed if recompute else unchanged
+        kept = kept_bytes(partial(next_token_loss, params, config, batch, wrap=wrap, dtype=dtype))
         print(f"kept for the way back{', recomputing' if recompute else ''}: {kept / 1e6:.0f} MB")
     return 0
 

@@ -45,7 +45,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--lr", type=positive, metavar="X", help=f"the highest learning rate ({rates})")
     parser.add_argument("--batch", type=count, default=8, metavar="N", help="texts a step (%(default)s)")
     parser.add_argument("--length", type=count, default=128, metavar="N", help="tokens of a text (%(default)s)")
-    parser.add_argument("--dtype", default="f32", help="of the activations: f32, bf16 or f16 (%(default)s)")
+    parser.add_argument("--dtype", default="f32", help="of the activations: f32, bf16, f16 or fp8 (%(default)s)")
     parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("--save-every", type=count, default=100, metavar="N", help="steps (%(default)s)")
@@ -131,7 +131,7 @@ def _learn(checkpoint, options: argparse.Namespace) -> int:
     if ended != "done":
         return 143
     write_classifier(options.out / "classifier", training.learning | _constants(params), about)
-    dtype = None if options.dtype == "f32" else DTYPES[options.dtype]
+    dtype = DTYPES[options.dtype]
     rows = LabelledTexts(test[: options.limit], classes, checkpoint.tokenizer, seed=None, **(how | {"size": 32}))
     counts = confusion(training.params, checkpoint.config, rows, len(classes), dtype=dtype).tolist()
     right = sum(counts[i][i] for i in range(len(classes)))

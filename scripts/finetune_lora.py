@@ -71,7 +71,7 @@ def _parser() -> cli.Parser:
         default=True,
         help="learn the answers only, not what they answer (on)",
     )
-    plan.add_argument("--dtype", default="f32", help="of the activations: f32, bf16 or f16 (%(default)s)")
+    plan.add_argument("--dtype", default="f32", help="of the activations: f32, bf16, f16 or fp8 (%(default)s)")
     plan.add_argument("--recompute", action="store_true", help="keep less and compute more")
     plan.add_argument("--seed", type=size, default=0, metavar="N", help="(%(default)s)")
     plan.add_argument("--save-every", type=count, default=100, metavar="N", help="steps (%(default)s)")

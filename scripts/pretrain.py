@@ -46,7 +46,7 @@ def _parser() -> cli.Parser:
     plan.add_argument("--schedule", default="cosine", help="cosine, wsd or constant (%(default)s)")
     plan.add_argument("--weight-decay", type=cli.number(float, least=0), default=0.1, metavar="X", help="(%(default)s)")
     plan.add_argument("--clip", type=positive, default=1.0, metavar="X", help="largest gradient norm (%(default)s)")
-    plan.add_argument("--dtype", default="f32", help="of the activations: f32, bf16 or f16 (%(default)s)")
+    plan.add_argument("--dtype", default="f32", help="of the activations: f32, bf16, f16 or fp8 (%(default)s)")
     plan.add_argument("--recompute", action="store_true", help="keep less and compute more (activation checkpointing)")
     plan.add_argument("--seed", type=size, default=0, metavar="N", help="of weights and order (%(default)s)")
     plan.add_argument("--find-lr", action="store_true", help="only try learning rates from 1e-5 to 1, and suggest one")

@@ -59,6 +59,7 @@ ROOMS = {
         "scoring",
         "training.batches",
         "training.loss",
+        "training.fp8",
         "training.optimizer",
         "training.checkpoints",
         "training.loop",

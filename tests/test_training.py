@@ -26,7 +26,7 @@ from llama3_scratch.tokenizer import PATTERN, Tokenizer
 from llama3_scratch.training import checkpoints, record
 from llama3_scratch.training.batches import IGNORE, Batch
 from llama3_scratch.training.loop import NotLearningError, Plan, Training, run
-from llama3_scratch.training.loss import cross_entropy, next_token_loss, recomputed, within_documents
+from llama3_scratch.training.loss import cross_entropy, next_token_loss, recomputed, unchanged, within_documents
 from llama3_scratch.training.optimizer import adamw, schedule
 from tests import tiny
 from tests.compare import check
@@ -106,8 +106,8 @@ def test_recomputing_changes_nothing_but_memory(packed):
     documents_BT[:, 9:] = int(packed)
     batch = Batch(tokens_BT, tokens_BT.roll(-1, 1), documents_BT)
     gradients = []
-    for recompute in (False, True):
-        next_token_loss(params, CONFIG, batch, recompute=recompute).backward()
+    for wrap in (unchanged, recomputed):
+        next_token_loss(params, CONFIG, batch, wrap=wrap).backward()
         gradients.append({name: weight.grad for name, weight in params.items()})
         for weight in params.values():
             weight.grad = None
@@ -174,7 +174,7 @@ def test_schedules():
     assert all(a > b for a, b in zip(map(cosine, range(10, 99)), map(cosine, range(11, 100)), strict=True))
     with pytest.raises(UsageError, match="schedule must be one of cosine, wsd, constant, range, got 'linear'"):
         Plan(steps=1, lr=1, schedule="linear")
-    with pytest.raises(UsageError, match="dtype must be one of f32, bf16, f16, got 'int8'"):
+    with pytest.raises(UsageError, match="dtype must be one of f32, bf16, f16, fp8, got 'int8'"):
         Plan(steps=1, lr=1, dtype="int8")
 
 
@@ -193,7 +193,7 @@ def test_a_step_is_the_mean_over_all_targets_of_its_batches(data):
     assert step.tokens == 2 * 4 * 24 and step.lr == pytest.approx(1e-3) and ours.step == 1 and not step.skipped
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "fp8"])
 def test_it_learns(data, dtype):
     ours = training(data, Plan(steps=40, lr=1e-2, warmup=5, dtype=dtype))
     losses = [ours.advance().loss for _ in range(40)]

@@ -25,7 +25,7 @@ from llama3_scratch.model import decode, fused_block
 from llama3_scratch.stored import quantised
 from llama3_scratch.training.batches import IGNORE, Batch, Batches
 from llama3_scratch.training.loop import DTYPES
-from llama3_scratch.training.loss import cross_entropy, recomputed
+from llama3_scratch.training.loss import Wrap, cross_entropy, unchanged
 
 HEAD = "score"  # as LlamaForSequenceClassification calls it
 TRAINED = ("head", "last-block", "all", "lora")
@@ -33,22 +33,21 @@ _TENSORS, _ABOUT = "learnt.safetensors", "classifier.json"
 
 
 def class_logits(
-    tokens_BT: Tensor, params: Params, config: Config, *, recompute: bool = False, dtype: torch.dtype | None = None
+    tokens_BT: Tensor, params: Params, config: Config, *, wrap: Wrap = unchanged, dtype: torch.dtype | None = None
 ) -> Tensor:
     """The score of each class at each token: logits_BTC, in at least f32."""
     x_BTD = embed(tokens_BT, params, "tok_embeddings", dtype=dtype)
-    x_BTD = decode(x_BTD, params, config, block=recomputed(fused_block) if recompute else fused_block)
+    x_BTD = decode(x_BTD, params, config, block=wrap(fused_block))
     logits_BTC = linear(x_BTD, params, HEAD)
     return logits_BTC.to(torch.promote_types(logits_BTC.dtype, torch.float32))
 
 
 def class_loss(
-    params: Params, config: Config, batch: Batch, *, recompute: bool = False, dtype: torch.dtype | None = None
+    params: Params, config: Config, batch: Batch, *, wrap: Wrap = unchanged, dtype: torch.dtype | None = None
 ) -> Tensor:
     """`cross_entropy` of a batch whose targets are classes: a number."""
-    return cross_entropy(
-        class_logits(batch.tokens_BT, params, config, recompute=recompute, dtype=dtype), batch.targets_BT
-    )
+    logits_BTC = class_logits(batch.tokens_BT, params, config, wrap=wrap, dtype=dtype)
+    return cross_entropy(logits_BTC, batch.targets_BT)
 
 
 def prepare(

@@ -19,14 +19,17 @@ from torch import Tensor
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
 from llama3_scratch.linear import Params
+from llama3_scratch.model import Block
 from llama3_scratch.training import checkpoints
 from llama3_scratch.training.batches import IGNORE, Batch, Batches
-from llama3_scratch.training.loss import next_token_loss
+from llama3_scratch.training.fp8 import in_fp8
+from llama3_scratch.training.loss import next_token_loss, recomputed
 from llama3_scratch.training.optimizer import SCHEDULES, adamw, schedule
 
 log = logging.getLogger("llama3_scratch")
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+# Of the activations; in fp8 only what the layers' products take in is short.
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "fp8": torch.float32}
 PATIENCE = 5  # steps in a row whose loss or gradient is no number before a run gives up
 
 Loss = Callable[..., Tensor]
@@ -37,8 +40,8 @@ class Plan:
     """How a run learns. A run that goes on must have the plan that it began with.
 
     A step takes `accumulate` batches; `clip` is the largest norm of the gradient of all weights together; `dtype` is
-    the activations' ("f32", "bf16", or "f16" with a scaled loss), while weights and optimizer stay in f32; `recompute`
-    keeps only each layer's input for the way back.
+    the activations' ("f32", "bf16", "f16" with a scaled loss, or emulated "fp8"), while weights and optimizer stay in
+    f32; `recompute` keeps only each layer's input for the way back.
     """
 
     steps: int
@@ -57,6 +60,12 @@ class Plan:
             raise UsageError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+    def wrap(self, layer: Block) -> Block:
+        """The layer as this plan runs it."""
+        if self.dtype == "fp8":
+            layer = in_fp8(layer)
+        return recomputed(layer) if self.recompute else layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +156,7 @@ class Training:
 
     def loss(self, batch: Batch) -> Tensor:
         """The loss of a batch, summed over its targets."""
-        dtype = None if self.plan.dtype == "f32" else DTYPES[self.plan.dtype]
-        return self._loss(self.params, self.config, batch, recompute=self.plan.recompute, dtype=dtype)
+        return self._loss(self.params, self.config, batch, wrap=self.plan.wrap, dtype=DTYPES[self.plan.dtype])
 
     @torch.no_grad()
     def validate(self, batches: Batches, most: int | None = None) -> float:

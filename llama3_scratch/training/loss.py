@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from llama3_scratch.linear import Params
 from llama3_scratch.model import Block, block, forward, fused_block
 from llama3_scratch.training.batches import IGNORE, Batch
 
+Wrap = Callable[[Block], Block]
+
+
+def unchanged(layer: Block) -> Block:
+    return layer
+
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """−log softmax(logits)[target] in nats, summed over all targets but IGNORE: a number."""
@@ -21,14 +28,17 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def next_token_loss(
-    params: Params, config: Config, batch: Batch, *, recompute: bool = False, dtype: torch.dtype | None = None
+    params: Params,
+    config: Config,
+    batch: Batch,
+    *,
+    wrap: Wrap = unchanged,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """`cross_entropy` of a batch: a number. `dtype` is the activations'; `recompute` trades time for memory."""
+    """`cross_entropy` of a batch: a number. `dtype` is the activations'; `wrap` changes the layer."""
     several = bool((batch.documents_BT != batch.documents_BT[:, :1]).any())
     layer = within_documents(batch.documents_BT) if several else fused_block
-    if recompute:
-        layer = recomputed(layer)
-    logits_BTV = forward(batch.tokens_BT, params, config, block=layer, dtype=dtype)
+    logits_BTV = forward(batch.tokens_BT, params, config, block=wrap(layer), dtype=dtype)
     return cross_entropy(logits_BTV, batch.targets_BT)
 
 
