@@ -73,6 +73,7 @@ def _parser() -> cli.Parser:
     )
     plan.add_argument("--dtype", default="f32", help="of the activations: f32, bf16, f16 or fp8 (%(default)s)")
     plan.add_argument("--recompute", action="store_true", help="keep less and compute more")
+    plan.add_argument("--compile", action="store_true", help="by torch.compile: a minute later, then faster steps")
     plan.add_argument("--seed", type=size, default=0, metavar="N", help="(%(default)s)")
     plan.add_argument("--save-every", type=count, default=100, metavar="N", help="steps (%(default)s)")
     return parser
@@ -107,6 +108,7 @@ def main(options: argparse.Namespace) -> int:
         accumulate=options.accumulate,
         dtype=options.dtype,
         recompute=options.recompute,
+        compile=options.compile,
     )
     result = finetune(
         checkpoint,

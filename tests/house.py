@@ -60,6 +60,7 @@ ROOMS = {
         "training.batches",
         "training.loss",
         "training.fp8",
+        "training.compiled",
         "training.optimizer",
         "training.checkpoints",
         "training.loop",

@@ -203,6 +203,26 @@ def test_it_learns(data, dtype):
     assert held_out < 0.6 * losses[0]
 
 
+@pytest.mark.slow
+def test_a_compiled_loss_is_the_same_loss(data):
+    losses = []
+    for compile in (False, True):
+        ours = training(data, replace(PLAN, compile=compile))
+        losses.append([ours.advance().loss for _ in range(6)] + [ours.validate(batches(data, "validation"))])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_without_a_compiler_a_compiled_loss_says_so(data, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def missing(*args, **kwargs):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch, "compile", lambda loss: missing)
+    with pytest.raises(UsageError, match=r"--compile needs a C\+\+ compiler"):
+        training(data, replace(PLAN, compile=True)).advance()
+
+
 def test_only_what_learns_changes(data):
     params = init(CONFIG, seed=0)
     ours = Training(params, CONFIG, ["layers.1.ffn_norm.weight"], batches(data), PLAN)

@@ -22,6 +22,7 @@ from llama3_scratch.linear import Params
 from llama3_scratch.model import Block
 from llama3_scratch.training import checkpoints
 from llama3_scratch.training.batches import IGNORE, Batch, Batches
+from llama3_scratch.training.compiled import compiled
 from llama3_scratch.training.fp8 import in_fp8
 from llama3_scratch.training.loss import next_token_loss, recomputed
 from llama3_scratch.training.optimizer import SCHEDULES, adamw, schedule
@@ -41,7 +42,7 @@ class Plan:
 
     A step takes `accumulate` batches; `clip` is the largest norm of the gradient of all weights together; `dtype` is
     the activations' ("f32", "bf16", "f16" with a scaled loss, or emulated "fp8"), while weights and optimizer stay in
-    f32; `recompute` keeps only each layer's input for the way back.
+    f32; `recompute` keeps only each layer's input for the way back; `compile` has torch compile the loss.
     """
 
     steps: int
@@ -54,6 +55,7 @@ class Plan:
     accumulate: int = 1
     dtype: str = "f32"
     recompute: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -107,7 +109,7 @@ class Training:
         self.learning = {name: fresh[id(params[name])] for name in learning}
         self.params = params | self.learning
         self.config, self.plan, self.step = config, plan, 0
-        self._batches, self._loss = batches, loss
+        self._batches, self._loss = batches, compiled(loss) if plan.compile else loss
         self._optimizer = adamw(self.learning, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
         self._share = schedule(plan.schedule, plan.steps, plan.warmup)
         self._scaler = torch.amp.GradScaler(next(iter(fresh.values())).device.type, enabled=plan.dtype == "f16")

@@ -36,10 +36,14 @@ def next_token_loss(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`cross_entropy` of a batch: a number. `dtype` is the activations'; `wrap` changes the layer."""
-    several = bool((batch.documents_BT != batch.documents_BT[:, :1]).any())
-    layer = within_documents(batch.documents_BT) if several else fused_block
+    layer = within_documents(batch.documents_BT) if _several(batch.documents_BT) else fused_block
     logits_BTV = forward(batch.tokens_BT, params, config, block=wrap(layer), dtype=dtype)
     return cross_entropy(logits_BTV, batch.targets_BT)
+
+
+@torch.compiler.disable  # it looks at numbers to decide which layer is to be compiled
+def _several(documents_BT: Tensor) -> bool:
+    return bool((documents_BT != documents_BT[:, :1]).any())
 
 
 def within_documents(documents_BT: Tensor) -> Block:

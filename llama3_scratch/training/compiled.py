@@ -1,0 +1,32 @@
+"""A loss that torch compiles: slower to begin with by a minute, then each step is faster by what its kernels share."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama3_scratch.errors import UsageError
+
+
+def compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`loss` through torch.compile. Raises UsageError where there is no C++ compiler to do it with."""
+    fast = torch.compile(loss)
+
+    @functools.wraps(loss)
+    def checked(*args: Any, **kwargs: Any) -> Tensor:
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        with warnings.catch_warnings():
+            # RoPE's complex numbers aren't compiled, and a cached function is traced: both are meant.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._(dynamo|inductor)")
+            try:
+                return fast(*args, **kwargs)
+            except InvalidCxxCompiler as error:
+                raise UsageError("--compile needs a C++ compiler, as g++ or clang++; leave it out") from error
+
+    return checked
