@@ -115,3 +115,42 @@ def test_stories_without_capitals_get_them_back(tmp_path):
     assert script("tinystories")([str(tmp_path / "cased.txt"), str(tmp_path / "lower.txt"), "--out", str(out)]) == 0
     texts = [json.loads(line)["text"] for line in out.read_text().splitlines()]
     assert texts[2:] == ['One day Tim said, "I am Ann!" So he ran.\n\nThe end.'] and len(texts) == 3
+
+
+def test_a_search_ranks_its_runs_and_goes_on_where_it_stopped(data, tmp_path, capfd):
+    asked = [str(data), "--out", str(tmp_path), "--steps", "4", "--try", "lr=1e-5,1e-2", "--try", "layers=1"]
+    for name, value in zip(SHAPE[::2], SHAPE[1::2], strict=True):
+        asked += ["--try", f"{name[2:]}={value}"] if name != "--layers" else []
+    search = script("search_pretraining")
+    assert search(asked) == 0
+    out, err = capfd.readouterr()
+    rows = [line.split() for line in out.splitlines()]
+    assert (
+        rows[0][:3] == ["lr", "layers", "dim"]
+        and rows[0][-2:] == ["held-out", "loss"]
+        and [row[:2] for row in rows[1:]]
+        == [
+            ["1e-2", "1"],
+            ["1e-5", "1"],
+        ]
+    )
+    for lr, *_, loss in rows[1:]:
+        [folder] = tmp_path.glob(f"lr={lr},layers=1,dim=32,*")
+        lines = list(record.read(folder / "log.jsonl"))
+        assert float(loss) == pytest.approx(
+            [line["validation"] for line in lines if "validation" in line][-1], abs=1e-4
+        )
+    assert err.count("step 4/4") == 2
+    assert search(asked) == 0  # nothing is left to do
+    again, err = capfd.readouterr()
+    assert again == out and "step" not in err
+    assert search([*asked, "--most", "1"]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 2
+
+
+def test_what_a_search_cannot_try(data, tmp_path, capfd):
+    search = script("search_pretraining")
+    asked = [str(data), "--out", str(tmp_path), "--steps", "2"]
+    assert search([*asked, "--try", "lr="]) == 2 and "expected NAME=VALUE" in capfd.readouterr().err
+    assert search([*asked, "--try", "lr=1", "--try", "lr=2"]) == 2 and "tried twice" in capfd.readouterr().err
+    assert search([*asked, "--try", "nothing=1"]) == 2 and "--nothing" in capfd.readouterr().err
