@@ -1,21 +1,35 @@
 #!/usr/bin/env bash
-# How weights/storyteller was made, in about half an hour on two quiet cores:
+# How weights/storyteller was made, in about two hours on two quiet cores:
 #     scripts/storyteller.sh TINYSTORIES RUN
 # TINYSTORIES is a folder with train_cased.txt and train_lowercase.txt (5,509 stories of TinyStories), RUN a new folder.
-# A run that was stopped goes on with the same command. The weights there learnt from the stories of commit ee4ef1b:
-# write_stories.py has got other plots since, so that a run today gives other weights.
+# SmolLM2 reads 700 of these stories and then writes some thousand of its own; the generator writes the rest. A run that
+# was stopped goes on with the same command.
 set -euo pipefail
 tiny=${1:?a folder with train_cased.txt and train_lowercase.txt} run=${2:?a folder to work in}
 scripts=$(dirname "$0")
 mkdir -p "$run"
-if [ ! -e "$run/data/shards.json" ]; then
+if [ ! -e "$run/teller/adapter" ]; then
   python "$scripts/tinystories.py" "$tiny/train_cased.txt" "$tiny/train_lowercase.txt" --out "$run/tiny.jsonl"
+  python "$scripts/story_requests.py" "$run/tiny.jsonl" --count 700 --seed 1 --out "$run/requests.jsonl"
+  python "$scripts/finetune_lora.py" --data "$run/requests.jsonl" --out "$run/teller" --validation 0.02 --dtype bf16 \
+    --length 512 --batch 4 --lr 5e-4 --seed 1 --save-every 25 $([ -e "$run/teller/latest" ] && echo --resume || true)
+fi
+asking=()
+for seed in 1 2; do  # a process a core: so one's sampling doesn't make the other's products wait
+  OMP_NUM_THREADS=1 python "$scripts/ask_for_stories.py" "$run/tiny.jsonl" --adapter "$run/teller/adapter" --count 3700 \
+    --batch 96 --max-tokens 300 --seed "$seed" --out "$run/asked$seed.jsonl" &
+  asking+=($!)
+done
+for process in "${asking[@]}"; do wait "$process"; done
+if [ ! -e "$run/data/shards.json" ]; then
   python "$scripts/write_stories.py" --count 30000 --seed 1 --out "$run/made.jsonl"
-  python "$scripts/train_tokenizer.py" "$run/tiny.jsonl" "$run/made.jsonl" --size 2048 --out "$run/tokenizer"
-  python "$scripts/prepare_data.py" "$run/tiny.jsonl" "$run/made.jsonl" --tokenizer "$run/tokenizer" --out "$run/data" --validation 0.01
+  text=("$run/tiny.jsonl" "$run/made.jsonl" "$run/asked1.jsonl" "$run/asked2.jsonl")
+  python "$scripts/train_tokenizer.py" "${text[@]}" --size 2048 --out "$run/tokenizer"
+  python "$scripts/prepare_data.py" "${text[@]}" --clean gopher --near 0.8 --tokenizer "$run/tokenizer" --out "$run/data" \
+    --validation 0.01
 fi
 resume=$([ -e "$run/training/latest" ] && echo --resume || true)
 python "$scripts/pretrain.py" "$run/data" --out "$run/training" --dim 192 --layers 6 --heads 6 --kv-heads 2 --length 256 \
-  --batch 16 --steps 3000 --warmup 100 --lr 3e-3 --dtype bf16 --save-every 200 --validate-every 200 --sample-every 400 --seed 1 $resume
+  --batch 16 --steps 3600 --warmup 100 --lr 3e-3 --dtype bf16 --save-every 200 --validate-every 200 --sample-every 400 --seed 1 $resume
 python -m llama3_scratch.convert "$run/training/model" "$run/storyteller" --to meta --dtype bfloat16
-python "$scripts/tell_stories.py" "$run/storyteller" --text "$run/tiny.jsonl" "$run/made.jsonl"
+python "$scripts/tell_stories.py" "$run/storyteller" --text "$run/tiny.jsonl" "$run/made.jsonl" "$run"/asked*.jsonl
