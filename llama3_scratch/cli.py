@@ -41,6 +41,13 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
+def script(name: str, doc: str | None) -> Parser:
+    """The parser of scripts/{name}.py, whose --help shows the script's docstring as it stands, examples included."""
+    parser = Parser(name, doc or "", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.prog = f"python scripts/{name}.py"
+    return parser
+
+
 def number(
     kind: Callable[[str], Any],
     *,

@@ -28,8 +28,7 @@ log = logging.getLogger("llama3_scratch")
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("ask_for_stories", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/ask_for_stories.py"
+    parser = cli.script("ask_for_stories", __doc__)
     count = cli.number(int, least=1)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="stories with the words to ask for")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL to write or to go on with")

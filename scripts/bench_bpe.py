@@ -18,8 +18,7 @@ from llama3_scratch.errors import MismatchError, UsageError
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("bench_bpe", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/bench_bpe.py"
+    parser = cli.script("bench_bpe", __doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text, or JSON lines (.jsonl)")
     parser.add_argument(
         "--tokenizer", required=True, metavar="PATH|NAME", help="a tokenizer.model, or a model that has one"

@@ -20,8 +20,7 @@ from llama3_scratch.errors import UsageError
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("bench_finetune", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/bench_finetune.py"
+    parser = cli.script("bench_finetune", __doc__)
     count = cli.number(int, least=1)
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="conversations")

@@ -1,6 +1,6 @@
 """What the tracer costs: passes with it off, on, with statistics and with costs, in turns; medians and their ratios.
 
-python scripts/bench_trace.py [MODEL]
+python scripts/bench_trace.py smollm2-135m
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ WAYS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("bench_trace", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/bench_trace.py"
+    parser = cli.script("bench_trace", __doc__)
     parser.add_argument("model", nargs="?", default=DEFAULT, metavar="MODEL", help="(%(default)s)")
     parser.add_argument("--rounds", type=cli.number(int, least=1), default=15, metavar="N", help="(%(default)s)")
     return parser

@@ -20,8 +20,7 @@ from llama3_scratch.errors import UsageError
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("bench_training", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/bench_training.py"
+    parser = cli.script("bench_training", __doc__)
     count = cli.number(int, least=1)
     for name, default, what in (
         ("dim", 384, "width"),

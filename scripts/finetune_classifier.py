@@ -26,8 +26,7 @@ RATES = {"head": 1e-3, "last-block": 2e-4, "all": 5e-5, "lora": 2e-4}
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("finetune_classifier", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/finetune_classifier.py"
+    parser = cli.script("finetune_classifier", __doc__)
     count, positive = cli.number(int, least=1), cli.number(float, above=0)
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
     job = parser.add_mutually_exclusive_group(required=True)

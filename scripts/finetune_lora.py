@@ -20,8 +20,7 @@ from llama3_scratch.errors import UsageError
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("finetune_lora", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/finetune_lora.py"
+    parser = cli.script("finetune_lora", __doc__)
     count, size = cli.number(int, least=1), cli.number(int, least=0)
     positive = cli.number(float, above=0)
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")

@@ -17,8 +17,7 @@ from llama3_scratch import cli
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("prepare_data", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/prepare_data.py"
+    parser = cli.script("prepare_data", __doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text, or JSON lines (.jsonl)")
     parser.add_argument(
         "--tokenizer", required=True, metavar="PATH|NAME", help="a tokenizer.model, or a model that has one"

@@ -1,6 +1,6 @@
 """Train a Llama from random weights on prepared data, on whatever machine this is.
 
-    python scripts/prepare_data.py stories.txt --out data/stories --tokenizer data/tokenizer
+    python scripts/prepare_data.py stories.jsonl --tokenizer tokenizer --out data/stories
     python scripts/pretrain.py data/stories --out runs/stories --dim 128 --layers 6 --steps 2000
 
 prints a line a step and leaves in `runs/stories`: `log.jsonl`, `loss.png`, checkpoints to go on from (`--resume`), and
@@ -18,8 +18,7 @@ from llama3_scratch.errors import UsageError
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("pretrain", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/pretrain.py"
+    parser = cli.script("pretrain", __doc__)
     count, size = cli.number(int, least=1), cli.number(int, least=0)
     positive = cli.number(float, above=0)
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder that scripts/prepare_data.py wrote")

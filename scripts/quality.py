@@ -1,6 +1,6 @@
 """Measure what each form of quantised weights costs: perplexity, and mean KL divergence from the float weights.
 
-    python scripts/quality.py weights/wikitext2_valid.txt --noise
+    python scripts/quality.py text.txt --noise
 
 runs the first 8,192 tokens of a text, in windows of 512, through SmolLM2 with its weights in each form of `quantize`
 and in the blocks that llama.cpp's Python package makes, all turned back into floats: only the weights' rounding counts.
@@ -28,8 +28,7 @@ WINDOW = 512
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("quality", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/quality.py"
+    parser = cli.script("quality", __doc__)
     parser.add_argument("text", metavar="TEXT", type=Path, help="a file of UTF-8")
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="float weights (%(default)s)")
     parser.add_argument("--tokens", type=cli.number(int, least=WINDOW), default=8192, metavar="N", help="(%(default)s)")

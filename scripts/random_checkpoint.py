@@ -19,8 +19,7 @@ from llama3_scratch.errors import UsageError
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("random_checkpoint", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/random_checkpoint.py"
+    parser = cli.script("random_checkpoint", __doc__)
     parser.add_argument("name", metavar="NAME", help=", ".join(OFFICIAL))
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="(%(default)s)")

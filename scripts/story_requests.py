@@ -14,12 +14,12 @@ import random
 from pathlib import Path
 
 from llama3_scratch import cli
+from llama3_scratch.errors import UsageError
 from llama3_scratch.files import fresh_file
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("story_requests", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/story_requests.py"
+    parser = cli.script("story_requests", __doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="stories, JSONL with a text or plain text")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="conversations")
     parser.add_argument(
@@ -47,6 +47,8 @@ def main(options: argparse.Namespace) -> int:
             row = {"messages": [asked, {"role": "assistant", "content": story}]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             written += 1
+        if not written:
+            raise UsageError(f"{options.files[0]}: too few stories to take {ASKED} words of any from")
     print(f"{written} conversations, {len(telling)} words to ask for")
     return 0
 

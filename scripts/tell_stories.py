@@ -19,8 +19,7 @@ RUN = 5  # words by which a document's place is found again
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("tell_stories", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/tell_stories.py"
+    parser = cli.script("tell_stories", __doc__)
     parser.add_argument("model", metavar="PATH|NAME")
     parser.add_argument("--text", nargs="*", type=Path, default=[], metavar="FILE", help="what it learnt from")
     parser.add_argument("--count", type=cli.number(int, least=1), default=10, metavar="N", help="(%(default)s)")

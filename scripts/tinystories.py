@@ -20,8 +20,7 @@ from llama3_scratch.files import fresh_file, require_file
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("tinystories", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/tinystories.py"
+    parser = cli.script("tinystories", __doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="the first one with capitals")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     return parser

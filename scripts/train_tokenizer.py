@@ -16,8 +16,7 @@ from llama3_scratch import cli
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("train_tokenizer", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/train_tokenizer.py"
+    parser = cli.script("train_tokenizer", __doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text, or JSON lines (.jsonl)")
     parser.add_argument(
         "--size", type=cli.number(int, least=256), default=4096, metavar="N", help="tokens (%(default)s)"

@@ -19,8 +19,7 @@ from llama3_scratch.files import fresh_file
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("write_stories", (__doc__ or "").partition("\n")[0])
-    parser.prog = "python scripts/write_stories.py"
+    parser = cli.script("write_stories", __doc__)
     parser.add_argument("--count", type=cli.number(int, least=1), default=10, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="where to (stdout)")

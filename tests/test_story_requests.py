@@ -85,3 +85,5 @@ def test_what_cannot_be_asked(tales, tmp_path, capsys):
     (tmp_path / "few.txt").write_text("A cat sat.")
     assert ask([str(tmp_path / "few.txt"), "--model", str(model), "--out", str(tmp_path / "x.jsonl")]) == 2
     assert "too few stories to take 3 words from" in capsys.readouterr().err
+    assert script("story_requests")([str(tmp_path / "few.txt"), "--out", str(tmp_path / "y.jsonl")]) == 2
+    assert "too few stories to take 3 words of any" in capsys.readouterr().err and not (tmp_path / "y.jsonl").exists()

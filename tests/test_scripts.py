@@ -1,0 +1,117 @@
+"""What each script's --help says to type can be typed; at toy size, with the README's, it is run as it's printed."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama3_scratch.data.stories import stories
+from tests.house import PACKAGE
+from tests.test_pretrain import SCRIPTS, script
+from tests.test_readme import blocks
+
+NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
+LEARNING = [
+    *("tinystories", "write_stories", "train_tokenizer", "prepare_data", "pretrain", "search_pretraining"),
+    *("story_requests", "ask_for_stories", "tell_stories", "finetune_lora", "finetune_classifier"),
+    *("bench_bpe", "bench_training", "bench_finetune"),
+]
+# What makes a command small; the last of an option counts.
+SHAPE = "--dim 32 --layers 1 --heads 4 --kv-heads 2 --length 32 --batch 2"
+SMALL = {
+    "write_stories": "--count 60",
+    "train_tokenizer": "--size 300",
+    "pretrain": f"{SHAPE} --steps 2",
+    "search_pretraining": "--steps 2 --most 1 --try dim=32 --try heads=4 --try kv-heads=2 "
+    "--try length=32 --try batch=2",
+    "story_requests": "--count 6",
+    "finetune_lora": "--steps 1 --length 64 --batch 2 --validation 0.3",
+    "ask_for_stories": "--count 2 --max-tokens 3",
+    "tell_stories": "--count 1",
+    "finetune_classifier": "--train head --length 16",
+    "bench_training": f"{SHAPE} --vocab 300 --repeats 1",
+    "bench_finetune": "--steps 1 --batch 1",
+    "generate": "--max-tokens 3",
+    "chat": "--max-tokens 3",
+    "evaluate": "--max-tokens 3 --limit 3",
+}
+
+
+def examples(name: str) -> list[str]:
+    return re.findall(r"^    (python .+)$", (SCRIPTS / f"{name}.py").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_shows_examples_that_can_be_typed(name, capsys):
+    assert script(name)(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert examples(name) and all(f"    {line}\n" in shown for line in examples(name))
+    for line in examples(name):
+        _, *typed = shlex.split(line)
+        if typed[0] == "-m":
+            importlib.import_module(typed[1])._parser().parse_args(typed[2:])
+        else:
+            runpy.run_path(str(PACKAGE.parent / typed[0]))["_parser"]().parse_args(typed[1:])
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A folder with the files that the examples name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").symlink_to(PACKAGE.parent / "weights")
+    tales = list(stories(7, 120))
+    (tmp_path / "train_cased.txt").write_text("\n".join(tales[:80]))
+    (tmp_path / "train_lowercase.txt").write_text("\n".join(map(str.lower, tales)))
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(12)]
+    (tmp_path / "instructions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    spam = [("spam", f"Win {n} pounds") for n in range(310)] + [("ham", f"See you at {n}") for n in range(310)]
+    (tmp_path / "SMSSpamCollection.tsv").write_text("\n".join(f"{label}\t{text}" for label, text in spam))
+    for name in ("text.txt", "held-out.txt"):
+        (tmp_path / name).write_text("The cat sat on the mat and looked at the moon. " * 12)
+    question = {"query": "What is wet?", "choices": ["water", "sand"], "gold": 0}
+    (tmp_path / "questions.jsonl").write_text("\n".join([json.dumps(question)] * 4))
+    return tmp_path
+
+
+def run(line: str, monkeypatch) -> None:
+    _, *typed = shlex.split(line, comments=True)
+    if typed[0] == "-m":
+        name = typed[1].rpartition(".")[2]
+        main, argv = importlib.import_module(typed[1]).main, typed[2:]
+    else:
+        name = Path(typed[0]).stem
+        main, argv = script(name), typed[1:]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
+    assert main([*argv, *shlex.split(SMALL.get(name, ""))]) == 0, line
+
+
+@pytest.mark.slow
+def test_the_examples_of_all_that_learns_run_as_printed(here, monkeypatch, smollm2):
+    pytest.importorskip("peft")
+    done: list[str] = []
+    for name in LEARNING:
+        for line in examples(name):
+            if line not in done and not (Path("data/stories").exists() and " --out data/stories" in line):
+                if name == "tell_stories":
+                    Path("stories.jsonl").rename("made.jsonl")
+                run(line, monkeypatch)
+                done.append(line)
+    assert len(done) >= 17 and Path("runs/mine/adapter").exists() and Path("runs/spam/classifier").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
+def test_the_readmes_recipes_run_as_printed(document, here, monkeypatch, smollm2):
+    (recipes,) = (block for block in blocks(document, "sh") if "scripts/write_stories.py" in block)
+    lines = [line for line in recipes.splitlines() if "--judge" not in line]  # nobody sits behind that address here
+    for line in lines:
+        run(line, monkeypatch)
+    assert len(lines) >= 11
