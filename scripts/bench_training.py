@@ -18,10 +18,13 @@ from statistics import median
 from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
 
+OURS = "llama3_scratch"
+
 
 def _parser() -> cli.Parser:
     parser = cli.script("bench_training", __doc__)
     count = cli.number(int, least=1)
+    parser.add_argument("--compile", action="store_true", help="our step by torch.compile too")
     for name, default, what in (
         ("dim", 384, "width"),
         ("layers", 8, "layers"),
@@ -45,7 +48,8 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.init import init
     from llama3_scratch.machine import peaks
     from llama3_scratch.training.batches import Batch
-    from llama3_scratch.training.loss import next_token_loss, recomputed, unchanged
+    from llama3_scratch.training.compiled import compiled
+    from llama3_scratch.training.loss import Wrap, next_token_loss, recomputed, unchanged
     from llama3_scratch.training.optimizer import adamw
     from llama3_scratch.training.record import flops_per_token
 
@@ -86,8 +90,8 @@ def main(options: argparse.Namespace) -> int:
     )
     theirs_optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
-    def ours_step() -> None:
-        (next_token_loss(params, config, batch, dtype=dtype) / batch.targets_BT.numel()).backward()
+    def ours_step(loss: Callable[..., torch.Tensor] = next_token_loss, wrap: Wrap = unchanged) -> None:
+        (loss(params, config, batch, wrap=wrap, dtype=dtype) / batch.targets_BT.numel()).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -97,9 +101,16 @@ def main(options: argparse.Namespace) -> int:
         theirs_optimizer.step()
         theirs_optimizer.zero_grad(set_to_none=True)
 
-    seconds: dict[str, list[float]] = {"llama3_scratch": [], "transformers": []}
+    steps: dict[str, Callable[[], None]] = {
+        OURS: ours_step,
+        f"{OURS}, recomputing": partial(ours_step, wrap=recomputed),
+        "transformers": theirs_step,
+    }
+    if options.compile:
+        steps[f"{OURS}, compiled"] = partial(ours_step, compiled(next_token_loss))
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(-1, options.repeats):  # the first warms up, uncounted
-        for name, step in zip(seconds, (ours_step, theirs_step), strict=True):
+        for name, step in steps.items():
             begun = time.perf_counter()
             step()
             if repeat >= 0:
@@ -111,7 +122,7 @@ def main(options: argparse.Namespace) -> int:
     for name, all_of_them in seconds.items():
         rate = tokens / median(all_of_them)
         print(f"{name}: {rate:,.0f} tokens/s, MFU {flops_per_token(config, options.length) * rate / peak:.0%}")
-    print(f"ratio of medians: {median(seconds['transformers']) / median(seconds['llama3_scratch']):.2f}×")
+    print(f"ratio of medians: {median(seconds['transformers']) / median(seconds[OURS]):.2f}×")
     for recompute in (False, True):
         wrap = recomputed if recompute else unchanged
         kept = kept_bytes(partial(next_token_loss, params, config, batch, wrap=wrap, dtype=dtype))
