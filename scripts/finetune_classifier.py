@@ -90,6 +90,7 @@ def _learn(checkpoint, options: argparse.Namespace) -> int:
     from llama3_scratch.timings import peak_rss_bytes
     from llama3_scratch.training import checkpoints, record
     from llama3_scratch.training.classifying import class_loss, confusion, prepare, write_classifier
+    from llama3_scratch.training.display import display
     from llama3_scratch.training.loop import DTYPES, Plan, Training, run
 
     labelled = read_labelled(options.data)
@@ -120,12 +121,10 @@ def _learn(checkpoint, options: argparse.Namespace) -> int:
     log.info("%s parameters learn from %d texts of %s", f"{n_learning:,}", len(learn), ", ".join(classes))
     kept = record.Record(options.out, training.step)
     begun = time.perf_counter()
-    ended = run(
-        training,
-        options.out,
-        save_every=options.save_every,
-        on_step=record.teller(kept, plan.steps, record.flops_per_token(checkpoint.config, options.length), plan.dtype),
-    )
+    work = record.flops_per_token(checkpoint.config, options.length)
+    with display(training.step, plan.steps) as show:
+        tell = record.teller(kept, show, plan.steps, work, plan.dtype)
+        ended = run(training, options.out, save_every=options.save_every, on_step=tell)
     seconds = time.perf_counter() - begun
     if ended != "done":
         return 143

@@ -65,6 +65,7 @@ ROOMS = {
         "training.checkpoints",
         "training.loop",
         "data.shards",
+        "training.display",
         "training.record",
         "training.pretraining",
         "data.conversations",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import math
 import os
 import random
@@ -25,6 +27,7 @@ from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.tokenizer import PATTERN, Tokenizer
 from llama3_scratch.training import checkpoints, record
 from llama3_scratch.training.batches import IGNORE, Batch
+from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import NotLearningError, Plan, Training, run
 from llama3_scratch.training.loss import cross_entropy, next_token_loss, recomputed, unchanged, within_documents
 from llama3_scratch.training.optimizer import adamw, schedule
@@ -368,6 +371,42 @@ def test_the_log_is_one_story_and_draws_a_curve(tmp_path):
     assert [line["step"] for line in record.read(tmp_path / record.FILE)] == [0, 1, 2, 3, 4]
     drawn = record.draw(tmp_path)
     assert drawn is not None and drawn.read_bytes().startswith(b"\x89PNG")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    handler = logging.StreamHandler(screen)
+    log = logging.getLogger("llama3_scratch")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with display(10, 40) as show:
+            show(20, "step 20/40 · loss 3.1")
+            log.info("step 20 · held out 3.2")
+        assert handler.stream is screen and sys.stderr is screen
+        log.info("behind")
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+    shown = screen.getvalue()
+    assert "50%" in shown and shown.count("step 20 · held out 3.2") == 1 and shown.endswith("behind\n")
+    assert shown.index("step 20 · held out 3.2") < shown.rindex("step 20/40 · loss 3.1")
+
+
+def test_elsewhere_each_step_is_a_line(caplog):
+    caplog.set_level("INFO", logger="llama3_scratch")
+    with display(0, 2) as show:
+        show(1, "step 1/2")
+        show(2, "step 2/2")
+    assert caplog.messages == ["step 1/2", "step 2/2"]
 
 
 def test_a_run_doesnt_fail_for_a_picture(tmp_path, monkeypatch, caplog):

@@ -23,6 +23,7 @@ from llama3_scratch.quantize import quantize
 from llama3_scratch.stored import Params, quantised
 from llama3_scratch.timings import peak_rss_bytes
 from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import DTYPES, Plan, Training, run
 
 log = logging.getLogger("llama3_scratch")
@@ -142,9 +143,10 @@ def finetune(
     kept = record.Record(folder, training.step)
     before = training.validate(check) if check else float("nan")
     kept.add({"step": training.step - 1, "validation": before})
-    tell = record.teller(kept, plan.steps, _work(config, length, method), plan.dtype)
     begun = time.perf_counter()
-    ended = run(training, folder, save_every=save_every, on_step=tell)
+    with display(training.step, plan.steps) as show:
+        tell = record.teller(kept, show, plan.steps, _work(config, length, method), plan.dtype)
+        ended = run(training, folder, save_every=save_every, on_step=tell)
     seconds = time.perf_counter() - begun
     after = training.validate(check) if check else float("nan")
     kept.add({"step": training.step - 1, "validation": after})

@@ -19,6 +19,7 @@ from llama3_scratch.init import init
 from llama3_scratch.sample import sampler
 from llama3_scratch.stream import stream
 from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import Plan, Training, run
 
 log = logging.getLogger("llama3_scratch")
@@ -84,8 +85,6 @@ def pretrain(
         held_out = shards.batches("validation", size=size, length=length, seed=0)
     log.info("%s parameters, %s tokens a step", f"{config.n_parameters:,}", f"{size * length * plan.accumulate:,}")
 
-    tell = record.teller(kept, plan.steps, record.flops_per_token(config, length), plan.dtype)
-
     def validate() -> None:
         if held_out is not None:
             loss = training.validate(held_out, _MOST_VALIDATION)
@@ -96,7 +95,9 @@ def pretrain(
         log.info("step %d · %s", training.step, sample(training, shards, telling.sample))
 
     every = [(telling.validate_every, validate), (telling.sample_every, write_sample)]
-    ended = run(training, folder, save_every=telling.save_every, on_step=tell, every=every)
+    with display(training.step, plan.steps) as show:
+        tell = record.teller(kept, show, plan.steps, record.flops_per_token(config, length), plan.dtype)
+        ended = run(training, folder, save_every=telling.save_every, on_step=tell, every=every)
     export(training, shards, folder / "model")
     record.draw(folder)
     return ended

@@ -12,6 +12,7 @@ from typing import Any
 from llama3_scratch.config import Config
 from llama3_scratch.files import unwritable, write_whole
 from llama3_scratch.machine import peaks
+from llama3_scratch.training.display import Show
 from llama3_scratch.training.loop import Step
 
 log = logging.getLogger("llama3_scratch")
@@ -60,8 +61,8 @@ def flops_per_token(config: Config, length: int) -> float:
     return 3 * (2 * weights + config.n_layers * 4 * HK * (length + 1) / 2)
 
 
-def teller(kept: Record, steps: int, work: float, dtype: str) -> Callable[[Step], None]:
-    """What is done after each step: a line is printed, and one is kept. `work` is the FLOPs of a token.
+def teller(kept: Record, show: Show, steps: int, work: float, dtype: str) -> Callable[[Step], None]:
+    """What is done after each step: a line is shown, and one is kept. `work` is the FLOPs of a token.
 
     MFU, the share of what this machine's multiplications reach in `dtype`, is measured here.
     """
@@ -73,7 +74,7 @@ def teller(kept: Record, steps: int, work: float, dtype: str) -> Callable[[Step]
         nonlocal usual
         usual = step.seconds if not usual else 0.9 * usual + 0.1 * step.seconds
         share = work * step.tokens / step.seconds / peak
-        log.info(line(step, steps, share, (steps - step.step - 1) * usual))
+        show(step.step + 1, line(step, steps, share, (steps - step.step - 1) * usual))
         kept.add(as_dict(step) | {"mfu": round(share, 4)})
 
     return tell
