@@ -79,13 +79,14 @@ def multiplies(dtype: torch.dtype, device: str) -> bool:
 class _TiledLinear(torch.autograd.Function):
     """x @ weight.T with the frozen weight turned into floats a few rows at a time, backwards too.
 
-    Sums run in at least f32, so with bf16 or f16 x this is what a tensor core does: f32 sums, rounded once.
+    A processor that multiplies in x's short dtype does so, as a tensor core would: its sums are f32, rounded once for
+    each piece. Elsewhere x and the weight are turned into f32 first.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Floats) -> Tensor:
         ctx.weight = weight
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = _product_dtype(x)
         wide = x.to(dtype)
         out = wide.new_empty(*x.shape[:-1], weight.shape[0])
         for rows, piece in pieces(weight, dtype):
@@ -94,8 +95,13 @@ class _TiledLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
-        total = wide.new_zeros(*grad.shape[:-1], ctx.weight.shape[1])
+        wide = grad.to(_product_dtype(grad))
+        at_least_f32 = torch.promote_types(grad.dtype, torch.float32)
+        total = wide.new_zeros(*grad.shape[:-1], ctx.weight.shape[1], dtype=at_least_f32)
         for rows, piece in pieces(ctx.weight, wide.dtype):
             total += wide[..., rows] @ piece
         return total.to(grad.dtype), None
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    return x.dtype if multiplies(x.dtype, x.device.type) else torch.promote_types(x.dtype, torch.float32)
