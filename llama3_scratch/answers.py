@@ -15,7 +15,7 @@ from llama3_scratch.stream import stream
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said, how many tokens that took, and whether it ended by itself."""
+    """What a model said, how many tokens that took, and whether it ended by itself: with a stop token, not in text."""
 
     text: str
     tokens: int
@@ -47,6 +47,6 @@ def answers(
         said[step.row].append(step.token)
         ended[step.row] = step.finish_reason == "stop"
     return [
-        Answer(tokenizer.decode(ids[:-1] if done else ids).strip(), len(ids), done)
+        Answer(tokenizer.decode(ids[:-1] if done else ids), len(ids), done)
         for ids, done in zip(said, ended, strict=True)
     ]

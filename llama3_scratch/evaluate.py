@@ -285,7 +285,7 @@ def _answers(dialogs: list[list[Any]], checkpoint: Checkpoint, options: argparse
     said: list[str] = []
     for first in range(0, len(asked), _BATCH):
         part = answers(asked[first : first + _BATCH], checkpoint, max_tokens=options.max_tokens)
-        said += [answer.text for answer in part]
+        said += [answer.text.strip() for answer in part]
     return said
 
 

@@ -92,7 +92,7 @@ def main(options: argparse.Namespace) -> int:
         )
         with options.out.open("a") as file:
             for request, answer in zip(requests, said, strict=True):
-                text = answer.text if answer.ended else ""  # what was cut short is no story
+                text = answer.text.strip() if answer.ended else ""  # what was cut short is no story
                 file.write(json.dumps({"prompt": request, "text": text}, ensure_ascii=False) + "\n")
                 kept += bool(text)
         tokens += sum(answer.tokens for answer in said)

@@ -121,7 +121,9 @@ def _learn(checkpoint, options: argparse.Namespace) -> int:
     log.info("%s parameters learn from %d texts of %s", f"{n_learning:,}", len(learn), ", ".join(classes))
     kept = record.Record(options.out, training.step)
     begun = time.perf_counter()
-    work = record.flops_per_token(checkpoint.config, options.length)
+    layers = checkpoint.config.n_layers  # of the three parts of a step's work, the way there is always taken
+    parts = {"head": 1, "last-block": 1 + 2 / layers, "lora": 2, "all": 3}[options.train]
+    work = parts / 3 * record.flops_per_token(checkpoint.config, options.length)
     with display(training.step, plan.steps) as show:
         tell = record.teller(kept, show, plan.steps, work, plan.dtype)
         ended = run(training, options.out, save_every=options.save_every, on_step=tell)

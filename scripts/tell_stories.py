@@ -51,32 +51,24 @@ def longest_runs(stories: Sequence[str], documents: Iterable[str]) -> list[int]:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
-    import torch
-
+    from llama3_scratch.answers import answers
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.documents import documents
     from llama3_scratch.errors import UsageError
     from llama3_scratch.sample import sampler
-    from llama3_scratch.stream import stream
 
     model = load(options.model)
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise UsageError(f"{options.model}: has no tokenizer, expected a model that writes text")
     prompt = tokenizer.encode(options.begin, bos=tokenizer.add_bos, eos=False)
-    told: list[list[int]] = [[] for _ in range(options.count)]
-    for step in stream(
+    told = answers(
         [prompt] * options.count,
-        model.params,
-        model.config,
-        samplers=[sampler(temperature=options.temperature, seed=seed) for seed in range(options.count)],
+        model,
         max_tokens=model.config.max_seq_len,
-        stop=lambda row, token: token in tokenizer.stop_tokens,
-        dtype=torch.float32,
-    ):
-        if step.token not in tokenizer.stop_tokens:
-            told[step.row].append(step.token)
-    stories = [options.begin + tokenizer.decode(ids) for ids in told]
+        samplers=[sampler(temperature=options.temperature, seed=seed) for seed in range(options.count)],
+    )
+    stories = [options.begin + answer.text for answer in told]
     runs = longest_runs(stories, documents(options.text)) if options.text else []
     for seed, story in enumerate(stories):
         copied = f"; {runs[seed]} words in a row stand so in the text" if runs else ""
