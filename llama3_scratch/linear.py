@@ -16,6 +16,11 @@ from llama3_scratch.native import kernels
 from llama3_scratch.stored import Floats, Params, pieces, stored
 
 
+def at_least_f32(dtype: torch.dtype) -> torch.dtype:
+    """f32 for the short types, f64 for f64: where Meta's code says `.float()`."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def linear(x: Tensor, params: Params, name: str) -> Tensor:
     """x (…, columns) times the weight of `name`, transposed: (…, rows), in x's dtype."""
     out = product(x, stored(params, name))
@@ -23,7 +28,7 @@ def linear(x: Tensor, params: Params, name: str) -> Tensor:
         low_rank = linear(linear(x, params, f"{name}.adaptor.A"), params, f"{name}.adaptor.B")
         out = out + low_rank * params[f"{name}.adaptor.scale"].to(x.dtype)
     if f"{name}.adaptor.magnitude" in params:
-        own = row_lengths(params, name, torch.promote_types(x.dtype, torch.float32))
+        own = row_lengths(params, name, at_least_f32(x.dtype))
         out = out * (params[f"{name}.adaptor.magnitude"] / own).to(x.dtype)
     return out
 
@@ -79,29 +84,23 @@ def multiplies(dtype: torch.dtype, device: str) -> bool:
 class _TiledLinear(torch.autograd.Function):
     """x @ weight.T with the frozen weight turned into floats a few rows at a time, backwards too.
 
-    A processor that multiplies in x's short dtype does so, as a tensor core would: its sums are f32, rounded once for
-    each piece. Elsewhere x and the weight are turned into f32 first.
+    In x's dtype where the processor multiplies in it (its sums are f32, rounded once), else in f32.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Floats) -> Tensor:
         ctx.weight = weight
-        dtype = _product_dtype(x)
-        wide = x.to(dtype)
+        ctx.dtype = x.dtype if multiplies(x.dtype, x.device.type) else at_least_f32(x.dtype)
+        wide = x.to(ctx.dtype)
         out = wide.new_empty(*x.shape[:-1], weight.shape[0])
-        for rows, piece in pieces(weight, dtype):
+        for rows, piece in pieces(weight, wide.dtype):
             out[..., rows] = F.linear(wide, piece)
         return out.to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        wide = grad.to(_product_dtype(grad))
-        at_least_f32 = torch.promote_types(grad.dtype, torch.float32)
-        total = wide.new_zeros(*grad.shape[:-1], ctx.weight.shape[1], dtype=at_least_f32)
+        wide = grad.to(ctx.dtype)
+        total = wide.new_zeros(*grad.shape[:-1], ctx.weight.shape[1], dtype=at_least_f32(grad.dtype))
         for rows, piece in pieces(ctx.weight, wide.dtype):
             total += wide[..., rows] @ piece
         return total.to(grad.dtype), None
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    return x.dtype if multiplies(x.dtype, x.device.type) else torch.promote_types(x.dtype, torch.float32)

@@ -17,14 +17,9 @@ from torch import Tensor
 
 from llama3_scratch.cache import NO_CACHE, NoCache
 from llama3_scratch.config import Config, RopeScaling
-from llama3_scratch.linear import Params, embed, linear
+from llama3_scratch.linear import Params, at_least_f32, embed, linear
 
 Block = Callable[..., Tensor]
-
-
-def at_least_f32(dtype: torch.dtype) -> torch.dtype:
-    """f32 for the short types, f64 for f64: where Meta's code says `.float()`."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def rms_norm(x_BTD: Tensor, params: Params, name: str, config: Config) -> Tensor:

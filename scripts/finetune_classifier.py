@@ -11,16 +11,15 @@ read. The model is SmolLM2-135M-Instruct unless --model names another.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT
-from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.errors import UsageError
 
-log = logging.getLogger("llama3_scratch")
+if TYPE_CHECKING:
+    from llama3_scratch.checkpoint.load import Checkpoint
 
 RATES = {"head": 1e-3, "last-block": 2e-4, "all": 5e-5, "lora": 2e-4}
 
@@ -66,13 +65,14 @@ def main(options: argparse.Namespace) -> int:
     return _apply(checkpoint, options) if options.apply else _learn(checkpoint, options)
 
 
-def _apply(checkpoint, options: argparse.Namespace) -> int:
+def _apply(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
     import torch
 
-    from llama3_scratch.training.classifying import class_logits, read_classifier
+    from llama3_scratch.training.classifier import class_logits, read_classifier
 
     params, classes, read = read_classifier(options.apply, checkpoint)
     tokenizer = checkpoint.tokenizer
+    assert tokenizer is not None
     for text in options.text:
         ids = tokenizer.encode(text, bos=tokenizer.add_bos, eos=False)
         if not ids:
@@ -85,81 +85,43 @@ def _apply(checkpoint, options: argparse.Namespace) -> int:
     return 0
 
 
-def _learn(checkpoint, options: argparse.Namespace) -> int:
-    from llama3_scratch.data.labelled import LabelledTexts, balanced, read_labelled
-    from llama3_scratch.timings import peak_rss_bytes
-    from llama3_scratch.training import checkpoints, record
-    from llama3_scratch.training.classifying import class_loss, confusion, prepare, write_classifier
-    from llama3_scratch.training.display import display
-    from llama3_scratch.training.loop import DTYPES, Plan, Training, run
+def _learn(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
+    from llama3_scratch.data.labelled import balanced, read_labelled
+    from llama3_scratch.training.classifying import finetune
+    from llama3_scratch.training.loop import Plan
 
-    labelled = read_labelled(options.data)
-    classes = sorted({row.label for row in labelled})
-    learn, test = balanced(labelled, options.balanced, seed=options.seed)
-    how = {"size": options.batch, "length": options.length, "read": options.read}
-    batches = LabelledTexts(learn, classes, checkpoint.tokenizer, seed=options.seed, **how)
+    learn, test = balanced(read_labelled(options.data), options.balanced, seed=options.seed)
     plan = Plan(
-        steps=options.epochs * len(batches),
+        steps=options.epochs * -(-len(learn) // options.batch),
         lr=options.lr or RATES.get(options.train, 0.0),
         warmup=5,
         weight_decay=0.0,
         dtype=options.dtype,
     )
-    params, learning = prepare(
-        checkpoint, options.train, len(classes), dtype=options.dtype, rank=options.rank, seed=options.seed
+    result = finetune(
+        checkpoint,
+        learn,
+        test[: options.limit],
+        plan,
+        options.out,
+        trained=options.train,
+        read=options.read,
+        size=options.batch,
+        length=options.length,
+        rank=options.rank,
+        seed=options.seed,
+        save_every=options.save_every,
+        resume=options.resume,
     )
-    about = {"model": checkpoint.path.name, "train": options.train, "classes": classes, "read": options.read}
-    training = Training(params, checkpoint.config, learning, batches, plan, about=about, loss=class_loss)
-    options.out.mkdir(parents=True, exist_ok=True)
-    there = checkpoints.newest(options.out)
-    if (there is None) == options.resume:
-        what = "no whole checkpoint to go on from" if options.resume else "there is a run already; --resume goes on"
-        raise FileError(f"{options.out}: {what}")
-    if there is not None:
-        training.resume(there)
-    n_learning = sum(tensor.numel() for tensor in training.learning.values())
-    log.info("%s parameters learn from %d texts of %s", f"{n_learning:,}", len(learn), ", ".join(classes))
-    kept = record.Record(options.out, training.step)
-    begun = time.perf_counter()
-    layers = checkpoint.config.n_layers  # of the three parts of a step's work, the way there is always taken
-    parts = {"head": 1, "last-block": 1 + 2 / layers, "lora": 2, "all": 3}[options.train]
-    work = parts / 3 * record.flops_per_token(checkpoint.config, options.length)
-    with display(training.step, plan.steps) as show:
-        tell = record.teller(kept, show, plan.steps, work, plan.dtype)
-        ended = run(training, options.out, save_every=options.save_every, on_step=tell)
-    seconds = time.perf_counter() - begun
-    if ended != "done":
+    if result is None:
         return 143
-    write_classifier(options.out / "classifier", training.learning | _constants(params), about)
-    dtype = DTYPES[options.dtype]
-    rows = LabelledTexts(test[: options.limit], classes, checkpoint.tokenizer, seed=None, **(how | {"size": 32}))
-    counts = confusion(training.params, checkpoint.config, rows, len(classes), dtype=dtype).tolist()
-    right = sum(counts[i][i] for i in range(len(classes)))
-    shares = {label: counts[i][i] / max(1, sum(counts[i])) for i, label in enumerate(classes)}
-    total = sum(map(sum, counts))
-    result = {
-        **about,
-        "learnt": n_learning,
-        "minutes": round(seconds / 60, 2),
-        "peak_mb": round(peak_rss_bytes() / 1e6),
-        "tested": total,
-        "right": right / total,
-        "right_of": shares,
-        "counts": counts,
-    }
-    (options.out / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    of = ", ".join(f"{label} {share:.1%}" for label, share in shares.items())
+    of = ", ".join(f"{label} {share:.1%}" for label, share in result.right_of.items())
     print(
-        f"right: {right / total:.2%} of {total} ({of}) · {n_learning:,} parameters learnt · {seconds / 60:.1f} min · "
-        f"peak {result['peak_mb']} MB"
+        f"right: {result.right:.2%} of {result.tested} ({of}) · {result.learnt:,} parameters learnt · "
+        f"{result.seconds / 60:.1f} min · peak {result.peak_bytes / 1e6:.0f} MB"
     )
     print(options.out / "classifier")
     return 0
-
-
-def _constants(params) -> dict:
-    """The adapters' scales, which belong to what was learnt though they don't learn."""
-    return {name: tensor for name, tensor in params.items() if name.endswith(".adaptor.scale")}
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ ROOMS = {
         "data.conversations",
         "training.finetuning",
         "data.labelled",
+        "training.classifier",
         "training.classifying",
     ],
     "Verbs: `python -m llama3_scratch.<verb>`": [

@@ -12,7 +12,7 @@ from llama3_scratch.checkpoint.load import load
 from llama3_scratch.data.labelled import Labelled, LabelledTexts, balanced, read_labelled
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.training.batches import IGNORE
-from llama3_scratch.training.classifying import TRAINED, class_logits, confusion, prepare, read_classifier
+from llama3_scratch.training.classifier import TRAINED, class_logits, confusion, prepare, read_classifier
 from tests import tiny
 from tests.test_pretrain import script
 

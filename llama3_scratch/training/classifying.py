@@ -1,124 +1,116 @@
-"""A classifier: a head of one row a class on what `decode` makes of a text, instead of the head over the vocabulary."""
+"""A model learns to put texts into classes: what scripts/finetune_classifier.py does once its options are read."""
 
 from __future__ import annotations
 
 import json
-import math
+import logging
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from llama3_scratch.checkpoint.check import each
-from llama3_scratch.checkpoint.hf import read_safetensors
-from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.checkpoint.load import Checkpoint
-from llama3_scratch.config import Config
-from llama3_scratch.data.labelled import READ
+from llama3_scratch.data.labelled import Labelled, LabelledTexts
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import fresh_folder, read_json
-from llama3_scratch.linear import Params, embed, linear
-from llama3_scratch.lora import attach, trainable
-from llama3_scratch.model import decode, fused_block
-from llama3_scratch.stored import quantised
-from llama3_scratch.training.batches import IGNORE, Batch, Batches
-from llama3_scratch.training.loop import DTYPES
-from llama3_scratch.training.loss import Wrap, cross_entropy, unchanged
+from llama3_scratch.files import write_whole
+from llama3_scratch.timings import peak_rss_bytes
+from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training.classifier import class_loss, confusion, prepare, write_classifier
+from llama3_scratch.training.display import display
+from llama3_scratch.training.loop import DTYPES, Plan, Training, run
 
-HEAD = "score"  # as LlamaForSequenceClassification calls it
-TRAINED = ("head", "last-block", "all", "lora")
-_TENSORS, _ABOUT = "learnt.safetensors", "classifier.json"
+log = logging.getLogger("llama3_scratch")
+
+_TEST_SIZE = 32  # texts looked at at once
 
 
-def class_logits(
-    tokens_BT: Tensor, params: Params, config: Config, *, wrap: Wrap = unchanged, dtype: torch.dtype | None = None
-) -> Tensor:
-    """The score of each class at each token: logits_BTC, in at least f32."""
-    x_BTD = embed(tokens_BT, params, "tok_embeddings", dtype=dtype)
-    x_BTD = decode(x_BTD, params, config, block=wrap(fused_block))
-    logits_BTC = linear(x_BTD, params, HEAD)
-    return logits_BTC.to(torch.promote_types(logits_BTC.dtype, torch.float32))
+@dataclass(frozen=True)
+class Result:
+    """What learnt, what it took, and how many texts of each class (rows) were taken for each (columns)."""
+
+    classes: Sequence[str]
+    learnt: int
+    seconds: float
+    peak_bytes: int
+    counts: list[list[int]]
+
+    @property
+    def tested(self) -> int:
+        return sum(map(sum, self.counts))
+
+    @property
+    def right(self) -> float:
+        """The share of all texts."""
+        return sum(self.counts[i][i] for i in range(len(self.classes))) / max(1, self.tested)
+
+    @property
+    def right_of(self) -> dict[str, float]:
+        """The share of each class's texts."""
+        return {label: self.counts[i][i] / max(1, sum(self.counts[i])) for i, label in enumerate(self.classes)}
 
 
-def class_loss(
-    params: Params, config: Config, batch: Batch, *, wrap: Wrap = unchanged, dtype: torch.dtype | None = None
-) -> Tensor:
-    """`cross_entropy` of a batch whose targets are classes: a number."""
-    logits_BTC = class_logits(batch.tokens_BT, params, config, wrap=wrap, dtype=dtype)
-    return cross_entropy(logits_BTC, batch.targets_BT)
-
-
-def prepare(
+def finetune(
     checkpoint: Checkpoint,
-    trained: str,
-    classes: int,
+    learn: Sequence[Labelled],
+    test: Sequence[Labelled],
+    plan: Plan,
+    folder: Path,
     *,
-    dtype: str = "f32",
-    rank: int = 16,
-    alpha: float = 32.0,
-    seed: int = 0,
-) -> tuple[Params, list[str]]:
-    """The params with a fresh head, and the names of those that learn: the head alone, with it the last layer and the
-    last norm, all weights, or an adapter of rank `rank` beside each projection."""
-    params, config = checkpoint.params, checkpoint.config
-    if trained not in TRAINED:
-        raise UsageError(f"what is trained must be one of {', '.join(TRAINED)}, got {trained!r}")
-    if name := quantised(params):
-        raise UsageError(
-            f"{checkpoint.path}: {name}: weights in integers aren't trained; take the model they came from"
-        )
-    params = {name: tensor for name, tensor in params.items() if name != "output.weight"}  # nothing asks it
-    if trained != "all":  # frozen floats are only multiplied by
-        params = each(params, lambda tensor: tensor.to(DTYPES[dtype]))
-    names: list[str] = []
-    if trained == "lora":
-        params = attach(params, config, rank=rank, alpha=alpha, seed=seed)
-        names = list(trainable(params))
-    elif trained == "last-block":
-        names = ["norm.weight", *(name for name in params if name.startswith(f"layers.{config.n_layers - 1}."))]
-    elif trained == "all":
-        names = list(params)
-    generator = torch.Generator().manual_seed(seed)
-    head_CD = torch.randn(classes, config.dim, generator=generator) / math.sqrt(config.dim)
-    return params | {f"{HEAD}.weight": head_CD}, [*names, f"{HEAD}.weight"]
+    trained: str,
+    read: str,
+    size: int,
+    length: int,
+    rank: int,
+    seed: int,
+    save_every: int,
+    resume: bool = False,
+) -> Result | None:
+    """Learn the classes of `learn` in the plan's epochs of batches of `size`, then test; None where it was stopped.
 
-
-@torch.inference_mode()
-def confusion(params: Params, config: Config, batches: Batches, classes: int, *, dtype: torch.dtype | None) -> Tensor:
-    """How many texts of each class (rows) were taken for each class (columns): counts_CC."""
-    counts_CC = torch.zeros(classes, classes, dtype=torch.long)
-    for index in range(len(batches)):
-        batch = batches.batch(index)
-        read_BT = batch.targets_BT != IGNORE
-        taken_B = class_logits(batch.tokens_BT, params, config, dtype=dtype)[read_BT].argmax(-1)
-        counts_CC.index_put_((batch.targets_BT[read_BT], taken_B), torch.tensor(1), accumulate=True)
-    return counts_CC
-
-
-def write_classifier(folder: Path, learnt: Params, about: dict[str, Any]) -> None:
-    """What learnt, and in `about` the classes and the token they're read at; the model that it's put into stays where
-    it is."""
-    with fresh_folder(folder) as temporary:
-        write_safetensors(temporary / _TENSORS, {name: tensor.detach().contiguous() for name, tensor in learnt.items()})
-        (temporary / _ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_classifier(folder: Path, checkpoint: Checkpoint) -> tuple[Params, Sequence[str], str]:
-    """The model's params with what a classifier has learnt, its classes, and the token they're read at."""
-    about = read_json(folder / _ABOUT, "what scripts/finetune_classifier.py wrote")
-    classes, read = about.get("classes"), about.get("read")
-    if not isinstance(classes, list) or len(classes) < 2 or read not in READ:
-        raise FileError(f"{folder / _ABOUT}: expected two classes or more, and read as {' or '.join(READ)}")
-    learnt = read_safetensors(folder / _TENSORS)
-    head = learnt.get(f"{HEAD}.weight")
-    wanted = (len(classes), checkpoint.config.dim)
-    if head is None or head.shape != wanted:
-        got = "nothing" if head is None else list(head.shape)
-        raise FileError(f"{folder / _TENSORS}: {HEAD}.weight: expected {list(wanted)}, got {got}; of another model?")
-    for name, tensor in learnt.items():
-        there = checkpoint.params.get(name)
-        if ".adaptor." not in name and name != f"{HEAD}.weight" and (there is None or there.shape != tensor.shape):
-            raise FileError(f"{folder / _TENSORS}: {name} is no weight of {checkpoint.path} of this size")
-    return checkpoint.params | learnt, classes, read
+    `folder` gets the log, checkpoints, `classifier/`, and `result.json`.
+    """
+    tokenizer, config = checkpoint.tokenizer, checkpoint.config
+    if tokenizer is None:
+        raise UsageError(f"{checkpoint.path}: has no tokenizer, so it can't read text")
+    classes = sorted({row.label for row in learn})
+    batches = LabelledTexts(learn, classes, tokenizer, size=size, length=length, seed=seed, read=read)
+    params, learning = prepare(checkpoint, trained, len(classes), dtype=plan.dtype, rank=rank, seed=seed)
+    about: dict[str, Any] = {"model": checkpoint.path.name, "train": trained, "classes": classes, "read": read}
+    training = Training(params, config, learning, batches, plan, about=about, loss=class_loss)
+    folder.mkdir(parents=True, exist_ok=True)
+    there = checkpoints.newest(folder)
+    if (there is None) == resume:
+        what = "no whole checkpoint to go on from" if resume else "there is a run already; --resume goes on"
+        raise FileError(f"{folder}: {what}")
+    if there is not None:
+        training.resume(there)
+    n_learning = sum(tensor.numel() for tensor in training.learning.values())
+    log.info("%s parameters learn from %d texts of %s", f"{n_learning:,}", len(learn), ", ".join(classes))
+    kept = record.Record(folder, training.step)
+    # Of the three parts of a step's work the way there is always taken.
+    parts = {"head": 1, "last-block": 1 + 2 / config.n_layers, "lora": 2, "all": 3}[trained]
+    work = parts / 3 * record.flops_per_token(config, length)
+    begun = time.perf_counter()
+    with display(training.step, plan.steps) as show:
+        tell = record.teller(kept, show, plan.steps, work, plan.dtype)
+        ended = run(training, folder, save_every=save_every, on_step=tell)
+    seconds = time.perf_counter() - begun
+    if ended != "done":
+        return None
+    constants = {name: tensor for name, tensor in params.items() if name.endswith(".adaptor.scale")}
+    write_classifier(folder / "classifier", training.learning | constants, about)
+    looked_at = LabelledTexts(test, classes, tokenizer, size=_TEST_SIZE, length=length, seed=None, read=read)
+    counts = confusion(training.params, config, looked_at, len(classes), dtype=DTYPES[plan.dtype]).tolist()
+    result = Result(classes, n_learning, seconds, peak_rss_bytes(), counts)
+    numbers = {
+        "learnt": n_learning,
+        "minutes": round(seconds / 60, 2),
+        "peak_mb": round(result.peak_bytes / 1e6),
+        "tested": result.tested,
+        "right": result.right,
+        "right_of": result.right_of,
+        "counts": counts,
+    }
+    write_whole(folder / "result.json", json.dumps(about | numbers, indent=2, ensure_ascii=False) + "\n")
+    return result
