@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch import cli
-from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.errors import FileError, Llama3Error, UsageError
 from llama3_scratch.options import FORMS, add_adapter_option
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError(f"{options.model}: has no tokenizer, so it can't read text")
     other = _other(checkpoint, options)
     found: dict[str, Any] = {"model": options.model}
+    failed: Llama3Error | None = None
     if options.text is not None:
         found |= _on_text(checkpoint, other, options)
     models = {options.model: checkpoint} | ({_other_name(options): other} if other is not None else {})
@@ -74,12 +75,23 @@ def main(options: argparse.Namespace) -> int:
     if options.samples is not None:
         found["samples"] = _samples(models, options)
     if options.instructions is not None:
-        found["instructions"] = _instructions(models, options)
+        found["instructions"], failed = _instructions(models, options)
     if options.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(_in_json(found), indent=2, ensure_ascii=False, allow_nan=False))
     else:
         _print_table(found)
+    if failed is not None:
+        raise failed
     return 0
+
+
+def _in_json(value: Any) -> Any:
+    """The same with null for what is no number, as the error of a single value: JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _in_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_json(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _other(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint | None:
@@ -238,8 +250,11 @@ def _samples(models: dict[str, Checkpoint], options: argparse.Namespace) -> list
     ]
 
 
-def _instructions(models: dict[str, Checkpoint], options: argparse.Namespace) -> dict[str, Any]:
-    """Conversations, of each its last answer and the models' own, with the marks that a judge gives them."""
+def _instructions(
+    models: dict[str, Checkpoint], options: argparse.Namespace
+) -> tuple[dict[str, Any], Llama3Error | None]:
+    """Conversations, of each its last answer and the models' own, with the marks that a judge gives them, and why it
+    gives no more: the answers, which took their time, aren't lost with it."""
     from llama3_scratch.data.conversations import read_conversations
     from llama3_scratch.judge import Judge
     from llama3_scratch.scoring import estimate
@@ -254,22 +269,25 @@ def _instructions(models: dict[str, Checkpoint], options: argparse.Namespace) ->
         rows.append({"prompt": task, "reference": conversation[last]["content"]})
     found: dict[str, Any] = {"file": str(options.instructions), "rows": rows}
     for name, checkpoint in models.items():
-        marks: list[float] = []
         for row, answer in zip(rows, _answers(asked, checkpoint, options), strict=True):
             row[name] = answer
-            if judge is not None:
-                mark = judge.mark(row["prompt"], row["reference"], answer)
-                row[f"mark of {name}"] = mark
-                marks += [] if mark is None else [float(mark)]
-        if judge is not None:
-            means = estimate(marks) if marks else None
-            found.setdefault("marks", {})[name] = {
-                "judge": judge.model,
-                "marked": len(marks),
-                "mean": means.mean if means else None,
-                "error": means.error if means else None,
-            }
-    return found
+    failed: Llama3Error | None = None
+    for name in models if judge is not None else ():
+        assert judge is not None
+        try:
+            for row in rows if failed is None else ():
+                row[f"mark of {name}"] = judge.mark(row["prompt"], row["reference"], row[name])
+        except Llama3Error as error:
+            failed = error
+        marks = [float(row[f"mark of {name}"]) for row in rows if row.get(f"mark of {name}") is not None]
+        means = estimate(marks) if marks else None
+        found.setdefault("marks", {})[name] = {
+            "judge": judge.model,
+            "marked": len(marks),
+            "mean": means.mean if means else None,
+            "error": means.error if means else None,
+        }
+    return found, failed
 
 
 def _answers(dialogs: list[list[Any]], checkpoint: Checkpoint, options: argparse.Namespace) -> list[str]:

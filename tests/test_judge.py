@@ -115,6 +115,13 @@ def test_evaluate_marks_the_answers_of_both_models(endpoint, tmp_path, capsys, m
     assert evaluate.main(judged) == 0
     out = capsys.readouterr().out
     assert "reference: 2" in out and "mark of 3" in out and "60.0" in out
+    endpoint.says, endpoint.asked[:] = [(200, completion("70")), (400, "")], []
+    assert evaluate.main([*judged, "--json"]) == 1  # a judge that fails loses no answer
+    out, err = capsys.readouterr()
+    found = json.loads(out)["instructions"]
+    assert all(row[str(model)] and row[str(other)] for row in found["rows"]) and "HTTP 400" in err
+    assert found["marks"][str(model)]["mean"] == 70 and found["marks"][str(model)]["error"] is None
+    assert [found["marks"][str(name)]["marked"] for name in (model, other)] == [1, 0] and len(endpoint.asked) == 2
     asked_before = len(endpoint.asked)
     assert evaluate.main(asked) == 0  # without a judge the answers alone
     assert "reference: 1" in capsys.readouterr().out and len(endpoint.asked) == asked_before
