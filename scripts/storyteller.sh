@@ -2,8 +2,9 @@
 # How weights/storyteller was made, in about two hours on two quiet cores:
 #     scripts/storyteller.sh TINYSTORIES RUN
 # TINYSTORIES is a folder with train_cased.txt and train_lowercase.txt (5,509 stories of TinyStories), RUN a new folder.
-# SmolLM2 reads 700 of these stories and then writes some thousand of its own; the generator writes the rest. A run that
-# was stopped goes on with the same command.
+# SmolLM2 reads 700 of these stories and then writes some thousand of its own; the generator writes the rest. At the
+# end the model reads some more of the generator's stories alone, since these hold together best. A run that was stopped
+# goes on with the same command.
 set -euo pipefail
 tiny=${1:?a folder with train_cased.txt and train_lowercase.txt} run=${2:?a folder to work in}
 scripts=$(dirname "$0")
@@ -28,8 +29,17 @@ if [ ! -e "$run/data/shards.json" ]; then
   python "$scripts/prepare_data.py" "${text[@]}" --clean gopher --near 0.8 --tokenizer "$run/tokenizer" --out "$run/data" \
     --validation 0.01
 fi
-resume=$([ -e "$run/training/latest" ] && echo --resume || true)
-python "$scripts/pretrain.py" "$run/data" --out "$run/training" --dim 192 --layers 6 --heads 6 --kv-heads 2 --length 256 \
-  --batch 16 --steps 3600 --warmup 100 --lr 3e-3 --dtype bf16 --save-every 200 --validate-every 200 --sample-every 400 --seed 1 $resume
-python -m llama3_scratch.convert "$run/training/model" "$run/storyteller" --to meta --dtype bfloat16
-python "$scripts/tell_stories.py" "$run/storyteller" --text "$run/tiny.jsonl" "$run/made.jsonl" "$run"/asked*.jsonl
+how=(--dim 192 --layers 6 --heads 6 --kv-heads 2 --length 256 --batch 16 --dtype bf16 --seed 1 --save-every 200 --validate-every 200)
+if [ ! -e "$run/training/step_3600" ]; then
+  resume=$([ -e "$run/training/latest" ] && echo --resume || true)
+  python "$scripts/pretrain.py" "$run/data" --out "$run/training" "${how[@]}" --steps 3600 --warmup 100 --lr 3e-3 \
+    --sample-every 400 $resume
+fi
+if [ ! -e "$run/more/shards.json" ]; then
+  python "$scripts/write_stories.py" --count 10000 --seed 2 --out "$run/more.jsonl"
+  python "$scripts/prepare_data.py" "$run/more.jsonl" --tokenizer "$run/tokenizer" --out "$run/more" --validation 0.02
+fi
+resume=$([ -e "$run/ending/latest" ] && echo --resume || echo --weights "$run/training/step_3600")
+python "$scripts/pretrain.py" "$run/more" --out "$run/ending" "${how[@]}" --steps 480 --warmup 20 --lr 1e-3 $resume
+python -m llama3_scratch.convert "$run/ending/model" "$run/storyteller" --to meta --dtype bfloat16
+python "$scripts/tell_stories.py" "$run/storyteller" --text "$run"/{tiny,made,asked1,asked2,more}.jsonl
