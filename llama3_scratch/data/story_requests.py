@@ -1,5 +1,6 @@
-"""Requests for a story that has three given words in it, which is how TinyStories got its variety
-(Eldan and Li 2023, arXiv:2305.07759): a model that has learnt to answer them writes other stories for other words.
+"""Requests for a story with three given words in it, which is how TinyStories got its variety (arXiv:2305.07759).
+
+A model that has learnt to answer them writes other stories for other words.
 """
 
 from __future__ import annotations
