@@ -68,7 +68,9 @@ class Judge:
                     raise Llama3Error(f"judge {self.url}: HTTP {error.code} {error.reason}") from error
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
                 if attempt + 1 == self.tries:
-                    raise Llama3Error(f"judge {self.url}: {getattr(error, 'reason', error)}") from error
+                    reason = getattr(error, "reason", error)
+                    why = getattr(reason, "strerror", None) or reason
+                    raise Llama3Error(f"judge {self.url} can't be reached: {why}; see that it runs there") from error
             except (ValueError, LookupError, TypeError) as error:
                 raise Llama3Error(f"judge {self.url}: its reply isn't a chat completion's JSON") from error
             time.sleep(self.pause * 2**attempt)

@@ -93,7 +93,7 @@ def test_what_no_second_try_can_mend_is_said_at_once(endpoint, says, said):
 def test_an_address_is_of_the_web():
     with pytest.raises(UsageError, match="must begin with http:// or https://, got 'file:///etc/passwd'"):
         Judge("file:///etc/passwd", "fair")
-    with pytest.raises(Llama3Error, match=r"judge http://127\.0\.0\.1:9: .*refused"):
+    with pytest.raises(Llama3Error, match=r"judge http://127\.0\.0\.1:9 can\'t be reached: .*refused; see that"):
         Judge("http://127.0.0.1:9", "fair", pause=0).mark("a", "b", "c")
 
 
