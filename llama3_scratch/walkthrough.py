@@ -31,6 +31,7 @@ from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT, resolve
 from llama3_scratch.errors import FileError, Llama3Error, MismatchError, UsageError
 from llama3_scratch.files import require_file, write_whole
+from llama3_scratch.training.display import display
 
 log = logging.getLogger("llama3_scratch")
 
@@ -89,6 +90,14 @@ def c_source(file: str, name: str) -> None:
     while lines[begin - 1].startswith(("/*", " *")):
         begin -= 1
     print("\n".join(["```c", *lines[begin : end + 1], "```"]))
+
+
+def contents(path: str | Path) -> None:
+    """Print the document's sections as links, for cog."""
+    titles = re.findall(r"^## (.+)$", Path(path).read_text(encoding="utf-8"), re.MULTILINE)
+    # GitHub's anchors: lower case, without punctuation, a hyphen for each space
+    anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+    print(" ·\n".join(f"[{title}](#{anchor})" for title, anchor in zip(titles, anchors, strict=True)))
 
 
 def read(path: Path) -> list[Cell]:
@@ -249,6 +258,26 @@ def notebook(cells: Sequence[Cell], outputs: Sequence[str | None], folder: Path)
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": metadata, "cells": written}
 
 
+def _run_in_view(path: Path, cells: Sequence[Cell], *, compare: bool) -> list[str | None]:
+    """What every cell printed; which section runs is said on stderr, since all of them take a minute or two."""
+    titles = [_title(cell) for cell in cells]
+    outputs: list[str | None] = []
+    running = run(path, cells, compare=compare)
+    with display(0, len(cells)) as show:
+        for number, title in enumerate(titles):
+            if title:
+                show(number, title)
+            outputs.append(next(running))
+        show(len(cells), "done")
+    return outputs
+
+
+def _title(cell: Cell) -> str:
+    """The last heading of a section in a piece of prose, "" where none begins there."""
+    found = re.findall(r"^#{1,2} (.+)$", cell.text, re.MULTILINE) if isinstance(cell, Prose) else []
+    return found[-1] if found else ""
+
+
 def _parser() -> cli.Parser:
     parser = cli.Parser("walkthrough", (__doc__ or "").partition("\n\n")[0])
     parser.add_argument("document", nargs="?", metavar="FILE", help="another document to run in the same way")
@@ -292,7 +321,7 @@ def main(options: argparse.Namespace) -> int:
         from llama3_scratch.checkpoint.load import load
 
         pictures.draw(pictures.data(load(DEFAULT)), path.parent / pictures.FOLDER)
-    outputs = list(run(path, cells, compare=not other and not options.update))
+    outputs = _run_in_view(path, cells, compare=not other and not options.update)
     if options.update:
         write_whole(path, updated(path.read_text(encoding="utf-8"), cells, outputs))
     if options.notebook:

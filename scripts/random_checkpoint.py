@@ -2,8 +2,8 @@
 
     python scripts/random_checkpoint.py llama3.2-1b weights/random-1b --tokenizer tokenizer.model
 
-writes consolidated.00.pth (2.47 GB of bfloat16), params.json and the tokenizer, in about half a minute. Without
---tokenizer the weights can be read, but no text. The weights take their whole size in memory: with --layers 1 even
+writes consolidated.00.pth (2.47 GB of bfloat16), params.json and the tokenizer, in less than a minute. Without
+--tokenizer the model takes token ids only, no text. The weights take their whole size in memory: with --layers 1 even
 llama3.1-405b's shape fits a 32 GB machine.
 """
 
@@ -21,11 +21,21 @@ from llama3_scratch.errors import UsageError
 def _parser() -> cli.Parser:
     parser = cli.script("random_checkpoint", __doc__)
     parser.add_argument("name", metavar="NAME", help=", ".join(OFFICIAL))
-    parser.add_argument("folder", metavar="FOLDER", type=Path)
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="(%(default)s)")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to write it")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the weights (%(default)s)"
+    )
     parser.add_argument("--layers", type=cli.number(int, least=1), metavar="N", help="fewer layers than the official")
-    parser.add_argument("--shards", type=cli.number(int, least=1), default=1, metavar="N", help="(%(default)s)")
-    parser.add_argument("--seed", type=cli.number(int, least=0, most=2**64 - 1), default=0, metavar="N")
+    parser.add_argument(
+        "--shards",
+        type=cli.number(int, least=1),
+        default=1,
+        metavar="N",
+        help="consolidated.NN.pth files (%(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=cli.number(int, least=0, most=2**64 - 1), default=0, metavar="N", help="(%(default)s)"
+    )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.model to put beside the weights")
     return parser
 

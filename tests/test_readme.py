@@ -11,6 +11,7 @@ import shlex
 
 import pytest
 
+from llama3_scratch.__main__ import verbs
 from tests import test_parity_mutations as mistakes
 from tests import test_trace_compare
 from tests.house import PACKAGE
@@ -40,6 +41,12 @@ def test_the_python_example_prints_what_its_comment_says(document, smollm2):
 def test_both_languages_show_the_same_example():
     plain = [re.sub(r"#.*", "", code(document)) for document in DOCUMENTS]
     assert plain[0] == plain[1]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_verb_stands_in_the_table(document):
+    text = (PACKAGE.parent / document).read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `python -m llama3_scratch\.(\w+)` \|", text, re.MULTILINE)) == sorted(verbs())
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -90,6 +90,32 @@ def test_both_languages_have_the_same_sections_functions_pictures_and_formulas_i
     assert len(ours) > 80 and kinds[0] == kinds[1]
 
 
+@pytest.mark.parametrize("document", [ENGLISH, CHINESE], ids=lambda path: path.name)
+def test_every_section_is_linked_from_the_contents(document):
+    text = document.read_text(encoding="utf-8")
+    links = re.findall(r"^\[(.+)\]\(#(\S+)\)", text, re.MULTILINE)
+    assert [title for title, _ in links] == re.findall(r"^## (.+)", text, re.MULTILINE)
+    assert ("18. What changes in 3.1, 3.2 and 3.3", "18-what-changes-in-31-32-and-33") in links or document == CHINESE
+    assert not [anchor for _, anchor in links if re.search(r"[^\w-]|[A-Z]", anchor)]
+
+
+def test_no_function_is_shown_twice():
+    text = ENGLISH.read_text(encoding="utf-8")
+    shown = re.findall(r"source\((\"[^)]*\")\)", text)
+    assert len(shown) > 30 and len(set(shown)) == len(shown)
+    bodies = re.findall(r"\[\[\[cog.*?\]\]\]\s*-->\n(```.*?)<!--", text, re.DOTALL)
+    assert len(set(bodies)) == len(bodies)
+
+
+def test_what_runs_is_said_as_it_runs(tmp_path, caplog):
+    caplog.set_level("INFO", logger="llama3_scratch")
+    path = small(tmp_path, "x += 1", 'x += 1\nimport logging\nlogging.getLogger("llama3_scratch").info("here")')
+    path.write_text(path.read_text().replace("```sh", "## 2. Later\n\n```sh"))
+    assert walkthrough.main([str(path)]) == 0
+    said = [record.message for record in caplog.records]
+    assert said.index("A document") < said.index("2. Later") < said.index("here") < said.index("done")
+
+
 def test_what_may_be_left_out_is_needed_by_nothing_else():
     bound: dict[bool, set[str]] = {False: set(), True: set()}
     used = set()
