@@ -100,8 +100,7 @@ class Cache(NoCache):
         return torch.arange(self.length, self.length + tokens, device=device)[None]
 
     def span(self, tokens: int) -> int:
-        span = self.length + tokens
-        if span > self.limit:
+        if (span := self.length + tokens) > self.limit:
             raise UsageError(f"the cache holds {self.limit} tokens, {self.length} are in and {tokens} more were given")
         return span
 
@@ -135,10 +134,11 @@ class Cache(NoCache):
 
     def room(self, name: str, span: int, like_BTGK: Tensor) -> tuple[Kept, Kept]:
         """What the layer keeps its keys and its values in, with room for `span` slots."""
-        layer = self.layers.get(name)
-        if layer is None:
+        if (layer := self.layers.get(name)) is None:
             keys, values = self.forms
             layer = self.layers[name] = keys(like_BTGK), values(like_BTGK)
+        if len(layer[0].values) != len(like_BTGK):
+            raise UsageError(f"a cache of {len(layer[0].values)} rows got {len(like_BTGK)}; take one for each batch")
         if layer[0].slots < span:
             for kept in layer:
                 kept.grow(min(self.limit, -(-span // BLOCK) * BLOCK))

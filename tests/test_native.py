@@ -454,6 +454,90 @@ def test_any_number_of_threads(threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("form", ["int8", "f32"])
+@pytest.mark.parametrize("tokens", [1, 5, 16, 20, 31])
+def test_more_threads_than_tokens(form, tokens, calls):
+    """Each thread's part of the attention is its own, however few or many the tokens are."""
+    params, before = WEIGHTS[form](wild(TILED)), torch.get_num_threads()
+    tokens_BT = tiny.tokens(1, 300 + tokens, TILED)
+    try:
+        torch.set_num_threads(32)
+        for _ in range(20):
+            caches = Cache(400), Cache(400)
+            for cache in caches:
+                plain(tokens_BT[:, :300], params, TILED, cache=cache)
+            x_BTD = embed(tokens_BT[:, 300:], params, "tok_embeddings", dtype=torch.float32)
+            ours = fast_decode(params, TILED)(x_BTD, params, TILED, cache=caches[0])
+            with pytest.MonkeyPatch.context() as without:
+                without.setattr(kernels, "usable", lambda x: False)
+                check(ours, decode(x_BTD, params, TILED, cache=caches[1]), 1e-3)
+    finally:
+        torch.set_num_threads(before)
+    assert calls.count("decode") == (20 if form == "int8" or tokens <= kernels.FEW else 0)
+
+
+class Doubled(Kept):
+    """A form of one's own, which C doesn't know."""
+
+    def put(self, index, x_BTGK):
+        super().put(index, 2 * x_BTGK)
+
+    def get(self, span):
+        return super().get(span) / 2
+
+
+class Counting(Cache):
+    """A cache that keeps things in a way of its own."""
+
+    extended = 0
+
+    def extend(self, name, k_BTGK, v_BTGK):
+        self.extended += 1
+        return super().extend(name, k_BTGK, v_BTGK)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Cache(64, keys=Doubled),
+        lambda: Cache(64, values=Doubled),
+        lambda: Counting(64),
+        lambda: strided(Cache(64)),
+    ],
+    ids=["keys of one's own", "values of one's own", "a cache of one's own", "other strides"],
+)
+def test_a_cache_that_c_doesnt_know_goes_to_torch(make, calls):
+    params = wild(TILED)
+    tokens_BT = tiny.tokens(2, 9, TILED)
+    cache, wanted = make(), Cache(64)
+    for each in (cache, wanted):
+        plain(tokens_BT[:, :8], params, TILED, cache=each)
+    model = FastForward(params, TILED, dtype=torch.float32)
+    check(model.logits(tokens_BT[:, 8:], cache), plain(tokens_BT[:, 8:], params, TILED, cache=wanted), 1e-5)
+    assert "decode" not in calls and cache.length == 9
+
+
+def strided(cache):
+    """The cache, with room whose rows and slots lie the other way round."""
+    for index in range(TILED.n_layers):
+        like_BTGK = torch.zeros(2, 1, TILED.n_kv_heads, TILED.head_dim)
+        for kept in cache.room(f"layers.{index}.attention", 64, like_BTGK):
+            kept.values = kept.values.transpose(0, 1).contiguous().transpose(0, 1)
+    return cache
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT)
+def test_a_cache_of_other_rows_is_refused(rows, keep):
+    params = wild(TILED)
+    cache = Cache(64, keys=keep, values=keep)
+    native(tiny.tokens(rows, 3, TILED), params, TILED, cache=cache)
+    for way in (native, plain):
+        with pytest.raises(UsageError, match=f"a cache of {rows} rows got 2; take one for each batch"):
+            way(tiny.tokens(2, 1, TILED), params, TILED, cache=cache)
+    assert cache.length == 3
+
+
 def test_two_callers_at_once_wait_for_each_other():
     params = one("int8", torch.randn(160, 96))
     x = torch.randn(4, 96)

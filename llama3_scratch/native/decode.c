@@ -487,7 +487,8 @@ EXPORT int decode(const Layer *layers, int n_layers, const float *last_norm, con
     stretch = stretch < 8 ? 8 : stretch;
     int chunks = n <= FEW ? (longest - 1) / stretch + 1 : 0; /* as pieces of work; with many tokens there are enough */
     int64_t parts = chunks ? chunks : 1;
-    int alone = n < threads, copies = alone ? threads : 1;
+    int alone = n < threads && chunks > 0; /* what join_chunks makes itself lies in one place for all threads */
+    int copies = alone ? threads : 1;
     size_t floats = all + 2 * kv + all * parts + 2 * n * sizes->heads * parts;
     size_t inputs = input_size(n, sizes->dim) + input_size(n, sizes->heads * K) + input_size(n, sizes->hidden);
     Scratch s;

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.cache import NO_CACHE, Cache, Kept, NoCache
+from llama3_scratch.cache_forms import KeptBf16, KeptInt4, KeptInt8
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import ResourceError, UsageError
 from llama3_scratch.linear import embed
@@ -20,7 +21,13 @@ from llama3_scratch.stored import Params, Tiles, stored
 
 _NORMS = ("attention_norm", "ffn_norm")
 _MATRICES = tuple(f"attention.{w}" for w in ("wq", "wk", "wv", "wo")) + tuple(f"feed_forward.w{i}" for i in (1, 2, 3))
-_CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}  # enum CacheKind of native.h
+# enum CacheKind of native.h, and the dtype in which each form keeps its numbers
+_CACHE_KINDS = {
+    Kept: (0, torch.float32),
+    KeptBf16: (1, torch.bfloat16),
+    KeptInt8: (2, torch.int8),
+    KeptInt4: (3, torch.uint8),
+}
 # Torch multiplies floats faster where tokens are many, and attends faster where each sees many.
 MANY, LONG = 1024, 2048
 _POSITIONS = 1024  # by which the table of rotations grows
@@ -135,14 +142,16 @@ class NativeDecode:
         )
         self._rotations_J = torch.empty(0, config.head_dim // 2, dtype=torch.complex64)  # of every position so far
         self._keys, self._values = (_Kept * config.n_layers)(), (_Kept * config.n_layers)()
-        self._first: Tensor | None = None  # where the first layer's keys are kept, by which a cache is known again
+        # Where the first layer's keys are kept, by which a cache is known again, and the slots that it has.
+        self._first: Tensor | None = None
+        self._slots = 0
 
     def __call__(self, x_BTD: Tensor, params: Params, config: Config, *, cache: NoCache = NO_CACHE) -> Tensor:
         B, T, D = x_BTD.shape
         ours = self._sizes.dim == D and params is self._params
         if not ours or not isinstance(cache, Cache) or not kernels.usable(x_BTD):
             return decode(x_BTD, params, config, cache=cache)
-        if not self._worth(B * T, cache.span(T)):
+        if not self._worth(B * T, cache.span(T)) or not self._finds(cache, cache.span(T), B):
             return decode(x_BTD, params, config, cache=cache)
         out_BTD = x_BTD.clone(memory_format=torch.contiguous_format)
         self._run(out_BTD, cache, None, None)
@@ -159,7 +168,7 @@ class NativeDecode:
             return None
         embedding, head = self._ends
         x_BTD = torch.empty(B, T, D)
-        if not kernels.usable(x_BTD):
+        if not kernels.usable(x_BTD) or not self._finds(cache, cache.span(T), B):
             return None
         tokens = tokens_BT.flatten().tolist()
         if not 0 <= min(tokens) <= max(tokens) < V:
@@ -170,16 +179,15 @@ class NativeDecode:
         return logits_BTV
 
     def _run(self, x_BTD: Tensor, cache: Cache, head: Any, logits: int | None) -> None:
-        """Take x_BTD through all layers, in place, and with a head the logits too."""
+        """Take x_BTD through all layers, in place, and with a head the logits too; the cache is the one found last."""
         B, T, _ = x_BTD.shape
         n, span = B * T, cache.span(T)
         if len(self._rotations_J) < span:
             positions_1T = torch.arange(-(-span // _POSITIONS) * _POSITIONS)[None]
             self._rotations_J = rotations(positions_1T, self._config, x_BTD.dtype)[0]
-        slots = self._find(cache, span, B)
         positions = (c_int32 * n)(*cache.positions(T, x_BTD.device).expand(B, T).flatten().tolist())
         rows = (c_int32 * n)(*(row for row in range(B) for _ in range(T)))
-        tokens = _Tokens(n, slots, addressof(rows), addressof(positions), self._rotations_J.data_ptr())
+        tokens = _Tokens(n, self._slots, addressof(rows), addressof(positions), self._rotations_J.data_ptr())
         done = kernels.require().decode(
             addressof(self._layers),
             self._config.n_layers,
@@ -201,21 +209,42 @@ class NativeDecode:
         """Whether the kernels are the faster way for n tokens of which the last sees `span`."""
         return 0 < n <= kernels.FEW or (self._tiled and n <= MANY and span <= LONG)
 
-    def _find(self, cache: Cache, span: int, batch: int) -> int:
-        """Look up where the cache keeps everything, if that has changed; the slots that it has."""
+    def _finds(self, cache: Cache, span: int, batch: int) -> bool:
+        """Look up where the cache keeps everything, if that has changed; whether C can work with it so."""
+        if type(cache).extend is not Cache.extend:  # it keeps things in a way of its own
+            return False
         like_BTGK = torch.empty(batch, 1, self._config.n_kv_heads, self._config.head_dim)
         layers = (cache.room(f"layers.{index}.attention", span, like_BTGK) for index in range(len(self._layers)))
-        keys, values = first = next(layers)
-        if keys.values is not self._first:  # all layers' places change together, when a cache grows or drops rows
-            for index, (keys, values) in enumerate((first, *layers)):
-                self._keys[index], self._values[index] = _kept(keys), _kept(values)
-            self._first = first[0].values
-        return first[0].slots
+        first = next(layers)
+        if first[0].values is self._first:  # all layers' places change together, when a cache grows or drops rows
+            return True
+        self._first, self._slots = None, first[0].slots
+        wanted = (batch, self._slots, self._config.n_kv_heads, self._config.head_dim)
+        for index, (keys, values) in enumerate((first, *layers)):
+            of_keys, of_values = _kept(keys, wanted), _kept(values, wanted)
+            if of_keys is None or of_values is None:
+                return False
+            self._keys[index], self._values[index] = of_keys, of_values
+        self._first = first[0].values
+        return True
 
 
-def _kept(of: Kept) -> _Kept:
+def _kept(of: Kept, wanted: tuple[int, int, int, int]) -> _Kept | None:
+    """What C reads and writes, of `wanted` = (rows, slots, heads, numbers of a head); None where it isn't just that."""
+    if type(of) not in _CACHE_KINDS or of.head_dim != wanted[3]:
+        return None
+    kind, dtype = _CACHE_KINDS[type(of)]
+    group = 0
+    expected = [(of.values, dtype, wanted[3] // 2 if kind == 3 else wanted[3])]
     scales = of.tensors().get("scales")
-    if scales is None:
-        return _Kept(_CACHE_KINDS[of.values.dtype], 0, of.values.data_ptr(), None)
-    group = of.head_dim // scales.shape[-1]
-    return _Kept(_CACHE_KINDS[of.values.dtype], group, of.values.data_ptr(), scales.data_ptr())
+    if scales is not None:
+        groups = scales.shape[-1]
+        group = wanted[3] // groups
+        if group * groups != wanted[3]:
+            return None
+        expected.append((scales, torch.float32, groups))
+    for tensor, its_dtype, width in expected:
+        lies = tensor.dtype == its_dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
+        if not lies or tensor.shape != (*wanted[:3], width):
+            return None
+    return _Kept(kind, group, of.values.data_ptr(), None if scales is None else scales.data_ptr())
