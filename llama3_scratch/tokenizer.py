@@ -12,6 +12,7 @@ import json
 import operator
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -21,7 +22,7 @@ from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json, require_file, write_whole
 
 FILE, EXTRA_FILE = "tokenizer.model", "tokenizer_extra.json"
-CHAT_FORMATS = ("llama3", "chatml")
+CHAT_FORMATS = ("llama3", "chatml", "template")
 # What ends a chat's turn or its text, of those that a vocabulary has: a chat that doesn't stop there never stops.
 _TURN_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>")
 # Meta's two limits (`Tokenizer.encode`): beyond them the splitting regex runs out of stack.
@@ -48,11 +49,23 @@ META: dict[str, Any] = {
     "system_prompt": None,
 }
 
+# A key that files without it do without.
+_TEMPLATE = "chat_template"
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template's Jinja source, and the texts of the special tokens that it knows by name (`bos_token` …)."""
+
+    source: str
+    variables: dict[str, str] = field(default_factory=dict)
+
 
 class Tokenizer:
     """A byte-level BPE whose ranks are its ids, and the special tokens beside it.
 
     `add_bos`: whether plain text is to start with BOS. `system_prompt`: what a chat says first when nothing else does.
+    `chat_template`: the model's own; it lays chats out where `chat_format` is "template".
     """
 
     def __init__(
@@ -67,6 +80,7 @@ class Tokenizer:
         chat_format: str | None,
         add_bos: bool,
         system_prompt: str | None = None,
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         if "" in special_tokens:
             raise UsageError(f"special token {special_tokens['']} is the empty text, expected at least a character")
@@ -93,7 +107,8 @@ class Tokenizer:
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.stop_tokens = list(stop_tokens)
-        self.set_chat_format(chat_format)
+        self.chat_template = chat_template
+        self._frame_chats(chat_format)
         self.add_bos = add_bos
         self.system_prompt = system_prompt
         self.n_words = max(known, default=-1) + 1
@@ -106,9 +121,16 @@ class Tokenizer:
             raise UsageError(f"the split pattern {pattern!r} isn't a regular expression: {error}") from error
 
     def set_chat_format(self, chat_format: str | None) -> None:
-        """Frame chats so; with a chat format, whatever ends a turn becomes a stop token."""
+        """Frame chats so, and so alone; with a chat format, whatever ends a turn becomes a stop token."""
+        self._frame_chats(chat_format)
+        if chat_format != "template":
+            self.chat_template = None
+
+    def _frame_chats(self, chat_format: str | None) -> None:
         if chat_format not in (None, *CHAT_FORMATS):
             raise UsageError(f"chat_format must be one of {', '.join(CHAT_FORMATS)} or none, got {chat_format!r}")
+        if chat_format == "template" and self.chat_template is None:
+            raise UsageError("chat_format template needs a chat template, and this model's files have none")
         self.chat_format = chat_format
         if chat_format is not None:
             ends = [self.special_tokens[name] for name in _TURN_ENDS if name in self.special_tokens]
@@ -312,12 +334,13 @@ def _extra(tokenizer: Tokenizer) -> dict[str, Any]:
         "add_bos": tokenizer.add_bos,
         "chat_format": tokenizer.chat_format,
         "system_prompt": tokenizer.system_prompt,
+        **({_TEMPLATE: asdict(tokenizer.chat_template)} if tokenizer.chat_template else {}),
     }
 
 
 def _read_extra(path: Path) -> dict[str, Any]:
     extra = read_json(path, "what tokenizer.model leaves unsaid")
-    for key in META.keys() | extra.keys():
+    for key in META.keys() | extra.keys() - {_TEMPLATE}:
         if key not in META or key not in extra:
             raise FileError(f"{path}: {key} is {'missing' if key in META else 'unknown'}, expected {', '.join(META)}")
     natural = {"first_rank", "n_ranks", "n_single_bytes"}
@@ -326,6 +349,8 @@ def _read_extra(path: Path) -> dict[str, Any]:
             good, wanted = isinstance(value, str) or (value is None and key != "pattern"), "a string"
         elif key == "add_bos":
             good, wanted = isinstance(value, bool), "true or false"
+        elif key == _TEMPLATE:
+            good, wanted = _is_template(value), "a source and variables, all of them texts"
         elif key == "stop_tokens":
             good, wanted = isinstance(value, list) and all(map(is_id, value)), "a list of ids"
         elif key == "special_tokens":
@@ -337,6 +362,13 @@ def _read_extra(path: Path) -> dict[str, Any]:
     return extra
 
 
+def _is_template(value: Any) -> bool:
+    match value:
+        case {"source": str(), "variables": dict(variables), **rest}:
+            return not rest and all(isinstance(text, str) for text in variables.values())
+    return False
+
+
 def is_id(value: Any) -> bool:
     """Whether a value out of JSON can be a token's id."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
@@ -344,7 +376,10 @@ def is_id(value: Any) -> bool:
 
 def _build(ranks: dict[bytes, int], extra: dict[str, Any], path: Path) -> Tokenizer:
     fields = {key: extra[key] for key in META if key not in ("first_rank", "n_ranks", "n_single_bytes")}
+    fields["special_tokens"] = dict(extra["special_tokens"])
+    if _TEMPLATE in extra:
+        fields[_TEMPLATE] = ChatTemplate(**extra[_TEMPLATE])
     try:
-        return Tokenizer(ranks, **fields | {"special_tokens": dict(extra["special_tokens"])})
+        return Tokenizer(ranks, **fields)
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error

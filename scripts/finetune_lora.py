@@ -44,7 +44,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--rows", type=count, metavar="N", help="learn from the first N (after shuffling) only")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("--other-data", action="store_true", help="with --resume: the data may have changed")
-    parser.add_argument("--chat-format", choices=("llama3", "chatml"), help="where the model's files don't say")
+    parser.add_argument("--chat-format", choices=("llama3", "chatml", "template"), help="lay chats out so")
     how = parser.add_argument_group("what learns")
     how.add_argument("--method", default="lora", help="lora, dora, qlora or full (%(default)s)")
     how.add_argument("--rank", type=count, default=16, metavar="N", help="(%(default)s)")

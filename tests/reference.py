@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from llama3_scratch import download
-from llama3_scratch.checkpoint.byte_level import PATTERNS, byte_level_tokenizer, chat_settings
+from llama3_scratch.checkpoint.byte_level import PATTERNS, byte_level_tokenizer
+from llama3_scratch.checkpoint.chat_format import chat_settings
 from llama3_scratch.checkpoint.gguf import read_header
 from llama3_scratch.errors import FileError
 from llama3_scratch.tokenizer import Tokenizer, read_tokenizer

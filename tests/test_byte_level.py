@@ -19,11 +19,11 @@ from llama3_scratch.checkpoint.byte_level import (
     PATTERNS,
     SMOLLM_PATTERN,
     byte_level_tokenizer,
-    chat_settings,
     read_tokenizer_json,
     to_alphabet,
     write_tokenizer_json,
 )
+from llama3_scratch.checkpoint.chat_format import chat_settings
 from llama3_scratch.dialog import encode_dialog
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.tokenizer import PATTERN, Tokenizer, read_tokenizer, write_tokenizer
@@ -183,7 +183,7 @@ def test_the_files_beside_it_say_the_rest(tmp_path, missing):
     processor = {"type": "Sequence", "processors": [byte_level(), {"type": "TemplateProcessing", "single": single}]}
     names = {"bos_token": {"content": "<|begin_of_text|>", "lstrip": False}, "eos_token": "<|eot_id|>"}
     beside = {
-        "tokenizer_config": {**names, "chat_template": [{"name": "default", "template": "<|start_header_id|> …"}]},
+        "tokenizer_config": {**names, "chat_template": [{"name": "default", "template": "<|start_header_id|>…"}]},
         "special_tokens_map": names,
         "generation_config": {"eos_token_id": [259]},
         "config": {"bos_token_id": 1, "eos_token_id": 2},
@@ -194,20 +194,23 @@ def test_the_files_beside_it_say_the_rest(tmp_path, missing):
     if missing:  # no template: a base model
         assert (tokenizer.chat_format, tokenizer.stop_tokens) == (None, [259])
     else:  # a chat stops at the end of its turn, whatever generation_config.json forgot
-        assert (tokenizer.chat_format, tokenizer.stop_tokens) == ("llama3", [259, 261])
+        assert (tokenizer.chat_format, tokenizer.stop_tokens) == ("template", [259, 261])
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json"])
 def test_a_template_in_a_file_of_its_own(tmp_path, name):
     folder(tmp_path, config={"eos_token_id": 259})
-    (tmp_path / name).write_text('{"chat_template": "<|start_header_id|>"}')
-    assert read_tokenizer_json(tmp_path).chat_format == "llama3"
+    source = json.dumps({"chat_template": "<|start_header_id|>"})
+    (tmp_path / name).write_text(source)
+    template = read_tokenizer_json(tmp_path).chat_template
+    assert template.source == (source if name.endswith(".jinja") else "<|start_header_id|>")
 
 
 def test_a_template_of_bytes_that_are_no_text(tmp_path):
     folder(tmp_path, config={"eos_token_id": 259})
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff<|start_header_id|>")
-    assert read_tokenizer_json(tmp_path).chat_format == "llama3"
+    with pytest.raises(FileError, match=r"chat_template\.jinja: byte 0 isn't UTF-8, expected a chat template"):
+        read_tokenizer_json(tmp_path)
 
 
 def test_ids_of_the_configuration_where_no_name_is_given(tmp_path):

@@ -196,7 +196,7 @@ def test_a_chat_format_stops_at_whatever_ends_a_turn():
     assert tokenizer.stop_tokens == [258]
     tokenizer.set_chat_format("chatml")
     assert (tokenizer.chat_format, tokenizer.stop_tokens) == ("chatml", [258, 257])
-    with pytest.raises(UsageError, match="must be one of llama3, chatml or none, got 'alpaca'"):
+    with pytest.raises(UsageError, match="must be one of llama3, chatml, template or none, got 'alpaca'"):
         tokenizer.set_chat_format("alpaca")
 
 
@@ -252,7 +252,7 @@ def test_a_sidecar_is_read_back_as_it_was_written(tmp_path):
         ("stop_tokens", [999], "999 is no token of this vocabulary"),
         ("bos_id", None, "add_bos is set, but there is no bos_id"),
         ("add_bos", 1, "add_bos must be true or false, got 1"),
-        ("chat_format", "alpaca", "chat_format must be one of llama3, chatml or none, got 'alpaca'"),
+        ("chat_format", "alpaca", "chat_format must be one of llama3, chatml, template or none, got 'alpaca'"),
         ("colour", "red", "colour is unknown"),
     ],
 )

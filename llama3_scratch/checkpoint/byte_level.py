@@ -8,11 +8,11 @@ that a BPE trainer wrote; another one is refused.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llama3_scratch.checkpoint.chat_format import adopt_template, chat_settings, read_template, written_template
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json, write_whole
 from llama3_scratch.tokenizer import PATTERN, Tokenizer, is_id
@@ -114,23 +114,6 @@ def byte_level_tokenizer(
         raise FileError(f"{source}: {error}") from error
 
 
-def chat_settings(
-    template: str | None, special_tokens: dict[str, int], stop_tokens: Sequence[int] = ()
-) -> tuple[str | None, str | None]:
-    """(chat_format, system_prompt) of a model with this chat template, or whose stop tokens end a chat's turn."""
-    for chat_format, opens, closes in _CHATS:
-        if opens in special_tokens and closes in special_tokens:
-            if template is None and special_tokens[closes] in stop_tokens:
-                return chat_format, None
-            if template is not None and opens in template:
-                default = re.search(r"<\|im_start\|>system(?:\n|\\n)([^{}+]+?)<\|im_end\|>", template)
-                return chat_format, default and re.sub(r"\\(.)", lambda c: "\n" if c[1] == "n" else c[1], default[1])
-    return None, None
-
-
-_CHATS = [("llama3", "<|start_header_id|>", "<|eot_id|>"), ("chatml", "<|im_start|>", "<|im_end|>")]
-
-
 def read_tokenizer_json(folder: str | Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder: `tokenizer.json`; BOS, stop tokens and chat from the files beside it.
 
@@ -193,18 +176,11 @@ def read_tokenizer_json(folder: str | Path) -> Tokenizer:
 
     bos_id, eos_id = named("bos_token"), named("eos_token")
     stop_tokens = numbered("eos_token_id") or ([] if eos_id is None else [eos_id])
-    template = settings.get("chat_template") or beside["chat_template"].get("chat_template")
-    if isinstance(template, list):  # several by name
-        named_default = (each for each in template if isinstance(each, dict) and each.get("name") == "default")
-        template = next(named_default, {}).get("template")
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
-    chat_format, system_prompt = chat_settings(
-        template if isinstance(template, str) else None, special_tokens, stop_tokens
-    )
+    template = read_template(folder, settings, beside["chat_template"])
+    chat_format, system_prompt = chat_settings(template.source if template else None, special_tokens, stop_tokens)
     bos_id = next(iter(numbered("bos_token_id")), None) if bos_id is None else bos_id
     begins = _begins_with(data.get("post_processor"), path)
-    return byte_level_tokenizer(
+    tokenizer = byte_level_tokenizer(
         vocabulary,
         pairs,
         special_tokens,
@@ -218,6 +194,8 @@ def read_tokenizer_json(folder: str | Path) -> Tokenizer:
         ignore_merges=model.get("ignore_merges") is True,
         source=path,
     )
+    adopt_template(tokenizer, template)
+    return tokenizer
 
 
 def _refuse(path: Path, got: str, wanted: str) -> NoReturn:
@@ -353,28 +331,8 @@ def write_tokenizer_json(tokenizer: Tokenizer, folder: str | Path) -> None:
         "add_bos_token": tokenizer.add_bos,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "chat_template": chat_template(tokenizer),
     }
+    settings |= written_template(tokenizer)
     write_whole(Path(folder) / "tokenizer.json", json.dumps(data, ensure_ascii=False))
     kept = {key: value for key, value in settings.items() if value is not None}
     write_whole(Path(folder) / "tokenizer_config.json", json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
-
-
-def chat_template(tokenizer: Tokenizer) -> str | None:
-    """The Jinja template that lays a chat out as `dialog.encode_dialog` does."""
-    if tokenizer.chat_format == "llama3":
-        return (
-            r"{{ bos_token }}{% for message in messages %}"
-            r"{{ '<|start_header_id|>' + ('ipython' if message.role == 'tool' else message.role) }}"
-            r"{{ '<|end_header_id|>\n\n' + message.content + '<|eot_id|>' }}{% endfor %}"
-            r"{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-        )
-    if tokenizer.chat_format == "chatml":
-        default = json.dumps(f"<|im_start|>system\n{tokenizer.system_prompt}<|im_end|>\n", ensure_ascii=False)
-        return (
-            ("{% if messages[0].role != 'system' %}{{ " + default + " }}{% endif %}" if tokenizer.system_prompt else "")
-            + r"{% for message in messages %}{{ '<|im_start|>' + message.role }}"
-            r"{{ '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
-            r"{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-        )
-    return None

@@ -8,17 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from llama3_scratch.checkpoint.byte_level import (
-    PATTERNS,
-    byte_level_tokenizer,
-    chat_settings,
-    chat_template,
-    merges,
-    to_alphabet,
-)
+from llama3_scratch.checkpoint.byte_level import PATTERNS, byte_level_tokenizer, merges, to_alphabet
+from llama3_scratch.checkpoint.chat_format import adopt_template, chat_settings, written_template
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import text
-from llama3_scratch.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.tokenizer import PATTERN, ChatTemplate, Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 
@@ -53,7 +47,7 @@ def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer 
     # As in llama.cpp: Llama 3's kind begins with BOS unless the file says otherwise, GPT-2's doesn't.
     llama3 = PATTERNS[pre] == PATTERN
     add_bos = values.get("tokenizer.ggml.add_bos_token", llama3)
-    return byte_level_tokenizer(
+    tokenizer = byte_level_tokenizer(
         {word: id for word, id in ids.items() if kinds[id] == NORMAL},
         _merges(values, path),
         special,
@@ -67,6 +61,12 @@ def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer 
         ignore_merges=llama3,
         source=path,
     )
+    if template is not None:
+        names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+        named = {token: _id(values, key, path, rows) for token, key in names.items()}
+        variables = {token: words[id] for token, id in named.items() if id is not None}
+        adopt_template(tokenizer, ChatTemplate(template, variables))
+    return tokenizer
 
 
 def vocabulary(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def vocabulary(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
         "tokenizer.ggml.merges": [f"{to_alphabet(a)} {to_alphabet(b)}" for a, b in merges(tokenizer.ranks)],
         **{f"tokenizer.ggml.{name}_token_id": id for name, id in ids.items()},
         "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
-        "tokenizer.chat_template": chat_template(tokenizer),
+        "tokenizer.chat_template": written_template(tokenizer).get("chat_template"),
     }
     return {key: value for key, value in values.items() if value is not None}
 
