@@ -696,7 +696,7 @@ def test_tokenizer_of_the_metadata(tmp_path):
     assert tokenizer.encode("the a\nthy", bos=True, eos=True) == [31, 29, 30, 27, 28, 24, 32]
     assert tokenizer.decode([29, 30, 33]) == "the a<|im_start|>"
     assert tokenizer.n_words == 35  # rows without a token follow
-    assert tokenizer.chat_format == "chatml"
+    assert (tokenizer.chat_format, tokenizer.chat_template.source) == ("template", TEMPLATE)
     assert tokenizer.stop_tokens == [32, 34]
     assert not tokenizer.add_bos
 
