@@ -79,13 +79,15 @@ def render(
     if (size := len(template.source.encode("utf-8", "replace"))) > MAX_BYTES:
         raise FileError(f"the model's chat template has {size} bytes, at most {MAX_BYTES} are rendered; {_REMEDY}")
     mark = _unused(" ".join([template.source, *(text for messages, _ in chats for text in _texts(messages))]))
+    # Whatever the case, since a template may change it.
+    typed = re.compile(_pattern(tokenizer.special_tokens, mark).pattern, re.IGNORECASE)
     request = {
         "template": template.source,
         "variables": dict(template.variables),
         "date": date,
         "limit": MAX_CHARACTERS + max(sum(map(len, _texts(messages))) for messages, _ in chats),
         "chats": [
-            {"messages": [_seen(message, mark, tokenizer) for message in messages], "add_generation_prompt": opened}
+            {"messages": [_seen(message, mark, typed) for message in messages], "add_generation_prompt": opened}
             for messages, opened in chats
         ],
     }
@@ -154,13 +156,11 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _seen(message: Mapping[str, Any], mark: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A message as the template sees it: tool calls in OpenAI's shape, marks inside control tokens."""
-    # Whatever the case, since a template may change it. A mark behind the first character survives trimming.
-    typed = re.compile(_pattern(tokenizer.special_tokens, mark).pattern, re.IGNORECASE)
+def _seen(message: Mapping[str, Any], mark: str, typed: re.Pattern[str]) -> dict[str, Any]:
+    """A message as the template sees it: tool calls in OpenAI's shape, a mark inside all that `typed` finds."""
 
     def marked(value: Any) -> Any:
-        if isinstance(value, str):
+        if isinstance(value, str):  # behind the first character, where trimming doesn't reach
             return typed.sub(lambda found: f"{found[0][0]}{mark}{found[0][1:]}", value)
         if isinstance(value, Mapping):
             return {marked(key): marked(item) for key, item in value.items()}
