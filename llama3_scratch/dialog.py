@@ -219,14 +219,18 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 
 def _plain(message: Message) -> Message:
-    """The message, checked, with its tool calls as `{"name", "arguments"}`."""
+    """The message, checked, with its tool calls as `{"name", "arguments"}`.
+
+    Arguments in a string stay so: some templates want JSON, some an object, and transformers hands on either.
+    """
     _, _, calls = _parts(message)
     if not calls:
         return message
-    named = [
-        {**{key: call[key] for key in ("id",) if key in call}, "name": name, "arguments": arguments}
-        for call, (name, arguments) in zip(message["tool_calls"], calls, strict=True)
-    ]
+    named = []
+    for call, (name, arguments) in zip(message["tool_calls"], calls, strict=True):
+        given = (_function(call) or {}).get("arguments")
+        text = {"arguments": given} if isinstance(given, str) else {}
+        named.append({**({"id": call["id"]} if "id" in call else {}), "name": name, "arguments": arguments, **text})
     return {**message, "tool_calls": named}
 
 

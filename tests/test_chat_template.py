@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary, vocabulary
 from llama3_scratch.dialog import decode_message, encode_conversation, encode_dialog, encode_message
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.tokenizer import PATTERN, ChatTemplate, Tokenizer, read_tokenizer, write_tokenizer
+from tests import tiny
 
 MERGES = [(b"\n", b"\n"), (b" ", b"a"), (b"a", b"b"), (b" a", b"b"), (b"\n\n", b"\n"), (b":", b"\n"), (b"<", b"|")]
 CONTROL = [
@@ -372,6 +374,21 @@ def test_answers_that_cannot_be_told(tmp_path):
 # Which template it is, and where it goes
 
 
+def test_arguments_are_handed_on_as_they_are_given(theirs, tmp_path):
+    """Some templates want them as OpenAI has them, JSON in a string."""
+    source = "{{ messages[1].tool_calls[0].function.arguments + '<|end|>' }}{{ messages[1].tool_calls[0].id }}"
+    tokenizer = read(tmp_path, source)
+    function = {"name": "f", "arguments": '{"x":  1}'}
+    messages = [
+        *chat("u", "Hi"),
+        {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "2"},
+    ]
+    expected = theirs.apply_chat_template(messages, chat_template=source, return_dict=False)
+    assert encode_dialog(messages, tokenizer) == expected
+    assert tokenizer.decode(expected) == '{"x":  1}<|end|>c1'
+
+
 def test_an_answer_stops_where_the_template_ends_it(tmp_path):
     for kind, end in [("gemma", "<end_of_turn>"), ("phi", "<|end|>"), ("zephyr", "</s>"), ("llama3.1", "<|eot_id|>")]:
         tokenizer = read(tmp_path, TEMPLATES[kind])
@@ -538,3 +555,49 @@ def test_without_jinja2(plain, monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(FileError, match="jinja2, which renders the model's chat template, can't be imported"):
         encode_chat(chat("u", "Hi"), ChatTemplate("a"), plain)
+
+
+# From the command line
+
+
+@pytest.fixture
+def tiny_folder(tmp_path):
+    """A tiny model in Meta's layout whose frame is ChatML and whose template is another."""
+    from llama3_scratch.checkpoint.meta import write_meta
+
+    config = replace(tiny.CONFIG, vocab_size=272, hidden_dim=44)
+    tokenizer = tiny.tokenizer("chatml")
+    tokenizer.chat_template = ChatTemplate(
+        "{{ bos }}{{ date_string }}{% for m in messages %}{{ m.content }}|{% endfor %}"
+    )
+    write_meta(tmp_path / "tiny", tiny.params(config), config, tokenizer)
+    return tmp_path / "tiny"
+
+
+def test_generate(tiny_folder, capsys):
+    from llama3_scratch import generate
+
+    def prompt(*options: str) -> str:
+        assert generate.main(["--model", str(tiny_folder), "Hi", "--max-tokens", "1", "--json", *options]) == 0
+        ids = json.loads(capsys.readouterr().out)["prompt_tokens"]
+        return tiny.tokenizer("chatml").decode(ids)
+
+    assert prompt() == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt("--chat-format", "template") == "Hi|"
+    assert prompt("--chat-format", "template", "--date", "1 May 2025", "--system", "Be kind") == "1 May 2025Be kind|Hi|"
+    assert generate.main(["--model", str(tiny_folder), "Hi", "--date", "1 May 2025"]) == 2
+    assert "this model chats in ChatML" in capsys.readouterr().err
+
+
+def test_a_chat_computes_only_what_is_new(tiny_folder):
+    from llama3_scratch import chat as verb
+    from llama3_scratch.options import open_model
+
+    options = verb._parser().parse_args(
+        ["--model", str(tiny_folder), "--chat-format", "template", "--max-tokens", "4", "--temperature", "0"]
+    )
+    conversation = verb.Conversation(*open_model(options), options)
+    "".join(conversation.reply("Hello there"))
+    "".join(conversation.reply("and again"))
+    new = len("and again|") + len("|".join(message["content"] for message in conversation.messages[1:2]).encode()) + 1
+    assert conversation.timings.prompt_tokens <= new + 4, "the beginning comes out of the cache"
