@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,8 @@ from llama3_scratch.tokenizer import ChatTemplate, Tokenizer
 Chat = Sequence[Mapping[str, Any]]
 
 MAX_BYTES, MAX_SECONDS, MAX_CHARACTERS = 64_000, 1.0, 1_000_000  # of a template, a rendering, and what it adds
+# The processor's seconds are counted where the system can: a busy machine is no fault of the template's.
+_DEADLINE = 10 * MAX_SECONDS if hasattr(signal, "setitimer") else MAX_SECONDS
 _START_SECONDS = 30.0  # for Python and jinja2 to start
 _REMEDY = "--chat-format llama3 or chatml frames chats without it"
 
@@ -84,7 +87,8 @@ def render(
     request = {
         "template": template.source,
         "variables": dict(template.variables),
-        "date": date,
+        "date": _marked(date, mark, typed),
+        "seconds": MAX_SECONDS,
         "limit": MAX_CHARACTERS + max(sum(map(len, _texts(messages))) for messages, _ in chats),
         "chats": [
             {"messages": [_seen(message, mark, typed) for message in messages], "add_generation_prompt": opened}
@@ -156,29 +160,30 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
+def _marked(value: Any, mark: str, typed: re.Pattern[str]) -> Any:
+    """A value out of JSON with a mark inside all that `typed` finds in its strings."""
+    if isinstance(value, str):  # behind the first character, where trimming doesn't reach
+        return typed.sub(lambda found: f"{found[0][0]}{mark}{found[0][1:]}", value)
+    if isinstance(value, Mapping):
+        return {_marked(key, mark, typed): _marked(item, mark, typed) for key, item in value.items()}
+    return [_marked(item, mark, typed) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _seen(message: Mapping[str, Any], mark: str, typed: re.Pattern[str]) -> dict[str, Any]:
-    """A message as the template sees it: tool calls in OpenAI's shape, a mark inside all that `typed` finds."""
-
-    def marked(value: Any) -> Any:
-        if isinstance(value, str):  # behind the first character, where trimming doesn't reach
-            return typed.sub(lambda found: f"{found[0][0]}{mark}{found[0][1:]}", value)
-        if isinstance(value, Mapping):
-            return {marked(key): marked(item) for key, item in value.items()}
-        return [marked(item) for item in value] if isinstance(value, list | tuple) else value
-
+    """A message as the template sees it: tool calls in OpenAI's shape, what somebody typed with its marks."""
     seen: dict[str, Any] = {"role": message["role"]}
-    for key, value in message.items():
-        if key == "tool_calls" and value:
-            seen[key] = [
-                {
-                    **{other: marked(call[other]) for other in ("id",) if other in call},
-                    "type": "function",
-                    "function": {"name": marked(call["name"]), "arguments": marked(call["arguments"])},
-                }
-                for call in value
-            ]
-        elif key in ("content", "name", "tool_call_id") and value is not None:
-            seen[key] = marked(value)
+    for key in ("content", "name", "tool_call_id"):
+        if message.get(key) is not None:
+            seen[key] = _marked(message[key], mark, typed)
+    if message.get("tool_calls"):
+        seen["tool_calls"] = [
+            {
+                **({"id": _marked(call["id"], mark, typed)} if "id" in call else {}),
+                "type": "function",
+                "function": {key: _marked(call[key], mark, typed) for key in ("name", "arguments")},
+            }
+            for call in message["tool_calls"]
+        ]
     return seen
 
 
@@ -198,12 +203,12 @@ class _Worker:
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             process = self._running()
-            found = self._said(process, line, MAX_SECONDS)
-            if found is None:
-                raise FileError(f"the model's chat template takes more than {MAX_SECONDS:g} s; {_REMEDY}")
+            found = self._said(process, line, _DEADLINE)
             if not found.endswith(b"\n"):
                 self.stop()
-                raise FileError(f"the model's chat template ended the process that renders it; {_REMEDY}")
+                late = (-signal.SIGKILL, -signal.SIGPROF) if hasattr(signal, "SIGPROF") else (1,)
+                what = f"takes more than {MAX_SECONDS:g} s" if process.returncode in late else "ends its process"
+                raise FileError(f"the model's chat template {what}; {_REMEDY}")
             answers = json.loads(found)
             if any("limit" in answer for answer in answers):
                 self.stop()  # what it took is given back
@@ -213,7 +218,7 @@ class _Worker:
         process = self._process
         if process is not None and self._owner == os.getpid() and process.poll() is None:  # a fork shares no pipe
             return process
-        command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("chat_template_worker.py"))]
+        command = [str(sys.executable), "-I", "-S", str(Path(__file__).with_name("chat_template_worker.py"))]
         try:
             process = subprocess.Popen(
                 command,
@@ -225,7 +230,7 @@ class _Worker:
         except OSError as error:
             raise FileError(f"{command[0]}: can't be started to render the chat template: {error}") from error
         self._process, self._owner = process, os.getpid()
-        path = json.dumps([place for place in sys.path if Path(place).is_absolute()]).encode() + b"\n"
+        path = json.dumps([str(place) for place in sys.path if Path(place).is_absolute()]).encode() + b"\n"
         if self._said(process, path, _START_SECONDS) != b"{}\n":
             self.stop()
             raise FileError(
@@ -233,37 +238,27 @@ class _Worker:
             )
         return process
 
-    def _said(self, process: subprocess.Popen[bytes], line: bytes, seconds: float) -> bytes | None:
-        """The line with which the process answers; None where the time is over."""
+    def _said(self, process: subprocess.Popen[bytes], line: bytes, seconds: float) -> bytes:
+        """The line with which the process answers; none where it ends before, as it does when the time is over."""
         assert process.stdin and process.stdout
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(seconds, end)
+        timer = threading.Timer(seconds, process.kill)
         timer.daemon = True
         timer.start()
         try:
-            with contextlib.suppress(OSError):  # it is gone: then the answer is empty
+            with contextlib.suppress(OSError):  # it is gone
                 process.stdin.write(line)
                 process.stdin.flush()
-            found = process.stdout.readline()
+            return process.stdout.readline()
         except BaseException:
             self.stop()
             raise
         finally:
             timer.cancel()
-        if late.is_set():
-            self.stop()
-            return None
-        return found
 
     def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None and self._owner == os.getpid():
-            process.kill()
+            process.kill()  # one that ends by itself keeps its code
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 assert pipe

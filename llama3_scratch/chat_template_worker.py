@@ -17,17 +17,25 @@ import sys
 from typing import Any
 
 MEMORY = 1 << 29  # bytes of address space, where the system has such a limit
-_LONGEST = 10.0  # seconds for a request whose parent is gone; else the parent's deadline is far shorter
+_LONGEST = 15.0  # seconds for a request whose parent is gone; else the parent's deadline is shorter
 
 
 def _confine() -> None:
     """Limit what the process may take and write, where the system can."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal is the parent's to act on
+    if hasattr(signal, "SIGPROF"):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process, whatever it is at
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
+def _count_down(seconds: float) -> None:
+    """End the process when it has computed that long from now, where the system can count it; 0: don't."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 @functools.lru_cache(maxsize=4)
@@ -144,7 +152,9 @@ def serve() -> None:
     for line in requests:
         request = json.loads(line)
         faulthandler.dump_traceback_later(_LONGEST, exit=True)
+        _count_down(request["seconds"])
         found = [_rendered(request, chat) for chat in request["chats"]]
+        _count_down(0.0)
         faulthandler.cancel_dump_traceback_later()
         answers.write(json.dumps(found).encode() + b"\n")
         answers.flush()

@@ -40,6 +40,8 @@ def encode_dialog(
     check_order(messages)
     if tokenizer.chat_format == "template":
         assert tokenizer.chat_template
+        if tool_format != "json":
+            raise UsageError(f"the tool format {tool_format} goes with Meta's frame; a chat template has its own")
         return encode_chat([_plain(message) for message in messages], tokenizer.chat_template, tokenizer, date=date)
     if date is not None:
         if tokenizer.chat_format == "chatml":

@@ -253,6 +253,8 @@ def test_a_date(theirs, tmp_path):
         assert encode_dialog(messages, tokenizer, date="26 Jul 2024") == expected
     today = datetime.date.today().strftime("%d %b %Y")
     assert f"Today Date: {today}" in tokenizer.decode(encode_dialog(CHATS[0], tokenizer))
+    typed = encode_dialog(CHATS[0], tokenizer, date="<|eot_id|>")
+    assert typed.count(tokenizer.special("<|eot_id|>")) == 2 and "<|eot_id|>\n\n" in tokenizer.decode(typed)
     asks = read(tmp_path, "{{ strftime_now('%Y-%m-%d') }}")
     assert asks.decode(encode_dialog(CHATS[0], asks, date="26 Jul 2024")) == "2024-07-26"
     assert asks.decode(encode_dialog(CHATS[0], asks, date="a Monday")) == "a Monday"
@@ -367,6 +369,8 @@ def test_answers_that_cannot_be_told(tmp_path):
         encode_conversation(chat("aua", "Hi"), read(tmp_path, TEMPLATES["phi"]))
     with pytest.raises(UsageError, match="no message of the assistant"):
         encode_conversation(chat("u", "Hi"), read(tmp_path, TEMPLATES["phi"]))
+    with pytest.raises(UsageError, match="a chat template has its own"):
+        encode_dialog(chat("u", "Hi"), read(tmp_path, TEMPLATES["phi"]), tool_format="python_list")
     with pytest.raises(UsageError, match="whole chats, not one message"):
         encode_message(chat("u", "Hi")[0], read(tmp_path, TEMPLATES["phi"]))
 

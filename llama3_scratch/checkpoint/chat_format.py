@@ -65,7 +65,7 @@ def chat_settings(
             if template is None and special_tokens[closes] in stop_tokens:
                 return chat_format, None
             if template is not None and opens in template:
-                default = re.search(r"<\|im_start\|>system(?:\n|\\n)([^{}+]+?)<\|im_end\|>", template)
+                default = re.search(r"<\|im_start\|>system(?:\n|\\n)([^{}+]{1,4000}?)<\|im_end\|>", template)
                 return chat_format, default and re.sub(r"\\(.)", lambda c: "\n" if c[1] == "n" else c[1], default[1])
     return None, None
 
