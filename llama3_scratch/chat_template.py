@@ -15,11 +15,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama3_scratch.added_tokens import SPACE
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.tokenizer import ChatTemplate, Tokenizer
 
@@ -58,16 +59,24 @@ class Rendered:
 
     def ids(self, tokenizer: Tokenizer) -> list[int]:
         """Control tokens that the template wrote as such, all else as text."""
-        ids = []
-        for part in _pattern(tokenizer.special_tokens, self.mark).split(self.text):
-            id = tokenizer.special_tokens.get(part)
-            ids += tokenizer.encode(_unmarked(part, self.mark), bos=False, eos=False) if id is None else [id]
+        ids: list[int] = []
+        done = 0
+        for begin, end, id in [*self._control(tokenizer), (len(self.text), len(self.text), None)]:
+            ids += tokenizer.encode(_unmarked(self.text[done:begin], self.mark), bos=False, eos=False)
+            ids += [] if id is None else [id]
+            done = end
         return ids
 
-    def find(self, names: Iterable[str], start: int) -> int:
+    def find(self, ids: Collection[int], tokenizer: Tokenizer, start: int) -> int:
         """Where the first of these control tokens that the template wrote ends, from `start` on; -1 where none is."""
-        found = _pattern(names, self.mark).search(self.text, start)
-        return found.end() if found else -1
+        ends = (end for begin, end, id in self._control(tokenizer) if begin >= start and id in ids)
+        return next(ends, -1)
+
+    def _control(self, tokenizer: Tokenizer) -> Iterator[tuple[int, int, int]]:
+        """(begin, end, id) of each control token that the template wrote."""
+        for found in _pattern(tokenizer.special_tokens, self.mark, tokenizer.token_flags).finditer(self.text):
+            assert found.lastindex
+            yield found.start(), found.end(), tokenizer.special_tokens[found[found.lastindex]]
 
     def __getitem__(self, part: slice) -> Rendered:
         return Rendered(self.text[part], self.mark)
@@ -83,7 +92,7 @@ def render(
         raise FileError(f"the model's chat template has {size} bytes, at most {MAX_BYTES} are rendered; {_REMEDY}")
     mark = _unused(" ".join([template.source, *(text for messages, _ in chats for text in _texts(messages))]))
     # Whatever the case, since a template may change it.
-    typed = re.compile(_pattern(tokenizer.special_tokens, mark).pattern, re.IGNORECASE)
+    typed = re.compile("|".join(map(re.escape, _longest_first(tokenizer.special_tokens))) or "(?!)", re.IGNORECASE)
     request = {
         "template": template.source,
         "variables": dict(template.variables),
@@ -128,11 +137,19 @@ def _words(text: str) -> str:
 # Marks inside typed control tokens
 
 
-def _pattern(names: Iterable[str], mark: str) -> re.Pattern[str]:
-    """Any of these control tokens without a mark, the longest first, as a group of its own."""
+def _pattern(names: Iterable[str], mark: str, flags: Mapping[str, Mapping[str, bool]]) -> re.Pattern[str]:
+    """Any of these control tokens without a mark, the longest first, each in a group, with the spaces that it takes."""
+
+    def spaces(name: str, flag: str) -> str:
+        return f"[{SPACE}]*" if flags.get(name, {}).get(flag) else ""
+
     # A single character has its mark behind it.
-    parts = [re.escape(name) + f"(?!{mark})" * (len(name) == 1) for name in sorted(names, key=len, reverse=True)]
-    return re.compile(f"({'|'.join(parts) or '(?!)'})")
+    each = ((name, re.escape(name) + f"(?!{mark})" * (len(name) == 1)) for name in _longest_first(names))
+    return re.compile("|".join(f"{spaces(n, 'lstrip')}({part}){spaces(n, 'rstrip')}" for n, part in each) or "(?!)")
+
+
+def _longest_first(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=len, reverse=True)
 
 
 def _unused(text: str) -> str:

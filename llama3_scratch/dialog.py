@@ -91,7 +91,6 @@ def _templated_conversation(
         raise UsageError("the chat begins with an answer, expected a message before it, which the template opens with")
     chats: list[tuple[Sequence[Message], bool]] = [(messages[:index], True) for index in answers]
     *prompts, whole = render([*chats, (messages, False)], tokenizer.chat_template, tokenizer)
-    ends = [name for name, id in tokenizer.special_tokens.items() if id in tokenizer.stop_tokens]
     parts, done = [], 0
     for number, (index, prompt) in enumerate(zip(answers, prompts, strict=True)):
         begin = len(prompt.text)
@@ -100,7 +99,7 @@ def _templated_conversation(
                 f"the model's chat template lays the chat before message {index} out otherwise once that answer is "
                 "there, so what the assistant writes can't be told; --chat-format llama3 or chatml frames it instead"
             )
-        end = whole.find(ends, begin)
+        end = whole.find(tokenizer.stop_tokens, tokenizer, begin)
         if end < 0 or any(len(later.text) < end for later in prompts[number + 1 :]):
             raise UsageError(
                 f"the model's chat template ends message {index} with none of its stop tokens, so a model that learns "

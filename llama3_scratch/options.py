@@ -219,7 +219,7 @@ def make_guesses(options: argparse.Namespace, checkpoint: Checkpoint, dtype: tor
         return speculate.Guesses(speculate.lookup, most=most)
     draft = read(options.speculate, options, device=options.device)
     ours, its = checkpoint.tokenizer, draft.tokenizer
-    if ours is None or its is None or (ours.ranks, ours.special_tokens) != (its.ranks, its.special_tokens):
+    if ours is None or its is None or not ours.same_tokens(its):
         raise UsageError(f"--speculate {options.speculate}: its tokenizer isn't that of {checkpoint.path}")
     if draft.config.vocab_size != checkpoint.config.vocab_size:
         sizes = f"{draft.config.vocab_size} tokens, {checkpoint.path} {checkpoint.config.vocab_size}"

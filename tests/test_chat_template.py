@@ -328,6 +328,26 @@ def test_a_control_token_of_one_character(plain):
     assert ids == [999, *tokenizer.encode("a§b", bos=False, eos=False), 999] and ids.count(999) == 2
 
 
+def test_words_and_tokens_that_take_the_spaces_around_them(tmp_path):
+    """Phi-3's kind: `<|user|>` isn't special, and `<|end|>` takes what follows it; all as transformers has it."""
+    transformers = pytest.importorskip("transformers")
+    folder = model(tmp_path, TEMPLATES["phi"])
+    document = json.loads((folder / "tokenizer.json").read_text())
+    for token in document["added_tokens"]:
+        token["special"] = token["content"] not in ("<|user|>", "<|system|>")
+        token["rstrip"] = token["content"] in ("<|end|>", "<|user|>")
+        token["lstrip"] = token["content"] == "<|assistant|>"
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    theirs, tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder), read_tokenizer_json(folder)
+    for messages in [*(each for each in CHATS if each is not CALLED), chat("u", "a <|user|>\n b<|system|> c")]:
+        expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert encode_dialog(messages, tokenizer) == expected
+    typed = encode_dialog(chat("u", "a <|end|> b"), tokenizer)
+    assert typed.count(tokenizer.special("<|end|>")) == 1 and "a <|end|> b" in tokenizer.decode(typed)
+    ids, written = encode_conversation(chat("ua", "Hi", "you"), tokenizer)
+    assert tokenizer.decode(id for id, is_answer in zip(ids, written, strict=True) if is_answer) == "you<|end|>"
+
+
 # What is learnt
 
 

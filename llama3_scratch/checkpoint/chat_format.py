@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama3_scratch.chat_template import Rendered, render
+from llama3_scratch.checkpoint.hf_added_tokens import NAMED
 from llama3_scratch.dialog import encode_conversation, encode_dialog
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.tokenizer import ChatTemplate, Tokenizer
@@ -18,8 +19,6 @@ from llama3_scratch.tokenizer import ChatTemplate, Tokenizer
 log = logging.getLogger("llama3_scratch")
 
 _CHATS = [("llama3", "<|start_header_id|>", "<|eot_id|>"), ("chatml", "<|im_start|>", "<|im_end|>")]
-# The special tokens that a template knows by name (transformers' SPECIAL_TOKENS_ATTRIBUTES).
-_NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 _MOST_WORDS = 64  # of a template, that are tried as messages: those that a frame lays out like it have a few
 
 
@@ -29,7 +28,7 @@ def read_template(folder: Path, settings: dict[str, Any], beside: dict[str, Any]
     `settings` is tokenizer_config.json, `beside` chat_template.json. Of several templates it's the one named default.
     """
     variables = {}
-    for name in _NAMED:
+    for name in NAMED:
         token = settings.get(name)
         if isinstance(text := token.get("content") if isinstance(token, dict) else token, str):
             variables[name] = text
@@ -142,7 +141,7 @@ def written_template(tokenizer: Tokenizer) -> dict[str, str | None]:
     if tokenizer.chat_template is None:
         return {"chat_template": frame_template(tokenizer)}
     there = tokenizer.chat_template.variables
-    return {"chat_template": tokenizer.chat_template.source, **{name: there.get(name) for name in _NAMED}}
+    return {"chat_template": tokenizer.chat_template.source, **{name: there.get(name) for name in NAMED}}
 
 
 def frame_template(tokenizer: Tokenizer) -> str | None:
