@@ -43,18 +43,16 @@ def encode_dialog(
         if tool_format != "json":
             raise UsageError(f"the tool format {tool_format} goes with Meta's frame; a chat template has its own")
         return encode_chat([_plain(message) for message in messages], tokenizer.chat_template, tokenizer, date=date)
-    if date is not None:
-        if tokenizer.chat_format == "chatml":
-            raise UsageError("a date goes into Llama 3's system message; this model chats in ChatML, leave it out")
-        messages = _dated(messages, date)
-    opening, messages = _opening(messages, tokenizer)
+    opening, messages = _opening(messages, tokenizer, date)
     framed = (id for message in messages for id in encode_message(message, tokenizer, tool_format=tool_format))
     return [*opening, *framed, *_open_answer(tokenizer)]
 
 
-def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+def encode_conversation(
+    messages: Sequence[Message], tokenizer: Tokenizer, *, date: str | None = None
+) -> tuple[list[int], list[bool]]:
     """Ids of a chat to learn from, and of each whether the assistant writes it: all of an answer behind its header,
-    with the token that ends it.
+    with the token that ends it. `date` is as of `encode_dialog`.
 
     Raises UsageError for a chat without an answer, and where a template doesn't say where answers begin and end.
     """
@@ -63,8 +61,8 @@ def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> tu
     if not answers:
         raise UsageError("the chat has no message of the assistant, so there is nothing to learn")
     if tokenizer.chat_format == "template":
-        return _templated_conversation([_plain(message) for message in messages], answers, tokenizer)
-    opening, messages = _opening(messages, tokenizer)
+        return _templated_conversation([_plain(message) for message in messages], answers, tokenizer, date)
+    opening, messages = _opening(messages, tokenizer, date)
     parts = [(opening, False)]
     for message in messages:
         ids = encode_message(message, tokenizer)
@@ -83,14 +81,14 @@ def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> tu
 
 
 def _templated_conversation(
-    messages: list[Message], answers: list[int], tokenizer: Tokenizer
+    messages: list[Message], answers: list[int], tokenizer: Tokenizer, date: str | None
 ) -> tuple[list[int], list[bool]]:
     """As `encode_conversation`: an answer is what the template writes from a prompt's end to the next stop token."""
     assert tokenizer.chat_template
     if answers[0] == 0:
         raise UsageError("the chat begins with an answer, expected a message before it, which the template opens with")
     chats: list[tuple[Sequence[Message], bool]] = [(messages[:index], True) for index in answers]
-    *prompts, whole = render([*chats, (messages, False)], tokenizer.chat_template, tokenizer)
+    *prompts, whole = render([*chats, (messages, False)], tokenizer.chat_template, tokenizer, date=date)
     parts, done = [], 0
     for number, (index, prompt) in enumerate(zip(answers, prompts, strict=True)):
         begin = len(prompt.text)
@@ -112,12 +110,16 @@ def _templated_conversation(
     return [id for ids, _ in parts for id in ids], [written for ids, written in parts for _ in ids]
 
 
-def _opening(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], Sequence[Message]]:
+def _opening(
+    messages: Sequence[Message], tokenizer: Tokenizer, date: str | None
+) -> tuple[list[int], Sequence[Message]]:
     """What a frame puts before the first message: ids, and the messages with the system prompt that none replaces."""
     if tokenizer.chat_format is None:
         raise UsageError("this tokenizer has no chat format, so its model completes text; take an instruct model")
     if tokenizer.chat_format == "llama3":
-        return [tokenizer.special("<|begin_of_text|>")], messages
+        return [tokenizer.special("<|begin_of_text|>")], messages if date is None else _dated(messages, date)
+    if date is not None:
+        raise UsageError("a date goes into Llama 3's system message; this model chats in ChatML, leave it out")
     if messages[0]["role"] != "system" and tokenizer.system_prompt is not None:
         messages = [{"role": "system", "content": tokenizer.system_prompt}, *messages]
     return [], messages

@@ -376,6 +376,18 @@ def test_answers_to_learn(theirs, tmp_path, kind):
     assert longer[: len(ids)] == ids and not any(flags[len(ids) :]) and "Bye" in tokenizer.decode(longer[len(ids) :])
 
 
+def test_a_date_to_learn_on(tmp_path):
+    tokenizer = read(tmp_path, TEMPLATES["llama3.1"])
+    messages = chat("ua", "Hi", "you")
+    ids = encode_conversation(messages, tokenizer, date="26 Jul 2024")[0]
+    prompt = encode_dialog(messages[:1], tokenizer, date="26 Jul 2024")
+    assert ids[: len(prompt)] == prompt and "Today Date: 26 Jul 2024" in tokenizer.decode(ids)
+    framed = tiny.tokenizer("llama3")
+    ids = encode_conversation(messages, framed, date="26 Jul 2024")[0]
+    prompt = encode_dialog(messages[:1], framed, date="26 Jul 2024")
+    assert ids[: len(prompt)] == prompt and "Today Date: 26 Jul 2024" in framed.decode(ids)
+
+
 def test_answers_that_cannot_be_told(tmp_path):
     thinks = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}"
     thinks += "<|assistant|><think>{% endif %}"
@@ -528,8 +540,8 @@ GROWN = "{% set n = namespace(s='a') %}{% for i in range(60) %}{% set n.s = n.s 
     ],
 )  # fmt: skip
 def test_f110_what_a_template_may_not_do(plain, template, error, says):
-    if sys.platform == "win32" and "memory" in says:
-        pytest.skip("there is no limit of memory for a process here, the time's holds")
+    if sys.platform != "linux" and "memory" in says:
+        pytest.skip("there may be no limit of memory for a process here, the time's holds")
     started = time.perf_counter()
     with pytest.raises(error, match=says):
         encode_chat(chat("u", "Hi"), ChatTemplate(template), plain)

@@ -110,10 +110,12 @@ class Encoded:
     learnt: list[bool]
 
 
-def encode(messages: Conversation, tokenizer: Tokenizer, *, mask_prompt: bool = True) -> Encoded:
-    """The conversation as the model will meet it; with `mask_prompt` only answers are learnt, up to the token that ends
-    each."""
-    ids, written = encode_conversation(messages, tokenizer)
+def encode(
+    messages: Conversation, tokenizer: Tokenizer, *, mask_prompt: bool = True, date: str | None = None
+) -> Encoded:
+    """The conversation as the model will meet it on that date; with `mask_prompt` only answers are learnt, up to the
+    token that ends each."""
+    ids, written = encode_conversation(messages, tokenizer, date=date)
     return Encoded(ids, written if mask_prompt else [True] * len(ids))
 
 
@@ -130,6 +132,7 @@ class Conversations:
         seed: int,
         mask_prompt: bool = True,
         truncate: str = "right",
+        date: str | None = None,
     ) -> None:
         """`size` rows of up to `length` tokens. Conversations that are longer are cut at the side `truncate`; what then
         has nothing to learn is left out. Both are counted and said. Raises FileError where none is left."""
@@ -140,7 +143,7 @@ class Conversations:
         self._encoded: list[Encoded] = []
         for messages in conversations:
             try:
-                encoded = encode(messages, tokenizer, mask_prompt=mask_prompt)
+                encoded = encode(messages, tokenizer, mask_prompt=mask_prompt, date=date)
             except UsageError as error:
                 raise FileError(f"the conversation that begins {messages[0]['content'][:60]!r}: {error}") from error
             if len(encoded.ids) > length + 1:
