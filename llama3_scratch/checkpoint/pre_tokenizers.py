@@ -35,7 +35,8 @@ def covering(pattern: str) -> str:
     return pattern if covered or pattern in _COVERING else rf"{pattern}|(?:(?!{pattern})[\s\S])+"
 
 
-_COVERING = {PATTERN, GPT2_PATTERN, SMOLLM_PATTERN, QWEN2_PATTERN}
+_WHOLE = r"[\s\S]+"
+_COVERING = {PATTERN, GPT2_PATTERN, SMOLLM_PATTERN, QWEN2_PATTERN, _WHOLE}
 _ENDINGS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _CHINESE = "[一-龥\u0800-一가-\ud7ff]+"
@@ -125,7 +126,7 @@ def read_rule(pre: Any, path: Path) -> Rule:
         _refuse(path, "pre_tokenizer Split that removes text beside another one", "one that isolates")
     match patterns:
         case []:
-            return Rule(r"[\s\S]+")  # all of the text is one piece
+            return Rule(_WHOLE)  # all of the text is one piece
         case [r"\p{N}", pattern] if pattern == GPT2_PATTERN:
             return Rule(SMOLLM_PATTERN)
     *splits, pattern = patterns
