@@ -114,7 +114,7 @@ class Tokenizer:
                 f"special tokens {twice[0]!r} and {names[both[twice[0]]]} have the same id "
                 f"{both[twice[0]]}, expected one each"
             )
-        made = {id for name, id in added_tokens.items() if ranks.get(name.encode(errors="replace")) == id}
+        made = {id for name, id in both.items() if ranks.get(name.encode(errors="replace")) == id}
         shared = names.keys() & set(ranks.values()) - made  # a word that merging makes too may be both
         if shared:
             id = min(shared)
@@ -178,11 +178,15 @@ class Tokenizer:
         text = _whole_characters(text)
         allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
         ids = [self._require("bos_id")] if bos else []
+        done = 0
         for part in self._words.split(text, allowed) if self.added_tokens or allowed else [text]:
             if isinstance(part, int):
                 ids.append(part)
+                done += len(self.decode([part]))
                 continue
-            self._check_bytes(part, text)
+            done = text.index(part, done)
+            self._check_bytes(part, text, done)
+            done += len(part)
             for start in range(0, len(part), MAX_CHARS):
                 for run in _split_runs(part[start : start + MAX_CHARS]):
                     ids += self._merge(run)
@@ -226,15 +230,15 @@ class Tokenizer:
             raise UsageError(f"this tokenizer has no {field}; encode with {field[:3]}=False")
         return id
 
-    def _check_bytes(self, part: str, text: str) -> None:
-        """UsageError where a byte of `part`, which stands in `text`, has no token."""
+    def _check_bytes(self, part: str, text: str, start: int) -> None:
+        """UsageError where a byte of `part`, which stands at `start` in `text`, has no token."""
         data = part.encode() if self._missing else b""
         if len(data.translate(None, self._missing)) < len(data):
             inside = next(i for i, byte in enumerate(data) if byte in self._missing)
-            character = text.index(part) + len(data[:inside].decode(errors="ignore"))
+            character = start + len(data[:inside].decode(errors="ignore"))
+            position = len(text[:start].encode()) + inside
             raise UsageError(
-                f"this vocabulary has no token for byte 0x{data[inside]:02X}, at byte "
-                f"{len(text[: text.index(part)].encode()) + inside} of the text "
+                f"this vocabulary has no token for byte 0x{data[inside]:02X}, at byte {position} of the text "
                 f"(character {character}, {text[character]!r}); remove that character"
             )
 

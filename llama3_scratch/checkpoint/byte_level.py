@@ -61,13 +61,13 @@ def byte_level_tokenizer(
     """The tokenizer of a vocabulary in GPT-2's byte alphabet; FileError, naming the token, where ranks can't carry it.
 
     `special_tokens` and `added_tokens` are plain text and may stand in `tokens` too: every token that isn't made by
-    merging belongs there. `ignore_merges`: a whole word that is a token is taken as it is, which is what tiktoken does.
+    merging is one of them. `ignore_merges`: a whole word that is a token is taken as it is, as tiktoken does.
     """
     ids = dict(tokens)
     merged = {token for left, right in merges for token in (left, right, left + right)}
     names = {id: name for name, id in (special_tokens | dict(added_tokens or {})).items()}
     for token, id in tokens.items():
-        if id in names and (id in special_tokens.values() or (len(token) > 1 and token not in merged)):
+        if id in names and len(token) > 1 and token not in merged:
             del ids[token]
         elif id in names and (token != names[id] or to_alphabet(token.encode()) != token):
             raise FileError(

@@ -55,6 +55,7 @@ def read_added_tokens(
         raise FileError(f"{path}: added_tokens must be a list, got {listed!r}")
     ids: dict[str, int] = {}
     tokens: dict[str, dict[str, Any]] = {}
+    others: list[str] = []
 
     def add(token: dict[str, Any], stated: int | None, where: Path) -> None:
         """As `tokenizers` adds: a word of the vocabulary keeps its id, another gets the next one."""
@@ -66,7 +67,7 @@ def read_added_tokens(
             last = max(ids.values(), default=-1)
             ids[name] = vocabulary.get(name, max(last + 1, len(vocabulary)))
         if stated not in (None, ids[name]):
-            log.warning("%s: added token %r has id %d, not %s, as in tokenizers", where, name, ids[name], stated)
+            others.append(f"{name!r}, which is said to be {stated}, gets {ids[name]}")
         tokens[name] = token
 
     for index, token in enumerate(listed):
@@ -89,15 +90,13 @@ def read_added_tokens(
     if not isinstance(extra, list):
         raise FileError(f"{config_path}: additional_special_tokens must be a list of tokens, got {extra!r}")
     specials = [*named.values(), *(_token(value, "additional_special_tokens", config_path) for value in extra)]
-    names = {token["content"] for token in specials}
+    names = {token["content"] for token in named.values()}
 
     decoder = beside["tokenizer_config"].get("added_tokens_decoder")
     if decoder is None:
-        decoder = {
-            id: {"content": name, "special": name in names}
-            for name, id in beside["added_tokens"].items()
-            if name not in ids
-        }
+        older = {name: id for name, id in beside["added_tokens"].items() if name not in ids}
+        said = {token["content"] for token in specials}
+        decoder = {id: {"content": name, "special": name in said} for name, id in older.items()}
     if not isinstance(decoder, dict) or not all(str(id).isdecimal() and len(str(id)) < 10 for id in decoder):
         raise FileError(f"{config_path}: added_tokens_decoder must be tokens by id, got {str(decoder)[:80]}")
     for id, value in sorted(decoder.items(), key=lambda item: int(item[0])):
@@ -114,6 +113,8 @@ def read_added_tokens(
                     path.name,
                     ids[name],
                 )
+    if others:
+        log.warning("%s: added token %s (%d such), as tokenizers numbers them", path, others[0], len(others))
     # Older files don't say special, and had no other words.
     control = {name for name, token in tokens.items() if token.get("special", True) is not False}
     control |= names & ids.keys() | control_names(set(ids))

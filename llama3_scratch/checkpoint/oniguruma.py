@@ -174,6 +174,7 @@ class _Reader:
         if kind in "dswhDSWH" and kind:
             return _Piece(self.shorthand().text.replace(f"{_WORD}]", f"{_WORD_ALONE[1:]}"), 1, 1)
         if kind in "pP" and kind:
+            self.check_unfolded(fold, rf"\{self.rest[:20]}")
             return _Piece(self.unicode_property(), 1, 1)
         if kind in _EDGES:
             self.rest = self.rest[1:]
@@ -181,7 +182,7 @@ class _Reader:
             return _Piece(_EDGES[kind], 0, 0)
         if self.take("R"):
             self.differs(r"\R")
-            return _Piece(r"(?>\r\n|[\n-\r\u0085\u2028\u2029])", 1, 2)
+            return _Piece("(?>\\r\\n|[\\n-\\r\x85\u2028\u2029])", 1, 2)
         return _Piece(_literal(self.character(), fold=fold), 1, 1)
 
     def shorthand(self) -> _Set:
@@ -220,6 +221,7 @@ class _Reader:
     def brackets(self, *, fold: bool) -> _Set:
         """A character class, whose [ was read."""
         negated = bool(self.take("^"))
+        self.check_unfolded(fold and negated, f"[^{self.rest[:20]}")
         if self.rest.startswith("]"):
             raise ValueError("[] with nothing in it")
         operands = [self.operand(fold=fold)]
@@ -260,6 +262,7 @@ class _Reader:
                 raise ValueError(f"the bracket {self.rest[:9]}" if not found else f"the bracket {found[0]}")
             if found[2] not in ("xdigit", "ascii", "cntrl"):
                 self.differs(found[0])
+            self.check_unfolded(fold, found[0])
             items = _POSIX[found[2]]
             return _Set(None, f"[^{items}]") if found[1] else _Set(items, f"[{items}]")
         if self.take("["):
@@ -268,6 +271,7 @@ class _Reader:
             self.rest = self.rest[1:]
             return self._no_range(self.shorthand())
         if re.match(r"\\[pP]", self.rest):
+            self.check_unfolded(fold, self.rest[:20])
             self.rest = self.rest[1:]
             text = self.unicode_property()
             return self._no_range(_Set(text, text))
@@ -290,6 +294,10 @@ class _Reader:
         if re.match(r"-[^\]]", self.rest):
             raise ValueError(f"a - after {found.text} in brackets")
         return found
+
+    def check_unfolded(self, fold: bool, construct: str) -> None:
+        if fold:
+            raise ValueError(f"(?i: with {construct}")
 
     def single(self) -> str:
         if self.take("\\"):

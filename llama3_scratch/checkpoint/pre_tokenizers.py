@@ -35,10 +35,12 @@ def covering(pattern: str) -> str:
     return pattern if covered or pattern in _COVERING else rf"{pattern}|(?:(?!{pattern})[\s\S])+"
 
 
-_COVERING = {PATTERN, GPT2_PATTERN, SMOLLM_PATTERN, QWEN2_PATTERN}
+_WHOLE = r"[\s\S]+"
+_COVERING = {PATTERN, GPT2_PATTERN, SMOLLM_PATTERN, QWEN2_PATTERN, _WHOLE}
 _ENDINGS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_CHINESE = "[一-龥\u0800-一가-\ud7ff]+"
+# llama.cpp takes a space that isn't ASCII for a vertical tab, so that it's in none of these ranges.
+_CHINESE = r"(?:(?!\s)[一-龥\u0800-一가-\ud7ff])+"
 # llama.cpp knows no upper and lower case beyond ASCII's.
 _UPPER, _LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
 _CASED = (
@@ -71,7 +73,7 @@ _ALIKE: dict[Rule, str] = {
         (
             r"[\r\n]",
             rf"\s?[{_CASED_LETTERS}]+",
-            r"\s?[!-/:-\~！-／：-～‘-‟　-。]+",
+            r"\s?(?:(?!\s)[!-/:-\~！-／：-～‘-‟　-。])+",
             r"\s+(?![\s\S])",
             _CHINESE,
         ),
@@ -125,7 +127,7 @@ def read_rule(pre: Any, path: Path) -> Rule:
         _refuse(path, "pre_tokenizer Split that removes text beside another one", "one that isolates")
     match patterns:
         case []:
-            return Rule(r"[\s\S]+")  # all of the text is one piece
+            return Rule(_WHOLE)  # all of the text is one piece
         case [r"\p{N}", pattern] if pattern == GPT2_PATTERN:
             return Rule(SMOLLM_PATTERN)
     *splits, pattern = patterns
