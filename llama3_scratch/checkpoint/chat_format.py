@@ -100,7 +100,8 @@ def _frames_alike(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     if len(quoted) > _MOST_WORDS:
         return False
     asked = [
-        _chat(roles, "Hi", "One two", "x") for roles in ("u", "su", "uau", "suauau", "uu", "au", "usu", "uat", "s")
+        _chat(roles, "Hi", "One two", "x")
+        for roles in ("u", "su", "uau", "suauauauauau", "uu", "au", "usu", "uat", "s")
     ]
     asked += [_chat(roles, "\n\n hi\n ", " a", "b\n\n") for roles in ("su", "uau", "suauau")]
     asked += [_chat("suau", "", "x", "", "y"), _chat("u", " ".join(tokenizer.special_tokens))]
