@@ -128,13 +128,11 @@ def _turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
     answer = "xyzzy"
     try:
         (text,) = render([(_chat("ua", "Hi", answer), False)], template, tokenizer)
+        begin = text.text.rfind(answer)
+        behind = text[begin + len(answer) :].ids(tokenizer) if begin >= 0 else []
     except (UsageError, FileError):
         return None
-    begin = text.text.rfind(answer)
-    if begin < 0:
-        return None
-    behind: Rendered = text[begin + len(answer) :]
-    return next((id for id in behind.ids(tokenizer) if id in tokenizer.special_tokens.values()), None)
+    return next((id for id in behind if id in tokenizer.special_tokens.values()), None)
 
 
 def written_template(tokenizer: Tokenizer) -> dict[str, str | None]:
