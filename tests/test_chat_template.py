@@ -425,6 +425,27 @@ def test_arguments_are_handed_on_as_they_are_given(theirs, tmp_path):
     assert tokenizer.decode(expected) == '{"x":  1}<|end|>c1'
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "{% if messages | length > 8 %}x{% endif %}",
+        "{% if messages | length > 1 and messages[0].role == messages[1].role %}x{% endif %}",
+        "{% if messages[0].role == 'assistant' %}{{ raise_exception('A user begins') }}{% endif %}",
+        "{% if messages[-1].content.startswith('/think') %}x{% endif %}",
+        '{% if messages[0].content == "<tool>" %}x{% endif %}',
+        "{% if messages[0].content == '' %}x{% endif %}",
+        "{% if not add_generation_prompt %}x{% endif %}",
+        "{% if messages[0].tool_calls is defined or messages[1].tool_calls is defined %}x{% endif %}",
+        "{% if messages[-1].role == 'tool' %}x{% endif %}",
+        "{% for m in messages %}{% if m.content != m.content.strip() %}x{% endif %}{% endfor %}",
+    ],
+)
+def test_a_frame_stays_only_where_every_chat_is_alike(tmp_path, change):
+    tokenizer = read(tmp_path, TEMPLATES["chatml"])
+    assert tokenizer.chat_format == "chatml" and tokenizer.chat_template.source == TEMPLATES["chatml"]
+    assert read(tmp_path, change + TEMPLATES["chatml"]).chat_format == "template"
+
+
 def test_an_answer_stops_where_the_template_ends_it(tmp_path):
     for kind, end in [("gemma", "<end_of_turn>"), ("phi", "<|end|>"), ("zephyr", "</s>"), ("llama3.1", "<|eot_id|>")]:
         tokenizer = read(tmp_path, TEMPLATES[kind])

@@ -99,7 +99,8 @@ def _frames_alike(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     if len(quoted) > _MOST_WORDS:
         return False
     asked = [
-        _chat(roles, "Hi", "One two", "x") for roles in ("u", "su", "uau", "suauau", "uu", "au", "usu", "uat", "s")
+        _chat(roles, "Hi", "One two", "x")
+        for roles in ("u", "su", "uau", "suauauauauau", "uu", "au", "usu", "uat", "s")
     ]
     asked += [_chat(roles, "\n\n hi\n ", " a", "b\n\n") for roles in ("su", "uau", "suauau")]
     asked += [_chat("suau", "", "x", "", "y"), _chat("u", " ".join(tokenizer.special_tokens))]
@@ -126,13 +127,11 @@ def _turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
     answer = "xyzzy"
     try:
         (text,) = render([(_chat("ua", "Hi", answer), False)], template, tokenizer)
+        begin = text.text.rfind(answer)
+        behind = text[begin + len(answer) :].ids(tokenizer) if begin >= 0 else []
     except (UsageError, FileError):
         return None
-    begin = text.text.rfind(answer)
-    if begin < 0:
-        return None
-    behind: Rendered = text[begin + len(answer) :]
-    return next((id for id in behind.ids(tokenizer) if id in tokenizer.special_tokens.values()), None)
+    return next((id for id in behind if id in tokenizer.special_tokens.values()), None)
 
 
 def written_template(tokenizer: Tokenizer) -> dict[str, str | None]:
