@@ -290,8 +290,8 @@ ADD_EOS = {"type": "TemplateProcessing", "single": [{"Sequence": {}}, {"SpecialT
         ({"pre_tokenizer": {"type": "Metaspace"}}, "pre_tokenizer Metaspace can't"),
         ({"pre_tokenizer": None}, "pre_tokenizer None can't"),
         ({"pre_tokenizer": byte_level(add_prefix_space=True)}, "ByteLevel with add_prefix_space can't"),
-        ({"pre_tokenizer": split(PATTERN, behavior="Removed")}, "pre_tokenizer Sequence[Split, ByteLevel] can't"),
-        ({"pre_tokenizer": split("(")}, "isn't a regular expression"),
+        ({"pre_tokenizer": split(PATTERN, behavior="Removed")}, "pre_tokenizer Split with behavior Removed can't"),
+        ({"pre_tokenizer": split("(")}, "the split pattern '(' has a ( without ), which can't be carried over"),
         ({"post_processor": {"type": "BertProcessing"}}, "post_processor BertProcessing can't"),
         ({"post_processor": ADD_EOS}, "post_processor TemplateProcessing can't"),
         ({"model": None}, "model is missing"),
@@ -304,7 +304,10 @@ ADD_EOS = {"type": "TemplateProcessing", "single": [{"Sequence": {}}, {"SpecialT
         ({"model__merges": ["a b"]}, "token 257, 'Ġab', is made by no merge"),
         ({"model__vocab": {**VOCABULARY, "▁the": 300}}, "token 300, '▁the', has '▁', which is outside GPT-2's"),
         ({"model__vocab": {**VOCABULARY, "c": 97}}, "an id stands twice"),
-        ({"added_tokens": [{"id": 9, "content": "a"}, {"id": 9, "content": "b"}]}, "have the same id 9"),
+        (
+            {"added_tokens": [{"id": 9, "content": "a", "lstrip": 1}]},
+            "the flags of added token 'a' must be true or false",
+        ),
     ],
 )
 def test_f105_what_ranks_cannot_carry_is_refused_by_name(tmp_path, changes, says):
@@ -314,9 +317,10 @@ def test_f105_what_ranks_cannot_carry_is_refused_by_name(tmp_path, changes, says
     assert says in str(caught.value)
 
 
-def test_a_name_that_is_no_token(tmp_path):
-    with pytest.raises(FileError, match=re.escape("tokenizer_config.json: bos_token is '<s>', which is no token")):
-        read_tokenizer_json(folder(tmp_path, tokenizer_config={"bos_token": "<s>"}))
+@pytest.mark.parametrize("token", [5, ["<s>"], {"id": 3}])
+def test_a_name_that_is_no_token(token, tmp_path):
+    with pytest.raises(FileError, match=re.escape(f"tokenizer_config.json: bos_token is {token!r}, which is no token")):
+        read_tokenizer_json(folder(tmp_path, tokenizer_config={"bos_token": token}))
 
 
 def places(part: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -330,7 +334,7 @@ def places(part: Any, path: tuple = ()) -> Iterator[tuple]:
 def test_whatever_stands_in_the_files_ends_in_one_sentence(tmp_path):
     single = [{"SpecialToken": {"id": "<|begin_of_text|>"}}, {"Sequence": {"id": "A"}}]
     processors = [byte_level(), {"type": "TemplateProcessing", "single": single}]
-    vocabulary = {"a": 97, "b": 98, "Ġ": 32, "ab": 256, "Ġab": 257}
+    vocabulary = {"a": 97, "b": 98, "Ġ": 32, "ab": 256, "Ġab": 257} | SPECIAL
     whole = {
         "tokenizer": document(model__vocab=vocabulary, post_processor={"type": "Sequence", "processors": processors}),
         "tokenizer_config": {"bos_token": {"content": "<|begin_of_text|>"}, "chat_template": [{"name": "default"}]},

@@ -74,7 +74,7 @@ def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer 
         ignore_merges=rule.ignore_merges,
         splits=rule.splits,
         added_tokens=added,
-        longest_first=True,
+        longest_first=bool(added),  # special tokens alone don't overlap
         source=path,
     )
     if template is not None:
