@@ -42,16 +42,20 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _GGUF_BYTES = 98_362_432
 _META_BYTES = {DEFAULT: 540_000_000, BLOCKS: 99_500_000}
 
-_META_BESIDE = ("params.json", "tokenizer.model", CHECKLIST)
-_HF_WANTED = (
+_META_BESIDE = ("params.json", "tokenizer.model", "tokenizer_extra.json", CHECKLIST)
+# Beside the weights of Hugging Face's layout: all that says what the model, its tokens and its chats are.
+_HF_BESIDE = (
     "config.json",
     "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
 )
+_HF_SINGLE, _HF_SHARDS = ("model.safetensors",), ("model-*.safetensors", "model.safetensors.index.json")
 
 
 def download(name: str) -> Path:
@@ -250,9 +254,18 @@ def _wanted(files: Sequence[str], repo: str) -> tuple[list[str], str]:
     if shards:
         # 3.1-405B comes in 8 and in 16 shards: the fewer have every key/value head once.
         root = min(shards, key=lambda folder: len(shards[folder]))
-        beside = [str(PurePosixPath(root) / name) for name in _META_BESIDE]
-        return shards[root] + [file for file in beside if file in files], root
-    wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in _HF_WANTED) and "/" not in file]
+        # Two shardings may share a tokenizer in the folder above.
+        places = [PurePosixPath(root), *PurePosixPath(root).parents]
+        nearest = (next((str(at / name) for at in places if str(at / name) in files), "") for name in _META_BESIDE)
+        return shards[root] + list(filter(None, nearest)), root
+    # The same weights may stand there whole and in shards, and in other types: model.fp16.safetensors.
+    weights = _HF_SINGLE if set(_HF_SINGLE) <= set(files) else _HF_SHARDS
+    patterns = (*weights, *_HF_BESIDE)
+    wanted = [
+        file
+        for file in files
+        if any(fnmatch(file, pattern) and file.count("/") == pattern.count("/") for pattern in patterns)
+    ]
     if not any(file.endswith(".safetensors") for file in wanted):
         gguf = (
             "; it has GGUF files: download one of them and give its path"
@@ -261,6 +274,12 @@ def _wanted(files: Sequence[str], repo: str) -> tuple[list[str], str]:
         )
         raise FileError(f"{repo}: expected consolidated.*.pth or model*.safetensors in the repo, found neither{gguf}")
     return wanted, "."
+
+
+def _within(file: str, root: str) -> str:
+    """A repo's file by its place in the model's folder, where what was taken from a folder above it goes too."""
+    path = PurePosixPath(file)
+    return str(path.relative_to(root) if path.is_relative_to(root) else path.name)
 
 
 def _fetch_from_hub(repo: str, folder: Path) -> None:
@@ -287,8 +306,11 @@ def _fetch_from_hub(repo: str, folder: Path) -> None:
     for file in wanted:
         _verify_fetched(partial / file, sizes[file], getattr(remote[file].lfs, "sha256", None))
     here = partial / root
+    inside = {file: _within(file, root) for file in wanted}
+    for file, name in inside.items():
+        (partial / file).replace(here / name)
     if not (here / CHECKLIST).exists():
-        write_checklist(here, sorted(PurePosixPath(file).name for file in wanted))
+        write_checklist(here, sorted(inside.values()))
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     _move_into_place(here, folder)
     shutil.rmtree(partial, ignore_errors=True)

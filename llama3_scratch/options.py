@@ -35,7 +35,10 @@ def add_reading_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("--rope-scale-factor", type=cli.number(float, above=0), metavar="X", help="override Llama 3.1's")
     group.add_argument("--allow-extra", action="store_true", help="ignore tensors that aren't part of a Llama")
     group.add_argument(
-        "--chat-format", choices=("llama3", "chatml"), help="how messages are framed, where the files don't say"
+        "--chat-format",
+        choices=("llama3", "chatml", "template"),
+        help="lay chats out so, whatever the files say; template: by the one among them, which is taken by itself "
+        "where it differs from the others",
     )
 
 
@@ -68,7 +71,8 @@ def add_model_options(parser: cli.Parser) -> None:
     group.add_argument(
         "--date",
         metavar="DATE",
-        help='"26 Jul 2024": frame a Llama 3 chat as Hugging Face\'s template does, which names it; else as Meta does',
+        help="\"26 Jul 2024\": today for a chat template that asks; Meta's own files are then framed as Hugging Face's "
+        "template does, which names it",
     )
 
 
@@ -215,7 +219,7 @@ def make_guesses(options: argparse.Namespace, checkpoint: Checkpoint, dtype: tor
         return speculate.Guesses(speculate.lookup, most=most)
     draft = read(options.speculate, options, device=options.device)
     ours, its = checkpoint.tokenizer, draft.tokenizer
-    if ours is None or its is None or (ours.ranks, ours.special_tokens) != (its.ranks, its.special_tokens):
+    if ours is None or its is None or not ours.same_tokens(its):
         raise UsageError(f"--speculate {options.speculate}: its tokenizer isn't that of {checkpoint.path}")
     if draft.config.vocab_size != checkpoint.config.vocab_size:
         sizes = f"{draft.config.vocab_size} tokens, {checkpoint.path} {checkpoint.config.vocab_size}"

@@ -44,7 +44,10 @@ def _parser() -> cli.Parser:
     parser.add_argument("--rows", type=count, metavar="N", help="learn from the first N (after shuffling) only")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     parser.add_argument("--other-data", action="store_true", help="with --resume: the data may have changed")
-    parser.add_argument("--chat-format", choices=("llama3", "chatml"), help="where the model's files don't say")
+    parser.add_argument("--chat-format", choices=("llama3", "chatml", "template"), help="lay chats out so")
+    parser.add_argument(
+        "--date", metavar="DATE", help='"26 Jul 2024": today for a chat template that asks, on all days'
+    )
     how = parser.add_argument_group("what learns")
     how.add_argument("--method", default="lora", help="lora, dora, qlora or full (%(default)s)")
     how.add_argument("--rank", type=count, default=16, metavar="N", help="(%(default)s)")
@@ -123,6 +126,7 @@ def main(options: argparse.Namespace) -> int:
         adapters=Adapters(options.rank, options.alpha, options.targets.split(","), options.rslora),
         mask_prompt=options.mask_prompt,
         truncate=options.truncate,
+        date=options.date,
         save_every=options.save_every,
         resume=options.resume,
         other_data=options.other_data,

@@ -10,13 +10,17 @@ PACKAGE = Path(__file__).parents[1] / "llama3_scratch"
 # A module imports only what stands above it.
 ROOMS = {
     "The core: read this first": ["errors", "config", "stored", "native.kernels", "linear", "cache", "model", "init"],
-    "Text": ["files", "tokenizer", "dialog", "text"],
+    "Text": ["files", "added_tokens", "tokenizer", "chat_template_worker", "chat_template", "dialog", "text"],
     "Doors in and out": [
         "memory",
         "checkpoint.progress",
         "checkpoint.params_json",
         "checkpoint.check",
         "checkpoint.meta",
+        "checkpoint.oniguruma",
+        "checkpoint.pre_tokenizers",
+        "checkpoint.hf_added_tokens",
+        "checkpoint.chat_format",
         "checkpoint.byte_level",
         "checkpoint.hf",
         "checkpoint.hf_out",

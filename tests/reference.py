@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from llama3_scratch import download
-from llama3_scratch.checkpoint.byte_level import PATTERNS, byte_level_tokenizer, chat_settings
+from llama3_scratch.checkpoint.byte_level import byte_level_tokenizer
+from llama3_scratch.checkpoint.chat_format import chat_settings
 from llama3_scratch.checkpoint.gguf import read_header
+from llama3_scratch.checkpoint.pre_tokenizers import SMOLLM_PATTERN
 from llama3_scratch.errors import FileError
 from llama3_scratch.tokenizer import Tokenizer, read_tokenizer
 
@@ -88,7 +90,7 @@ def smollm2() -> Tokenizer:
         tokens,
         merges,
         special,
-        pattern=PATTERNS["smollm"],
+        pattern=SMOLLM_PATTERN,
         bos_id=1,
         eos_id=2,
         stop_tokens=[2],

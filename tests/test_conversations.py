@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 
+from llama3_scratch.checkpoint.chat_format import frame_template
 from llama3_scratch.data.conversations import Conversations, encode, read_conversations, split
 from llama3_scratch.dialog import encode_dialog, encode_message
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.tokenizer import ChatTemplate
 from llama3_scratch.training.batches import IGNORE
 from tests import tiny
 
@@ -56,7 +58,7 @@ def test_rows_of_either_kind(tmp_path):
             {"messages": [*ASKED[:1], {"role": "assistant", "content": " "}]}, "answer .* is empty", id="F230"
         ),
         pytest.param({"messages": ASKED[:1]}, "no message is the assistant's", id="F231"),
-        pytest.param({"messages": [*ASKED, *ASKED[1:]]}, "the last message is of role assistant", id="order"),
+        pytest.param({"messages": [{"role": "bot", "content": "a"}, *ASKED]}, "role must be one of", id="role"),
     ],
 )
 def test_rows_that_cant_be_learnt(tmp_path, row, said):
@@ -158,3 +160,35 @@ def test_parts_are_shuffled_once():
     assert [len(part) for part in parts] == [17, 1, 2]
     assert sorted(json.dumps(one) for part in parts for one in part) == sorted(map(json.dumps, conversations(20)))
     assert split(conversations(20), seed=3) == parts != split(conversations(20), seed=4)
+
+
+def test_any_order_that_the_frame_takes_is_learnt(tmp_path):
+    asked, answered = ASKED
+    for messages in ([answered, *ASKED], [*ASKED, answered], [asked, *ASKED, asked]):
+        assert read(tmp_path, json.dumps({"messages": messages})) == [messages]
+        for tokenizer in tokenizers().values():
+            encoded = encode(messages, tokenizer)
+            text = tokenizer.decode(id for id, learnt in zip(encoded.ids, encoded.learnt, strict=True) if learnt)
+            assert text.count("Hello you<|") == messages.count(answered)
+            assert tokenizer.decode(encoded.ids).count("Hi") == messages.count(asked)
+
+
+def test_a_conversation_that_a_template_refuses_is_named():
+    tokenizer = tokenizers()["chatml"]
+    tokenizer.chat_template = ChatTemplate("{{ raise_exception('no system role') }}")
+    tokenizer.set_chat_format("template")
+    with pytest.raises(
+        FileError, match=r"conversation that begins 'Be kind': .* doesn't take this chat: no system role"
+    ):
+        Conversations([LONGER], tokenizer, size=1, length=80, seed=1)
+
+
+def test_answers_of_a_template_are_learnt_as_those_of_the_frame():
+    framed, templated = tokenizers()["chatml"], tokenizers()["chatml"]
+    templated.chat_template = ChatTemplate(frame_template(framed))
+    templated.set_chat_format("template")
+    for messages in (ASKED, LONGER, [*LONGER, *ASKED], [*LONGER, *ASKED[:1]]):
+        for mask_prompt in (True, False):
+            wanted = encode(messages, framed, mask_prompt=mask_prompt)
+            got = encode(messages, templated, mask_prompt=mask_prompt)
+            assert (got.ids, got.learnt) == (wanted.ids, wanted.learnt)

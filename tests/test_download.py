@@ -20,9 +20,12 @@ from huggingface_hub import errors as hub_errors
 
 from llama3_scratch import download, verify
 from llama3_scratch.checkpoint import names
+from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
 from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
 from llama3_scratch.config import Config
+from llama3_scratch.dialog import encode_dialog
 from llama3_scratch.errors import FileError, MismatchError, UsageError
+from tests.test_chat_template import model as chat_model
 
 
 @pytest.fixture
@@ -151,6 +154,33 @@ META = {
 }
 
 
+# What a model of Hugging Face's layout needs beside its weights, and what has no place in the folder.
+BESIDE = {
+    "config.json": b"{}",
+    "generation_config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "tokenizer_config.json": b"{}",
+    "special_tokens_map.json": b"{}",
+    "added_tokens.json": b"{}",
+    "chat_template.jinja": b"template",
+    "chat_template.json": b"{}",
+    "additional_chat_templates/rag.jinja": b"rag",
+}
+DUPLICATES = {
+    "pytorch_model.bin": b"old",
+    "model.fp16.safetensors": b"narrow",
+    "model.fp16-00001-of-00002.safetensors": b"narrow",
+    "onnx/model.safetensors": b"other",
+    "onnx/config.json": b"{}",
+    "additional_chat_templates/more/rag.jinja": b"deep",
+    "tf_model.h5": b"",
+    "flax_model.msgpack": b"",
+    "model.gguf": b"",
+    ".gitattributes": b"",
+    "README.md": b"card",
+}
+
+
 @pytest.fixture
 def hub(monkeypatch, weights):
     def serve(files, fail=None, fail_after=0):
@@ -198,17 +228,39 @@ def test_hf_repo(hub, weights):
             "model-00001-of-00002.safetensors": b"1",
             "model-00002-of-00002.safetensors": b"2",
             "model.safetensors.index.json": b"{}",
-            "tokenizer.json": b"{}",
-            "tokenizer_config.json": b"{}",
-            "pytorch_model.bin": b"old",
-            "onnx/model.safetensors": b"other",
-            "README.md": b"card",
+            **BESIDE,
+            **DUPLICATES,
         }
     )
     folder = download.download("owner/name")
     assert folder == resolve("owner/name") == weights / "owner/name"
-    assert len(served.fetched) == 6
+    assert set(served.fetched) == {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+                                   "model.safetensors.index.json", *BESIDE}  # fmt: skip
     assert verify.main([str(folder)]) == 0
+    assert (folder / "additional_chat_templates/rag.jinja").read_bytes() == b"rag"
+    served.files["model.safetensors"] = b"both"
+    shutil.rmtree(folder)
+    served.fetched.clear()
+    download.download("owner/name")
+    assert set(served.fetched) == {"model.safetensors", *BESIDE}
+
+
+def test_what_lies_above_a_sharding_comes_too(hub, weights):
+    """And what is written beside a tokenizer.model here: without it the model would split and chat in Meta's way."""
+    hub({
+        "original/mp8/consolidated.00.pth": b"x",
+        "original/mp8/params.json": b"{}",
+        "original/params.json": b"other",
+        "original/tokenizer.model": b"ranks",
+        "original/tokenizer_extra.json": b"extra",
+        "tokenizer.model": b"another",
+    })  # fmt: skip
+    folder = download.download("owner/name")
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".chk"} == {
+        "consolidated.00.pth": b"x", "params.json": b"{}", "tokenizer.model": b"ranks", "tokenizer_extra.json": b"extra"
+    }  # fmt: skip
+    assert verify.main([str(folder)]) == 0
+    assert [path.name for path in (weights / "owner").iterdir()] == ["name"]
 
 
 def test_a_repo_without_weights(hub, weights):
@@ -375,6 +427,36 @@ def test_f146_a_broken_connection_goes_on_by_range(weights, monkeypatch, ignores
     assert (weights / "owner/name/consolidated.00.pth").read_bytes() == BIG
     assert Server.ranges[0] is None and Server.ranges[1].startswith("bytes=")
     assert verify.main(["owner/name"]) == 0
+
+
+def test_a_chat_template_arrives_and_is_used(weights, monkeypatch):
+    """As huggingface_hub fetches it: the model's own template in a file of its own, and others in a folder."""
+    template = b"<|user|>{{ messages[0].content }}<|assistant|>"
+    made = chat_model(weights.parent / "made")
+    files = {path.name: path.read_bytes() for path in made.iterdir()} | DUPLICATES
+    files |= {"chat_template.jinja": template, "additional_chat_templates/rag.jinja": b"rag"}
+    monkeypatch.setattr(Server, "files", {**files, "model.safetensors": BIG})
+    monkeypatch.setattr(Server, "ranges", ["whole"])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(weights), "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-m", "llama3_scratch.download", "owner/name"]
+    try:
+        root = Path(download.__file__).parents[1]
+        done = subprocess.run(command, cwd=root, env=os.environ | there, capture_output=True, text=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    folder = weights / "owner/name"
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "additional_chat_templates/rag.jinja", "checklist.chk",
+    }  # fmt: skip
+    assert verify.main(["owner/name"]) == 0
+    tokenizer = read_tokenizer_json(folder)
+    assert tokenizer.chat_template.source.encode() == template
+    assert tokenizer.decode(encode_dialog([{"role": "user", "content": "Hi"}], tokenizer)) == "<|user|>Hi<|assistant|>"
 
 
 # Through pip

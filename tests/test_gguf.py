@@ -20,11 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama3_scratch.cache import Cache
-from llama3_scratch.checkpoint.byte_level import BYTE_OF, GPT2_PATTERN, byte_level_tokenizer
+from llama3_scratch.checkpoint.byte_level import BYTE_OF, byte_level_tokenizer
 from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize
 from llama3_scratch.checkpoint.gguf import gguf_name, read_gguf, read_header, scaling_divisors
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.llama2c import read_llama2c
+from llama3_scratch.checkpoint.pre_tokenizers import GPT2_PATTERN
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.linear import Params
@@ -332,9 +333,9 @@ FAULTS = [
         ["merge 1, 'th' 'z', needs 'thz', which is no token"],
     ),
     (
-        "F071-eos",
-        lambda: with_vocabulary(eos=u32("tokenizer.ggml.eos_token_id", 40)),
-        ["tokenizer.ggml.eos_token_id must be an id from 0 to 39, got 40"],
+        "F071-eos-type",
+        lambda: with_vocabulary(eos=string("tokenizer.ggml.eos_token_id", "</s>")),
+        ["tokenizer.ggml.eos_token_id must be an id from 0 to 39, got '</s>'"],
     ),
     (
         "F071-template",
@@ -696,7 +697,7 @@ def test_tokenizer_of_the_metadata(tmp_path):
     assert tokenizer.encode("the a\nthy", bos=True, eos=True) == [31, 29, 30, 27, 28, 24, 32]
     assert tokenizer.decode([29, 30, 33]) == "the a<|im_start|>"
     assert tokenizer.n_words == 35  # rows without a token follow
-    assert tokenizer.chat_format == "chatml"
+    assert (tokenizer.chat_format, tokenizer.chat_template.source) == ("template", TEMPLATE)
     assert tokenizer.stop_tokens == [32, 34]
     assert not tokenizer.add_bos
 
@@ -705,7 +706,10 @@ def test_tokenizer_of_the_metadata(tmp_path):
     ("change", "note"),
     [
         ({"model": string("tokenizer.ggml.model", "llama")}, "tokenizer.ggml.model is 'llama'"),
-        ({"pre": string("tokenizer.ggml.pre", "falcon")}, "tokenizer.ggml.pre is 'falcon', expected one of llama-bpe"),
+        (
+            {"pre": string("tokenizer.ggml.pre", "kimi-k2")},
+            "tokenizer.ggml.pre is 'kimi-k2', expected one of llama-bpe",
+        ),
     ],
     ids=["sentencepiece", "splitting"],
 )

@@ -8,26 +8,19 @@ that a BPE trainer wrote; another one is refused.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from llama3_scratch.checkpoint.chat_format import adopt_template, chat_settings, read_template, written_template
+from llama3_scratch.checkpoint.hf_added_tokens import read_added_tokens, settings
+from llama3_scratch.checkpoint.pre_tokenizers import kind, read_rule, rule_json
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json, write_whole
-from llama3_scratch.tokenizer import PATTERN, Tokenizer, is_id
+from llama3_scratch.tokenizer import Tokenizer, is_id
 
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# GPT-2's after every digit was set apart: a run of spaces before a digit then ends its text and stays whole.
-SMOLLM_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?=\p{N})|\s+(?!\S)|\s+"
-# By GGUF's `tokenizer.ggml.pre`.
-PATTERNS = {
-    "llama-bpe": PATTERN,
-    "llama3": PATTERN,
-    "smollm": SMOLLM_PATTERN,
-    "gpt-2": GPT2_PATTERN,
-    "default": GPT2_PATTERN,
-}
+log = logging.getLogger("llama3_scratch")
 
 
 def _alphabet() -> dict[str, int]:
@@ -59,15 +52,27 @@ def byte_level_tokenizer(
     add_bos: bool,
     system_prompt: str | None = None,
     ignore_merges: bool = False,
+    splits: Sequence[str] = (),
+    added_tokens: Mapping[str, int] | None = None,
+    token_flags: Mapping[str, Mapping[str, bool]] | None = None,
+    longest_first: bool = False,
     source: Path,
 ) -> Tokenizer:
     """The tokenizer of a vocabulary in GPT-2's byte alphabet; FileError, naming the token, where ranks can't carry it.
 
-    `special_tokens` are plain text and may stand in `tokens` too: every token that isn't made by merging belongs
-    there. `ignore_merges`: a whole word that is a token is taken as it is, which is what tiktoken does.
+    `special_tokens` and `added_tokens` are plain text and may stand in `tokens` too: every token that isn't made by
+    merging is one of them. `ignore_merges`: a whole word that is a token is taken as it is, as tiktoken does.
     """
-    special_ids = set(special_tokens.values())
-    ids = {token: id for token, id in tokens.items() if id not in special_ids}
+    ids = dict(tokens)
+    merged = {token for left, right in merges for token in (left, right, left + right)}
+    names = {id: name for name, id in (special_tokens | dict(added_tokens or {})).items()}
+    for token, id in tokens.items():
+        if id in names and len(token) > 1 and token not in merged:
+            del ids[token]
+        elif id in names and (token != names[id] or to_alphabet(token.encode()) != token):
+            raise FileError(
+                f"{source}: added token {id}, {names[id]!r}, is also {token!r} in bytes, which is another text"
+            )
     ranks: dict[bytes, int] = {}
     for token, id in ids.items():
         try:
@@ -109,32 +114,19 @@ def byte_level_tokenizer(
             chat_format=chat_format,
             add_bos=add_bos,
             system_prompt=system_prompt,
+            splits=splits,
+            added_tokens=added_tokens,
+            token_flags=token_flags,
+            longest_first=longest_first,
         )
     except UsageError as error:
         raise FileError(f"{source}: {error}") from error
 
 
-def chat_settings(
-    template: str | None, special_tokens: dict[str, int], stop_tokens: Sequence[int] = ()
-) -> tuple[str | None, str | None]:
-    """(chat_format, system_prompt) of a model with this chat template, or whose stop tokens end a chat's turn."""
-    for chat_format, opens, closes in _CHATS:
-        if opens in special_tokens and closes in special_tokens:
-            if template is None and special_tokens[closes] in stop_tokens:
-                return chat_format, None
-            if template is not None and opens in template:
-                default = re.search(r"<\|im_start\|>system(?:\n|\\n)([^{}+]+?)<\|im_end\|>", template)
-                return chat_format, default and re.sub(r"\\(.)", lambda c: "\n" if c[1] == "n" else c[1], default[1])
-    return None, None
-
-
-_CHATS = [("llama3", "<|start_header_id|>", "<|eot_id|>"), ("chatml", "<|im_start|>", "<|im_end|>")]
-
-
 def read_tokenizer_json(folder: str | Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder: `tokenizer.json`; BOS, stop tokens and chat from the files beside it.
 
-    FileError, naming the part, where it isn't byte-level BPE with one of Llama 3's, SmolLM2's and GPT-2's splittings.
+    FileError, naming the part, where it isn't byte-level BPE, or splits text as tiktoken can't.
     """
     folder = Path(folder)
     path = folder / "tokenizer.json"
@@ -145,8 +137,8 @@ def read_tokenizer_json(folder: str | Path) -> Tokenizer:
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
             _refuse(path, f"model.{key} {model[key]!r}", "none")
-    if data.get("normalizer"):
-        _refuse(path, f"normalizer {_kind(data['normalizer'])}", "none")
+    if data.get("normalizer") and data["normalizer"] != {"type": "Sequence", "normalizers": []}:
+        _refuse(path, f"normalizer {kind(data['normalizer'])}", "none")
     vocabulary, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocabulary, dict) or not all(map(is_id, vocabulary.values())):
         raise FileError(f"{path}: model.vocab must be tokens with their ids")
@@ -156,68 +148,67 @@ def read_tokenizer_json(folder: str | Path) -> Tokenizer:
     for index, pair in enumerate(pairs):
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str)):
             raise FileError(f"{path}: model.merges[{index}] must be a pair of tokens, got {merges[index]!r}")
-    added, special_tokens = data.get("added_tokens") or [], {}
-    if not isinstance(added, list):
-        raise FileError(f"{path}: added_tokens must be a list, got {added!r}")
-    for index, token in enumerate(added):
-        match token:
-            case {"content": str(name), "id": id} if is_id(id):
-                special_tokens[name] = id
-            case _:
-                raise FileError(f"{path}: added_tokens[{index}] must have a content and an id, got {token!r}")
-
     beside = {
         name: read_json(folder / f"{name}.json", "a Hugging Face configuration")
         if (folder / f"{name}.json").exists()
         else {}
-        for name in ("tokenizer_config", "special_tokens_map", "generation_config", "config", "chat_template")
+        for name in (
+            "tokenizer_config",
+            "special_tokens_map",
+            "added_tokens",
+            "generation_config",
+            "config",
+            "chat_template",
+        )
     }
-    settings = {**beside["special_tokens_map"], **beside["tokenizer_config"]}
+    special_tokens, words, flags = read_added_tokens(data, vocabulary, beside, folder)
+    config = settings(beside)
+    known = {*vocabulary.values(), *special_tokens.values(), *words.values()}
     numbers = {**beside["config"], **beside["generation_config"]}
 
     def named(key: str) -> int | None:
-        token = settings.get(key)
+        token = config.get(key)
         name = token.get("content") if isinstance(token, dict) else token
-        if name is None:
-            return None
-        if not isinstance(name, str) or (name not in vocabulary and name not in special_tokens):
-            raise FileError(f"{folder / 'tokenizer_config.json'}: {key} is {name!r}, which is no token of {path.name}")
-        return special_tokens.get(name, vocabulary.get(name))
+        return None if not name else special_tokens.get(name, vocabulary.get(name))
 
     def numbered(key: str) -> list[int]:
         value = numbers.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(map(is_id, ids)):
+        if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
             raise FileError(f"{folder}: {key} of generation_config.json or config.json must be ids, got {value!r}")
-        return ids
+        if absent := [id for id in ids if id not in known]:
+            log.warning("%s: %s %s is no token of %s; left out", folder, key, absent[0], path.name)
+        return [id for id in ids if id in known]
 
     bos_id, eos_id = named("bos_token"), named("eos_token")
     stop_tokens = numbered("eos_token_id") or ([] if eos_id is None else [eos_id])
-    template = settings.get("chat_template") or beside["chat_template"].get("chat_template")
-    if isinstance(template, list):  # several by name
-        named_default = (each for each in template if isinstance(each, dict) and each.get("name") == "default")
-        template = next(named_default, {}).get("template")
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
-    chat_format, system_prompt = chat_settings(
-        template if isinstance(template, str) else None, special_tokens, stop_tokens
-    )
+    template = read_template(folder, config, beside["chat_template"])
+    chat_format, system_prompt = chat_settings(template.source if template else None, special_tokens, stop_tokens)
     bos_id = next(iter(numbered("bos_token_id")), None) if bos_id is None else bos_id
     begins = _begins_with(data.get("post_processor"), path)
-    return byte_level_tokenizer(
+    add_bos = special_tokens[begins] == bos_id if begins in special_tokens else config.get("add_bos_token") is True
+    if add_bos and bos_id is None:
+        log.warning("%s: add_bos_token is set, but there is no BOS; texts begin without one", folder)
+    rule = read_rule(data.get("pre_tokenizer"), path)
+    tokenizer = byte_level_tokenizer(
         vocabulary,
         pairs,
         special_tokens,
-        pattern=_pattern(data.get("pre_tokenizer"), path),
+        pattern=rule.pattern,
         bos_id=bos_id,
         eos_id=eos_id if eos_id is not None else next(iter(stop_tokens), None),
         stop_tokens=stop_tokens,
         chat_format=chat_format,
-        add_bos=special_tokens[begins] == bos_id if begins in special_tokens else settings.get("add_bos_token") is True,
+        add_bos=add_bos and bos_id is not None,
         system_prompt=system_prompt,
         ignore_merges=model.get("ignore_merges") is True,
+        splits=rule.splits,
+        added_tokens=words,
+        token_flags=flags,
         source=path,
     )
+    adopt_template(tokenizer, template)
+    return tokenizer
 
 
 def _refuse(path: Path, got: str, wanted: str) -> NoReturn:
@@ -230,40 +221,6 @@ def _part(data: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     return data[key]
 
 
-def _kind(part: Any) -> str:
-    """A component's type, with those that a Sequence is made of."""
-    if not isinstance(part, dict):
-        return repr(part)
-    inner = next((value for value in part.values() if isinstance(value, list)), None)
-    kind = str(part.get("type"))
-    return f"{kind}[{', '.join(map(_kind, inner))}]" if kind == "Sequence" and inner else kind
-
-
-def _pattern(pre: Any, path: Path) -> str:
-    """The one regular expression that splits as a `pre_tokenizer` does."""
-    match pre:
-        case {"type": "Sequence", "pretokenizers": [*steps]}:
-            pass
-        case _:
-            steps = [pre]
-    match steps:
-        case [*_, {"type": "ByteLevel", "add_prefix_space": True}]:
-            _refuse(path, "pre_tokenizer ByteLevel with add_prefix_space", "ByteLevel without")
-        case [{"type": "ByteLevel", **rest}] if rest.get("use_regex", True):
-            return GPT2_PATTERN
-        case [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", **rest}] if rest.get(
-            "use_regex", True
-        ):
-            return SMOLLM_PATTERN
-        case [
-            {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "use_regex": False},
-        ]:
-            # Split keeps what lies between two matches, tiktoken would drop it; none of the known patterns leaves any.
-            return pattern if pattern in PATTERNS.values() else rf"{pattern}|(?:(?!{pattern})[\s\S])+"
-    _refuse(path, f"pre_tokenizer {_kind(pre)}", "ByteLevel, Digits + ByteLevel, or a Split by regex + ByteLevel")
-
-
 def _begins_with(processor: Any, path: Path) -> str | None:
     """The special token that a `post_processor` puts before a text."""
     match processor:
@@ -273,7 +230,7 @@ def _begins_with(processor: Any, path: Path) -> str | None:
             return name
         case {"type": "Sequence", "processors": [*steps]}:
             return next(filter(None, [_begins_with(step, path) for step in steps]), None)
-    _refuse(path, f"post_processor {_kind(processor)}", "none, or one that puts BOS before the text")
+    _refuse(path, f"post_processor {kind(processor)}", "none, or one that puts BOS before the text")
 
 
 def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
@@ -289,19 +246,14 @@ def merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 def write_tokenizer_json(tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`, from which transformers makes the same ids."""
     vocabulary = {to_alphabet(token): id for token, id in tokenizer.ranks.items()}
+    both = tokenizer.special_tokens | tokenizer.added_tokens
+    if clash := next((name for name, id in both.items() if vocabulary.get(name, id) != id), None):
+        raise UsageError(f"tokenizer.json can't hold both the added token {clash!r} and the bytes that it spells so")
     # Ids of added tokens hold only if the vocabulary has them too: tokenizers numbers the others itself.
-    vocabulary |= tokenizer.special_tokens
+    vocabulary |= both
     names: dict[int | None, str] = {id: name for name, id in tokenizer.special_tokens.items()}
     bos, eos = names.get(tokenizer.bos_id), names.get(tokenizer.eos_id)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    first = {
-        GPT2_PATTERN: [],
-        SMOLLM_PATTERN: [{"type": "Digits", "individual_digits": True}],
-    }.get(
-        tokenizer.pattern,
-        [{"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}],
-    )
-    splits_itself = tokenizer.pattern in (GPT2_PATTERN, SMOLLM_PATTERN)
     template = {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
@@ -320,17 +272,18 @@ def write_tokenizer_json(tokenizer: Tokenizer, folder: str | Path) -> None:
         "added_tokens": [
             {
                 "id": id,
-                "content": names[id],
+                "content": name,
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
-                "normalized": False,
-                "special": True,
+                "normalized": name in tokenizer.added_tokens,
+                "special": name in tokenizer.special_tokens,
+                **tokenizer.token_flags.get(name, {}),
             }
-            for id in sorted(tokenizer.special_tokens.values())
+            for name, id in sorted(both.items(), key=lambda item: item[1])
         ],
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*first, {**byte_level, "use_regex": splits_itself}]},
+        "pre_tokenizer": rule_json(tokenizer),
         "post_processor": template if tokenizer.add_bos else byte_level,
         "decoder": byte_level,
         "model": {
@@ -353,28 +306,8 @@ def write_tokenizer_json(tokenizer: Tokenizer, folder: str | Path) -> None:
         "add_bos_token": tokenizer.add_bos,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "chat_template": chat_template(tokenizer),
     }
+    settings |= written_template(tokenizer)
     write_whole(Path(folder) / "tokenizer.json", json.dumps(data, ensure_ascii=False))
     kept = {key: value for key, value in settings.items() if value is not None}
     write_whole(Path(folder) / "tokenizer_config.json", json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
-
-
-def chat_template(tokenizer: Tokenizer) -> str | None:
-    """The Jinja template that lays a chat out as `dialog.encode_dialog` does."""
-    if tokenizer.chat_format == "llama3":
-        return (
-            r"{{ bos_token }}{% for message in messages %}"
-            r"{{ '<|start_header_id|>' + ('ipython' if message.role == 'tool' else message.role) }}"
-            r"{{ '<|end_header_id|>\n\n' + message.content + '<|eot_id|>' }}{% endfor %}"
-            r"{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-        )
-    if tokenizer.chat_format == "chatml":
-        default = json.dumps(f"<|im_start|>system\n{tokenizer.system_prompt}<|im_end|>\n", ensure_ascii=False)
-        return (
-            ("{% if messages[0].role != 'system' %}{{ " + default + " }}{% endif %}" if tokenizer.system_prompt else "")
-            + r"{% for message in messages %}{{ '<|im_start|>' + message.role }}"
-            r"{{ '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
-            r"{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-        )
-    return None

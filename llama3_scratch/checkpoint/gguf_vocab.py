@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llama3_scratch.checkpoint.byte_level import (
-    PATTERNS,
-    byte_level_tokenizer,
-    chat_settings,
-    chat_template,
-    merges,
-    to_alphabet,
-)
+from llama3_scratch.checkpoint.byte_level import byte_level_tokenizer, merges, to_alphabet
+from llama3_scratch.checkpoint.chat_format import adopt_template, chat_settings, written_template
+from llama3_scratch.checkpoint.hf_added_tokens import control_names
+from llama3_scratch.checkpoint.pre_tokenizers import RULES, rule_name
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import text
-from llama3_scratch.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.tokenizer import ChatTemplate, Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.h, enum llama_token_type
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # llama.h, enum llama_token_type
 
 
 def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer | None:
@@ -31,57 +28,94 @@ def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer 
     if model != "gpt2":
         log.info("%s: no tokenizer: tokenizer.ggml.model is %r, only byte-level BPE ('gpt2') is read", path, model)
         return None
-    pre = text(values, "tokenizer.ggml.pre", path, "default")
-    if pre not in PATTERNS:
-        known = ", ".join(PATTERNS)
-        log.info("%s: no tokenizer: tokenizer.ggml.pre is %r, expected one of %s", path, pre, known)
-        return None
     words = _strings(values, "tokenizer.ggml.tokens", path)
     if len(words) != rows:
         raise FileError(f"{path}: tokenizer.ggml.tokens has {len(words)} tokens, token_embd.weight has {rows} rows")
-    ids = {word: id for id, word in enumerate(words)}
-    if len(ids) < len(words):
-        twice = next(word for id, word in enumerate(words) if ids[word] != id)
+    pre = _pre(values, words, path)
+    if pre not in RULES:
+        log.info("%s: no tokenizer: tokenizer.ggml.pre is %r, expected one of %s", path, pre, ", ".join(RULES))
+        return None
+    rule = RULES[pre]
+    if empty := [id for id, word in enumerate(words) if not word]:
+        log.warning("%s: token %d of tokenizer.ggml.tokens is empty; left out", path, empty[0])
+    ids = {word: id for id, word in enumerate(words) if word}
+    if len(ids) < len(words) - len(empty):
+        twice = next(word for id, word in enumerate(words) if word and ids[word] != id)
         raise FileError(f"{path}: tokenizer.ggml.tokens: {twice!r} stands twice, expected every token once")
     kinds = _kinds(values, path, rows)
-    # Whatever isn't normal is matched whole or not at all; a placeholder stands only for its row.
-    special = {word: id for word, id in ids.items() if kinds[id] not in (NORMAL, UNUSED)}
-    eos_id = _id(values, "eos", path, rows)
-    stops = {eos_id, _id(values, "eot", path, rows), _id(values, "eom", path, rows)}
+    pairs = _merges(values, path)
+    # As in llama.cpp: what ends a turn is a control token in any case, and merging makes a token of whatever kind.
+    control = control_names(set(ids)) | {word for word, id in ids.items() if kinds[id] in (UNKNOWN, CONTROL)}
+    special = {word: ids[word] for word in words if word in control}
+    added = {word: id for word, id in ids.items() if kinds[id] == USER_DEFINED and word not in control}
+    made = {token for left, right in pairs for token in (left, right, left + right)}
+    tokens = {word: id for word, id in ids.items() if kinds[id] == NORMAL or word in made or len(word) == 1}
+    known = {*tokens.values(), *special.values(), *added.values()}
+    eos_id = _id(values, "eos", path, rows, known)
+    stops = {eos_id, _id(values, "eot", path, rows, known), _id(values, "eom", path, rows, known)}
     template = text(values, "tokenizer.chat_template", path)
     chat_format, system_prompt = chat_settings(template, special, [] if eos_id is None else [eos_id])
+    bos_id = _id(values, "bos", path, rows, known)
     # As in llama.cpp: Llama 3's kind begins with BOS unless the file says otherwise, GPT-2's doesn't.
-    llama3 = PATTERNS[pre] == PATTERN
-    add_bos = values.get("tokenizer.ggml.add_bos_token", llama3)
-    return byte_level_tokenizer(
-        {word: id for word, id in ids.items() if kinds[id] == NORMAL},
-        _merges(values, path),
+    add_bos = values.get("tokenizer.ggml.add_bos_token", rule.add_bos) is True
+    if add_bos and bos_id is None:
+        log.warning("%s: texts begin with BOS, but tokenizer.ggml.bos_token_id names none; they go without", path)
+    tokenizer = byte_level_tokenizer(
+        tokens,
+        pairs,
         special,
-        pattern=PATTERNS[pre],
-        bos_id=_id(values, "bos", path, rows),
+        pattern=rule.pattern,
+        bos_id=bos_id,
         eos_id=eos_id,
         stop_tokens=sorted(id for id in stops if id is not None),
         chat_format=chat_format,
-        add_bos=add_bos is True,
+        add_bos=add_bos and bos_id is not None,
         system_prompt=system_prompt,
-        ignore_merges=llama3,
+        ignore_merges=rule.ignore_merges,
+        splits=rule.splits,
+        added_tokens=added,
+        longest_first=bool(added),  # special tokens alone don't overlap
         source=path,
     )
+    if template is not None:
+        others = {"unk_token": "unknown", "pad_token": "padding"}
+        named = {token: _id(values, key, path, rows, known) for token, key in others.items()}
+        named |= {"bos_token": bos_id, "eos_token": eos_id}
+        variables = {token: words[id] for token, id in named.items() if id is not None}
+        adopt_template(tokenizer, ChatTemplate(template, variables))
+    return tokenizer
+
+
+def _pre(values: dict[str, Any], words: list[str], path: Path) -> str:
+    """GGUF's name for how text is split, with a warning where the file doesn't say."""
+    pre = text(values, "tokenizer.ggml.pre", path, "")
+    if pre not in ("", "default"):
+        return pre
+    said = "tokenizer.ggml.pre is missing" if pre == "" else "tokenizer.ggml.pre is 'default'"
+    if words[128_000:128_002] == ["<|begin_of_text|>", "<|end_of_text|>"]:
+        log.warning("%s: %s; the vocabulary is Llama 3's, so text is split and begun as Llama 3's", path, said)
+        return "llama-bpe"
+    if pre == "":
+        log.warning("%s: %s; text is split as llama.cpp does then ('default'), which may be wrong", path, said)
+    return "default"
 
 
 def vocabulary(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
     """The metadata that says a tokenizer, for an embedding of `rows` rows: key → text, number, truth or list."""
-    pre = next((name for name, pattern in PATTERNS.items() if pattern == tokenizer.pattern), None)
-    if pre is None:
-        raise UsageError(f"llama.cpp splits text as one of {', '.join(PATTERNS)}, not by {tokenizer.pattern!r}")
+    pre = rule_name(tokenizer)
     if tokenizer.n_words > rows:
         raise UsageError(f"the tokenizer has {tokenizer.n_words} tokens, the embedding {rows} rows; they don't belong")
     words = [f"[PAD{id}]" for id in range(rows)]
     kinds = [UNUSED] * rows
     for token, id in tokenizer.ranks.items():
         words[id], kinds[id] = to_alphabet(token), NORMAL
-    for name, id in tokenizer.special_tokens.items():
-        words[id], kinds[id] = name, CONTROL
+    spelt = set(words)
+    for name, id in (tokenizer.special_tokens | tokenizer.added_tokens).items():
+        if name in spelt and words[id] != name:
+            raise UsageError(f"GGUF can't hold both the added token {name!r} and the bytes that it spells so")
+        words[id], kinds[id] = name, CONTROL if name in tokenizer.special_tokens else USER_DEFINED
+    if kept := [name for name, flags in tokenizer.token_flags.items() if flags.keys() - {"normalized"}]:
+        log.warning("GGUF can't say that the added token %r takes the spaces beside it or is a single word", kept[0])
     ids = {
         "bos": tokenizer.bos_id,
         "eos": tokenizer.eos_id,
@@ -95,7 +129,7 @@ def vocabulary(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
         "tokenizer.ggml.merges": [f"{to_alphabet(a)} {to_alphabet(b)}" for a, b in merges(tokenizer.ranks)],
         **{f"tokenizer.ggml.{name}_token_id": id for name, id in ids.items()},
         "tokenizer.ggml.add_bos_token": tokenizer.add_bos,
-        "tokenizer.chat_template": chat_template(tokenizer),
+        "tokenizer.chat_template": written_template(tokenizer).get("chat_template"),
     }
     return {key: value for key, value in values.items() if value is not None}
 
@@ -136,9 +170,14 @@ def _merges(values: dict[str, Any], path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _id(values: dict[str, Any], name: str, path: Path, rows: int) -> int | None:
+def _id(values: dict[str, Any], name: str, path: Path, rows: int, known: Collection[int]) -> int | None:
     key = f"tokenizer.ggml.{name}_token_id"
     id = values.get(key)
-    if id is not None and not (isinstance(id, int) and 0 <= id < rows):
+    if id is None:
+        return None
+    if not isinstance(id, int) or isinstance(id, bool):
         raise FileError(f"{path}: {key} must be an id from 0 to {rows - 1}, got {_described(id)}")
+    if not (0 <= id < rows and id in known):
+        log.warning("%s: %s is %d, which is no token; left out", path, key, id)
+        return None
     return id

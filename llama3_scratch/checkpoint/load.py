@@ -15,7 +15,7 @@ from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.linear import Params
-from llama3_scratch.tokenizer import EXTRA_FILE, Tokenizer, read_tokenizer
+from llama3_scratch.tokenizer import EXTRA_FILE, Tokenizer, read_tokenizer, with_rows
 
 log = logging.getLogger("llama3_scratch")
 
@@ -87,11 +87,8 @@ def load(
     else:
         config, params = llama2c.read_llama2c(path)
     check(params, config, path)
-    if tokenizer is not None and tokenizer.n_words > config.vocab_size:
-        raise FileError(
-            f"{path}: the tokenizer has {tokenizer.n_words} tokens, the embedding {config.vocab_size} rows "
-            "(vocab_size); they belong to different models"
-        )
+    if tokenizer is not None:
+        tokenizer = with_rows(tokenizer, config.vocab_size, path)
     if n_bytes(params) < SCAN_LIMIT:
         scan(params, path)
     if torch.device(device).type != "cpu":

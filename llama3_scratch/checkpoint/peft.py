@@ -304,6 +304,8 @@ def _warn_of_untrained_tokens(folders: list[Path], checkpoint: Checkpoint) -> No
         return
     chats = [folder for folder in folders if _has_template(folder)] or folders * (tokenizer.chat_format is not None)
     ids = {name: id for name in _FRAMES if (id := tokenizer.special_tokens.get(name)) is not None}
+    if tokenizer.chat_format == "template" and tokenizer.chat_template:
+        ids = {name: id for name, id in ids.items() if name in tokenizer.chat_template.source}
     if not chats or not ids:
         return
     weight = stored(params, "tok_embeddings")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from llama3_scratch.data.documents import rows
-from llama3_scratch.dialog import Message, check_order, encode_answer, encode_dialog, encode_message, open_answer
+from llama3_scratch.dialog import Message, check_messages, encode_conversation
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import require_file
 from llama3_scratch.tokenizer import Tokenizer
@@ -42,9 +42,8 @@ def read_conversations(path: Path) -> list[Conversation]:
             raise FileError(f"{place}: no message is the assistant's, so there is nothing to learn")
         if not all(answer.strip() for answer in answers):
             raise FileError(f"{place}: an answer of the assistant is empty")
-        last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
         try:
-            check_order(messages[:last])
+            check_messages(messages)
         except UsageError as error:
             raise FileError(f"{place}: {error}") from error
         found.append(messages)
@@ -111,26 +110,13 @@ class Encoded:
     learnt: list[bool]
 
 
-def encode(messages: Conversation, tokenizer: Tokenizer, *, mask_prompt: bool = True) -> Encoded:
-    """The conversation as the model will meet it; with `mask_prompt` only answers are learnt, up to the token that ends
-    each."""
-    begin = next(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    ids = encode_dialog(messages[:begin], tokenizer)
-    learnt = [not mask_prompt] * len(ids)
-    for index, message in enumerate(messages[begin:], start=begin):
-        if message["role"] == "assistant":
-            header = [] if index == begin else open_answer(tokenizer)
-            answer = encode_answer(message, tokenizer)
-            ids += [*header, *answer]
-            learnt += [not mask_prompt] * len(header) + [True] * len(answer)
-            # What stands between two messages, as ChatML's line end, isn't the assistant's to write.
-            between = encode_message(message, tokenizer)[-1:] if tokenizer.chat_format == "chatml" else []
-        else:
-            between = [*between, *encode_message(message, tokenizer)]
-            ids += between
-            learnt += [not mask_prompt] * len(between)
-            between = []
-    return Encoded(ids, learnt)
+def encode(
+    messages: Conversation, tokenizer: Tokenizer, *, mask_prompt: bool = True, date: str | None = None
+) -> Encoded:
+    """The conversation as the model will meet it on that date; with `mask_prompt` only answers are learnt, up to the
+    token that ends each."""
+    ids, written = encode_conversation(messages, tokenizer, date=date)
+    return Encoded(ids, written if mask_prompt else [True] * len(ids))
 
 
 class Conversations:
@@ -146,6 +132,7 @@ class Conversations:
         seed: int,
         mask_prompt: bool = True,
         truncate: str = "right",
+        date: str | None = None,
     ) -> None:
         """`size` rows of up to `length` tokens. Conversations that are longer are cut at the side `truncate`; what then
         has nothing to learn is left out. Both are counted and said. Raises FileError where none is left."""
@@ -155,7 +142,10 @@ class Conversations:
         cut = empty = 0
         self._encoded: list[Encoded] = []
         for messages in conversations:
-            encoded = encode(messages, tokenizer, mask_prompt=mask_prompt)
+            try:
+                encoded = encode(messages, tokenizer, mask_prompt=mask_prompt, date=date)
+            except UsageError as error:
+                raise FileError(f"the conversation that begins {messages[0]['content'][:60]!r}: {error}") from error
             if len(encoded.ids) > length + 1:
                 cut += 1
                 kept = slice(0, length + 1) if truncate == "right" else slice(-length - 1, None)

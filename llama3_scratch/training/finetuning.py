@@ -102,6 +102,7 @@ def finetune(
     adapters: Adapters = Adapters(),
     mask_prompt: bool = True,
     truncate: str = "right",
+    date: str | None = None,
     save_every: int = 100,
     resume: bool = False,
     other_data: bool = False,
@@ -114,6 +115,7 @@ def finetune(
     if tokenizer is None or tokenizer.chat_format is None:
         raise UsageError(f"{checkpoint.path}: expected a model with a chat format; say it with --chat-format")
     how: dict[str, Any] = {"size": size, "length": length, "mask_prompt": mask_prompt, "truncate": truncate}
+    how["date"] = date
     batches = Conversations(learn, tokenizer, seed=seed, **how)
     check = Conversations(held_out, tokenizer, seed=0, **how) if held_out else None
     steps = epochs * len(batches) // plan.accumulate
