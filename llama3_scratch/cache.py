@@ -88,7 +88,7 @@ class Cache(NoCache):
     `keys` and `values` are what they're kept in: floats as they come, or another form with `Kept`'s methods.
     """
 
-    endless = False  # whether it makes room by itself where it's full
+    endless, sinks, dropped = False, 0, 0  # endless: behind its first tokens, the sinks, it drops some where it's full
 
     def __init__(self, limit: int, *, keys: Keep = Kept, values: Keep = Kept) -> None:
         self.limit = limit

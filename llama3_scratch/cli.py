@@ -79,6 +79,7 @@ def number(
             raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
         return value
 
+    convert.__doc__ = wanted
     return convert
 
 

@@ -18,7 +18,9 @@ from llama3_scratch.options import (
     add_cache_options,
     add_model_options,
     add_sampling_options,
+    add_sliding_options,
     check_sampling,
+    check_sliding,
     make_cache,
     make_guesses,
     make_sampler,
@@ -84,23 +86,11 @@ def _add_single_cache_options(parser: cli.Parser) -> None:
         help="begin with what FILE holds of the prompt, if it's there, and write prompt and answer to it at the end; "
         "the answer is the same but for rounding",
     )
-    group.add_argument(
-        "--sliding",
-        type=cli.number(int, least=1),
-        metavar="N",
-        help="go on where the context is full: forget all but its beginning and its last N tokens",
-    )
-    group.add_argument(
-        "--sinks",
-        type=cli.number(int, least=0),
-        metavar="N",
-        help="with --sliding: tokens of the beginning that stay, on which heads rest that look for nothing (4)",
-    )
+    add_sliding_options(group)
 
 
 def _check_single_cache(options: argparse.Namespace, n_prompts: int, *, traced: bool) -> None:
-    if options.sinks is not None and not options.sliding:
-        raise UsageError("--sinks goes with --sliding")
+    check_sliding(options)
     for flag, value in (("--prompt-cache", options.prompt_cache), ("--sliding", options.sliding)):
         if value is not None and n_prompts > 1:
             raise UsageError(f"{flag}: takes one prompt, got {n_prompts}")

@@ -28,6 +28,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 # Those of `quantize`, told without torch, which takes seconds to import; a test compares them.
 FORMS = ("int8-row", "int8", "int4", "int4-sym", "nf4")
+REPEAT_LAST_N = 64  # of `sample`, likewise
+
+_STORIES = (
+    "the storyteller that comes with the code continues stories and doesn't chat: python -m llama3_scratch.generate"
+)
 
 
 def add_reading_options(group: argparse._ActionsContainer) -> None:
@@ -103,6 +108,26 @@ def add_cache_options(parser: cli.Parser) -> None:
     )
 
 
+def add_sliding_options(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--sliding",
+        type=cli.number(int, least=1),
+        metavar="N",
+        help="go on where the context is full: forget all but its beginning and its last N tokens",
+    )
+    group.add_argument(
+        "--sinks",
+        type=cli.number(int, least=0),
+        metavar="N",
+        help="with --sliding: tokens of the beginning that stay, on which heads rest that look for nothing (4)",
+    )
+
+
+def check_sliding(options: argparse.Namespace) -> None:
+    if options.sinks is not None and not options.sliding:
+        raise UsageError("--sinks goes with --sliding")
+
+
 def make_cache(options: argparse.Namespace, config: Config, rows: int = 1) -> Cache:
     """The cache that the options mean, for `rows` prompts at once."""
     from llama3_scratch.cache import Cache, Kept, RaggedCache
@@ -164,7 +189,14 @@ def add_sampling_options(parser: cli.Parser, *, temperature: float, top_p: float
         type=cli.number(float, above=0),
         default=1.0,
         metavar="X",
-        help="above 1 makes tokens already seen less likely (%(default)s)",
+        help="above 1 makes tokens seen lately less likely (%(default)s)",
+    )
+    group.add_argument(
+        "--repeat-last-n",
+        type=cli.number(int, least=-1),
+        default=REPEAT_LAST_N,
+        metavar="N",
+        help="with --repeat-penalty: how many of the last tokens count, 0: none, -1: all (%(default)s)",
     )
     group.add_argument(
         "--seed", type=cli.number(int, least=-1, most=2**64 - 1), default=-1, metavar="N", help="-1: a random one"
@@ -204,6 +236,7 @@ def make_sampler(options: argparse.Namespace) -> Sampler:
         top_p=options.top_p,
         min_p=options.min_p,
         repeat_penalty=options.repeat_penalty,
+        repeat_last_n=options.repeat_last_n,
         seed=options.seed,
     )
 
@@ -264,8 +297,12 @@ def read(
     return checkpoint
 
 
-def open_model(options: argparse.Namespace, *, traced: bool = False) -> tuple[Checkpoint, torch.dtype]:
+def open_model(
+    options: argparse.Namespace, *, traced: bool = False, chats: bool = False
+) -> tuple[Checkpoint, torch.dtype]:
     """The model that the options mean, fetched first if it's the default one, and its activations' dtype.
+
+    With `chats`, UsageError for a model that only completes text.
 
     Blocks of a GGUF file, and so the default model, stay as they're stored where the kernels multiply by them; a trace
     looks at floats, and adapters are merged into floats.
@@ -274,6 +311,8 @@ def open_model(options: argparse.Namespace, *, traced: bool = False) -> tuple[Ch
 
     # Before torch, which takes seconds to import: a misspelt name is told at once.
     path = resolve(options.model) if options.model not in (None, DEFAULT) else None
+    if chats and path is not None and path == storyteller():
+        raise UsageError(f"--model {options.model}: {_STORIES}; leave --model out to chat with {DEFAULT}")
     import torch
 
     from llama3_scratch.download import download, stored_blocks
@@ -290,8 +329,17 @@ def open_model(options: argparse.Namespace, *, traced: bool = False) -> tuple[Ch
             path = storyteller() if options.model is None else None
             if path is None:
                 raise
+            if chats:
+                raise type(error)(
+                    f"{error}; what fetches it is python -m llama3_scratch.download {DEFAULT}, and {_STORIES}"
+                ) from error
             log.warning("%s; instead, the storyteller that comes with the code goes on with the text", error)
     checkpoint = read(path, options, device=device, blocks=blocks)
+    if chats and checkpoint.tokenizer is not None and checkpoint.tokenizer.chat_format is None:
+        raise UsageError(
+            f"{checkpoint.path}: a base model, which completes text but doesn't chat; take an instruct model, "
+            "or say --chat-format if it is one"
+        )
     if options.quantize:
         from llama3_scratch.quantize import quantize
 

@@ -14,18 +14,21 @@ from torch import Tensor
 
 from llama3_scratch.errors import Llama3Error, UsageError
 
+REPEAT_LAST_N = 64  # tokens that a repeat penalty looks back at, unless told otherwise: llama.cpp's
 _FEW = 256  # tokens among which those that hold p are looked for first
 
 Filter = Callable[[Tensor, Sequence[int]], Tensor]
 Sampler = Callable[[Tensor, Sequence[int]], int]
 
 
-def penalise_repeats(penalty: float) -> Filter:
-    """Divide the positive logits of tokens already seen, prompt included, by `penalty`; multiply the negative ones
-    (arXiv:1909.05858 §4.1)."""
+def penalise_repeats(penalty: float, last_n: int = REPEAT_LAST_N) -> Filter:
+    """Divide the positive logits of the tokens among the last `last_n`, prompt included, by `penalty`; multiply the
+    negative ones (arXiv:1909.05858 §4.1). −1 looks at all of them: of a long text that is nearly every common word.
+    """
 
     def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
-        ids = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits_V.device)
+        recent = seen if last_n < 0 else seen[max(0, len(seen) - last_n) :]
+        ids = torch.tensor(sorted(set(recent)), dtype=torch.long, device=logits_V.device)
         values = logits_V[ids]
         return logits_V.index_copy(0, ids, torch.where(values > 0, values / penalty, values * penalty))
 
@@ -104,13 +107,14 @@ def sampler(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repeat_penalty: float = 1.0,
+    repeat_last_n: int = REPEAT_LAST_N,
     seed: int = 0,
 ) -> Sampler:
     """The sampler that the usual options mean; temperature 0 is greedy, and what is off costs nothing.
 
     The order is Hugging Face's: repeat penalty, temperature, top-k, top-p, min-p.
     """
-    penalties = [penalise_repeats(repeat_penalty)] if repeat_penalty != 1 else []
+    penalties = [penalise_repeats(repeat_penalty, repeat_last_n)] if repeat_penalty != 1 and repeat_last_n else []
     if temperature == 0:
         return greedy(penalties)
     filters = [*penalties, at_temperature(temperature)]

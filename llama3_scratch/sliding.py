@@ -43,6 +43,11 @@ class SlidingCache(Cache):
         self._make_room(tokens)
         return super().span(tokens)
 
+    def rewind(self, length: int) -> None:
+        super().rewind(length)
+        if length <= self.sinks:  # nothing is missing behind them any more
+            self.dropped = 0
+
     def _make_room(self, tokens: int) -> None:
         """Drop the tokens between the sinks and the window, where `tokens` more don't fit."""
         dropped = self.length - self.sinks - self.window

@@ -31,6 +31,7 @@ from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.linear import Params
 from llama3_scratch.model import forward, rope_frequencies
 from llama3_scratch.quantize import quantize
+from llama3_scratch.sample import sampler
 from llama3_scratch.stored import stored
 from llama3_scratch.tokenizer import Tokenizer
 from tests import tiny
@@ -832,42 +833,64 @@ def test_what_a_gguf_file_cannot_hold_is_refused(tmp_path, monkeypatch):
 # In a process of its own, since llama.cpp ends its process where it meets something that it can't read.
 LLAMA_CPP = """
 import json, os, sys, xllamacpp
-path, prompt, n = json.loads(sys.argv[1])
+path, prompt, n, sampling = json.loads(sys.argv[1])
 options = xllamacpp.CommonParams()
 options.model.path = path
 options.n_ctx, options.n_parallel, options.warmup, options.verbosity = 512, 1, False, -1
 options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 2
 options.cache_type_k = options.cache_type_v = type(options.cache_type_k)(0)  # F32
 server = xllamacpp.Server(options)
-request = {"prompt": prompt, "max_tokens": n, "temperature": 0, "cache_prompt": False, "logprobs": 1}
+request = {"prompt": prompt, "max_tokens": n, "temperature": 0, "cache_prompt": False, "logprobs": 1, **sampling}
 print(json.dumps(server.handle_completions(request)), flush=True)
 os._exit(0)
 """
 
 
-def llama_cpp(path: Path, prompt: str | list[int], n: int) -> tuple[list[int], str]:
-    """llama.cpp's greedy continuation: (ids, text)."""
+def llama_cpp(path: Path, prompt: str | list[int], n: int, **sampling: float) -> tuple[list[int], str]:
+    """llama.cpp's greedy continuation, by what else its sampling may be: (ids, text)."""
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("the package xllamacpp isn't installed")
-    arguments = json.dumps([str(path), prompt, n])
+    arguments = json.dumps([str(path), prompt, n, sampling])
     done = subprocess.run([sys.executable, "-c", LLAMA_CPP, arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     (choice,) = json.loads(done.stdout.splitlines()[-1])["choices"]
     return [token["id"] for token in choice["logprobs"]["content"]], choice["text"]
 
 
-def greedy(prompt: list[int], params: Params, config: Config, n: int) -> list[int]:
+def greedy(prompt: list[int], params: Params, config: Config, n: int, **sampling: float) -> list[int]:
     """Our greedy continuation in f32, ends of text and all."""
-    cache, ids = Cache(len(prompt) + n), list(prompt)
+    cache, ids, choose = Cache(len(prompt) + n), list(prompt), sampler(**sampling)
     for _ in range(n):
         tokens_BT = torch.tensor([ids[cache.length :]])
         logits_BTV = forward(tokens_BT, params, config, cache=cache, dtype=torch.float32)
-        ids.append(int(logits_BTV[0, -1].argmax()))
+        ids.append(choose(logits_BTV[0, -1], ids))
     return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("scaling", [None, RopeScaling(4.0, original_context=64)], ids=["plain", "scaled"])
 def test_llama_cpp_tells_the_same_story(scaling, tmp_path):
+    config, params, path = storyteller_for_llama_cpp(tmp_path, scaling)
+    ours = greedy([1], params, config, 120)
+    assert llama_cpp(path, [1], 120)[0] == ours
+    if scaling:  # which was noticed
+        assert ours != greedy([1], params, replace(config, rope_scaling=None), 120)
+
+
+@pytest.mark.parametrize("last_n", [-1, 0, 4, 16, None])
+def test_llama_cpp_penalises_the_same_repeats(last_n, tmp_path):
+    """Of the prompt's tokens, too; and where nothing is said, as many as it does by default."""
+    config, params, path = storyteller_for_llama_cpp(tmp_path, None)
+    prompt = [1, 403, 407, 261, 378]
+    ours = greedy(
+        prompt, params, config, 100, repeat_penalty=1.4, **{} if last_n is None else {"repeat_last_n": last_n}
+    )
+    theirs = {} if last_n is None else {"repeat_last_n": 512 if last_n == -1 else last_n}  # its whole context
+    assert llama_cpp(path, prompt, 100, repeat_penalty=1.4, **theirs)[0] == ours
+    assert (ours == greedy(prompt, params, config, 100)) == (last_n == 0)
+
+
+def storyteller_for_llama_cpp(folder: Path, scaling: RopeScaling | None) -> tuple[Config, Params, Path]:
+    """stories260K, and the GGUF file of it."""
     pytest.importorskip("gguf")
     config, params = read_llama2c(tiny.data("stories260k/stories260K.bin"))
     config = replace(config, rope_scaling=scaling)
@@ -882,14 +905,11 @@ def test_llama_cpp_tells_the_same_story(scaling, tmp_path):
         stop_tokens=[511],
         chat_format=None,
         add_bos=False,
-        source=tmp_path,
+        source=folder,
     )
-    path = tmp_path / "model.gguf"
+    path = folder / "model.gguf"
     write_gguf(path, params, config, tokenizer, kind="F32")
-    ours = greedy([1], params, config, 120)
-    assert llama_cpp(path, [1], 120)[0] == ours
-    if scaling:  # which was noticed
-        assert ours != greedy([1], params, replace(config, rope_scaling=None), 120)
+    return config, params, path
 
 
 PROMPT = "Once upon a time, in 1847, there wasn't a"

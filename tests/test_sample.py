@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from llama3_scratch import chat, generate, options
 from llama3_scratch.errors import UsageError
 from llama3_scratch.sample import (
+    REPEAT_LAST_N,
     NonFiniteError,
     at_temperature,
     draw,
@@ -65,6 +67,31 @@ def test_repeat_penalty_lowers_seen_tokens_of_either_sign_once():
     values = torch.tensor([2.0, -2.0, 1.0, 0.0])
     assert penalise_repeats(2.0)(values, [0, 1, 1]).tolist() == [1.0, -4.0, 1.0, 0.0]
     assert values.tolist() == [2.0, -2.0, 1.0, 0.0], "the model's own logits stay as they are"
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("last_n", [-1, 0, 1, 3, 64, 999])
+@pytest.mark.parametrize("n_seen", [0, 2, 100])
+def test_repeat_penalty_looks_back_as_far_as_it_is_told(seed, last_n, n_seen):
+    values = logits(seed)
+    seen = torch.randint(50, (n_seen,), generator=torch.Generator().manual_seed(seed)).tolist()
+    recent = seen if last_n == -1 else [token for i, token in enumerate(seen) if i >= len(seen) - last_n]
+    wanted = [
+        value if token not in recent else value / 1.3 if value > 0 else value * 1.3
+        for token, value in enumerate(values.double().tolist())
+    ]
+    found = penalise_repeats(1.3, last_n)(values, seen)
+    torch.testing.assert_close(found.double(), torch.tensor(wanted, dtype=torch.double))
+    sample = sampler(repeat_penalty=1.3, repeat_last_n=last_n)
+    assert sample(values, seen) == max(range(50), key=lambda token: found[token].item())
+
+
+def test_the_window_of_the_repeat_penalty_is_llama_cpps_unless_told_otherwise():
+    values = torch.tensor([2.0, 1.9, 1.8])
+    assert sampler(repeat_penalty=2.0)(values, [0, *[1] * 63]) == 2
+    assert sampler(repeat_penalty=2.0)(values, [0, *[1] * 64]) == 0
+    assert generate._parser().parse_args(["hi"]).repeat_last_n == chat._parser().parse_args([]).repeat_last_n
+    assert options.REPEAT_LAST_N == REPEAT_LAST_N == 64
 
 
 def test_f123_temperature_zero_is_greedy_and_ties_go_to_the_smaller_id():
