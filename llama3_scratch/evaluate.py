@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -29,7 +30,9 @@ def _parser() -> cli.Parser:
     parser.add_argument("model", metavar="MODEL", help="a folder, a .gguf or .bin file, or a downloaded name")
     parser.add_argument("--text", type=Path, metavar="FILE", help="perplexity and bits per byte of a text")
     parser.add_argument("--tokens", type=count, metavar="N", help="of --text, the first N (all)")
-    parser.add_argument("--window", type=count, metavar="N", help="tokens read at once (512, or the model's context)")
+    parser.add_argument(
+        "--window", type=cli.number(int, least=2), metavar="N", help="tokens read at once (512, or the model's context)"
+    )
     parser.add_argument("--stride", type=count, metavar="N", help="tokens between windows (one less than they hold)")
     parser.add_argument(
         "--choices", type=Path, metavar="FILE.jsonl", help='questions: {"query", "choices": […], "gold": index} a line'
@@ -73,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
     if options.choices is not None:
         found["choices"] = _on_choices(checkpoint, options)
     if options.samples is not None:
-        found["samples"] = _samples(models, options)
+        found |= _samples(models, options)
     if options.instructions is not None:
         found["instructions"], failed = _instructions(models, options)
     if options.json:
@@ -124,6 +127,7 @@ def _other_name(options: argparse.Namespace) -> str:
 def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    from llama3_scratch.data.documents import placed
     from llama3_scratch.files import require_file
     from llama3_scratch.scoring import apart, estimate, log_probabilities, surprise, windows
 
@@ -134,8 +138,9 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
         text = options.text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise FileError(f"{options.text}: byte {error.start} isn't UTF-8") from error
-    ids = tokenizer.encode(text, bos=False, eos=False)[: options.tokens]
-    context = checkpoint.config.max_seq_len
+    with placed(str(options.text)):
+        ids = tokenizer.encode(text, bos=False, eos=False)[: options.tokens]
+    context = min(one.config.max_seq_len for one in (checkpoint, other) if one is not None)
     length = options.window or min(512, context)
     if length > context:
         raise UsageError(f"--window {length}: the model was trained for {context} tokens")
@@ -193,42 +198,58 @@ def _summed(seen: list[Any]) -> dict[str, Any]:
     }
 
 
-def _questions(path: Path) -> Iterator[tuple[str, list[str], int]]:
+def _questions(path: Path) -> Iterator[tuple[str, str, list[str], int]]:
+    """Place, query, choices and the right one's index."""
     from llama3_scratch.data.documents import rows
 
     for number, row in rows(path):
+        place = f"{path}:{number}"
         query, choices, gold = row.get("query"), row.get("choices"), row.get("gold")
         if (
             not isinstance(query, str)
             or not isinstance(choices, list)
             or len(choices) < 2
-            or not all(isinstance(choice, str) and choice for choice in choices)
+            or not all(isinstance(choice, str) for choice in choices)
         ):
-            raise FileError(f"{path}:{number}: expected a text under query and at least two under choices")
+            raise FileError(f"{place}: expected a text under query and at least two under choices")
+        if "" in choices:
+            raise FileError(f"{place}: choice {choices.index('')} is empty, so nothing of it could be predicted")
         if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
-            raise FileError(
-                f"{path}:{number}: gold must be the index of a choice, 0 to {len(choices) - 1}, got {gold!r}"
-            )
-        yield query, choices, gold
+            raise FileError(f"{place}: gold must be the index of a choice, 0 to {len(choices) - 1}, got {gold!r}")
+        yield place, query, choices, gold
 
 
 def _on_choices(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]:
-    from llama3_scratch.scoring import choose, estimate
+    from llama3_scratch.data.documents import placed
+    from llama3_scratch.scoring import Asked, TooLongError, ask, choose, estimate
 
+    tokenizer, context = checkpoint.tokenizer, checkpoint.config.max_seq_len
+    assert tokenizer is not None
+    questions: list[tuple[Asked, int]] = []  # all of them first: a mistake in the last line is told at once
+    left_out = 0
+    for place, query, choices, gold in itertools.islice(_questions(options.choices), options.limit):
+        try:
+            with placed(place):
+                questions.append((ask(f"{query}\nAnswer:", choices, tokenizer, context), gold))
+        except TooLongError as error:
+            left_out += 1
+            log.warning("%s: %s; the question is left out", place, error)
+    if not questions:
+        raise FileError(f"{options.choices}: no question is left to ask")
     plain: list[float] = []
     by_byte: list[float] = []
-    for number, (query, choices, gold) in enumerate(_questions(options.choices), start=1):
-        chosen = choose(f"{query}\nAnswer:", choices, checkpoint)
+    for number, (asked, gold) in enumerate(questions, start=1):
+        chosen = choose(asked, checkpoint.params, checkpoint.config)
         plain.append(float(chosen.plain == gold))
         by_byte.append(float(chosen.by_byte == gold))
         if number % 50 == 0:
-            log.info("question %d: %.3f right so far", number, sum(plain) / number)
-        if number == options.limit:
-            break
+            log.info("question %d of %d: %.3f right so far", number, len(questions), sum(plain) / number)
     right, right_by_byte = estimate(plain), estimate(by_byte)
     return {
         "file": str(options.choices),
         "questions": len(plain),
+        "cut": sum(asked.cut > 0 for asked, _ in questions),
+        "left_out": left_out,
         "accuracy": right.mean,
         "accuracy_error": right.error,
         "accuracy_by_byte": right_by_byte.mean,
@@ -236,18 +257,17 @@ def _on_choices(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str
     }
 
 
-def _samples(models: dict[str, Checkpoint], options: argparse.Namespace) -> list[dict[str, str]]:
+def _samples(models: dict[str, Checkpoint], options: argparse.Namespace) -> dict[str, Any]:
     """Each line of a file as a prompt, and what each model says to it; one that doesn't chat goes on with the text."""
     from llama3_scratch.data.documents import lines
 
-    prompts = [line for _, line in lines(options.samples) if line.strip()]
-    said = {
-        name: _answers([[{"role": "user", "content": prompt}] for prompt in prompts], checkpoint, options)
-        for name, checkpoint in models.items()
-    }
-    return [
-        {"prompt": prompt, **{name: answers[i] for name, answers in said.items()}} for i, prompt in enumerate(prompts)
-    ]
+    prompts = {f"{options.samples}:{number}": line for number, line in lines(options.samples) if line.strip()}
+    if not prompts:
+        raise FileError(f"{options.samples}: expected a prompt a line, found empty lines only")
+    dialogs = {place: [{"role": "user", "content": prompt}] for place, prompt in prompts.items()}
+    samples: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts.values()]
+    cut = {name: _answer(name, dialogs, samples, checkpoint, options) for name, checkpoint in models.items()}
+    return {"samples": samples, "samples_cut": cut}
 
 
 def _instructions(
@@ -256,31 +276,35 @@ def _instructions(
     """Conversations, of each its last answer and the models' own, with the marks that a judge gives them, and why it
     gives no more: the answers, which took their time, aren't lost with it."""
     from llama3_scratch.data.conversations import read_conversations
-    from llama3_scratch.judge import Judge
+    from llama3_scratch.judge import Judge, RefusedError
     from llama3_scratch.scoring import estimate
 
     judge = Judge(options.judge, options.judge_model, os.environ.get("OPENAI_API_KEY")) if options.judge else None
     rows: list[dict[str, Any]] = []
-    asked = []
-    for conversation in read_conversations(options.instructions)[: options.limit]:
+    asked: dict[str, list[Any]] = {}
+    for number, conversation in enumerate(read_conversations(options.instructions)[: options.limit], start=1):
         last = max(i for i, message in enumerate(conversation) if message["role"] == "assistant")
-        asked.append(conversation[:last])
+        asked[f"{options.instructions}, conversation {number}"] = conversation[:last]
         task = "\n\n".join(str(message["content"]) for message in conversation[:last])
         rows.append({"prompt": task, "reference": conversation[last]["content"]})
     found: dict[str, Any] = {"file": str(options.instructions), "rows": rows}
-    for name, checkpoint in models.items():
-        for row, answer in zip(rows, _answers(asked, checkpoint, options), strict=True):
-            row[name] = answer
+    found["cut"] = {name: _answer(name, asked, rows, checkpoint, options) for name, checkpoint in models.items()}
     failed: Llama3Error | None = None
     for name in models if judge is not None else ():
         assert judge is not None
+        refused: RefusedError | None = None
         try:
-            for row in rows if failed is None else ():
-                row[f"mark of {name}"] = judge.mark(row["prompt"], row["reference"], row[name])
+            for place, row in zip(asked, rows, strict=True) if failed is None else ():
+                try:
+                    row[f"mark of {name}"] = judge.mark(row["prompt"], row["reference"], row[name])
+                except RefusedError as error:
+                    log.warning("%s: no mark: %s", place, error)
+                    refused = error
         except Llama3Error as error:
             failed = error
         marks = [float(row[f"mark of {name}"]) for row in rows if row.get(f"mark of {name}") is not None]
         means = estimate(marks) if marks else None
+        failed = failed or (None if marks else refused)
         found.setdefault("marks", {})[name] = {
             "judge": judge.model,
             "marked": len(marks),
@@ -290,21 +314,45 @@ def _instructions(
     return found, failed
 
 
-def _answers(dialogs: list[list[Any]], checkpoint: Checkpoint, options: argparse.Namespace) -> list[str]:
+def _answer(
+    name: str,
+    dialogs: dict[str, list[Any]],
+    rows: list[dict[str, Any]],
+    checkpoint: Checkpoint,
+    options: argparse.Namespace,
+) -> int:
+    """Put the model's answer to each dialog, which its place names, into its row; how many prompts had to be cut.
+
+    As lm-evaluation-harness does it: what leaves no room for --max-tokens in the context is cut from the left.
+    """
     from llama3_scratch.answers import answers
+    from llama3_scratch.data.documents import placed
     from llama3_scratch.dialog import encode_dialog
 
     tokenizer = checkpoint.tokenizer
     assert tokenizer is not None
-    if tokenizer.chat_format is None:
-        asked = [tokenizer.encode(dialog[-1]["content"], bos=tokenizer.add_bos, eos=False) for dialog in dialogs]
-    else:
-        asked = [encode_dialog(dialog, tokenizer) for dialog in dialogs]
+    room = checkpoint.config.max_seq_len - options.max_tokens
+    if room < 1:
+        raise UsageError(
+            f"--max-tokens {options.max_tokens}: leaves no room for a prompt in the {checkpoint.config.max_seq_len} "
+            f"tokens of {name}'s context; lower it"
+        )
+    asked = []
+    for place, dialog in dialogs.items():
+        with placed(place):
+            if tokenizer.chat_format is None:
+                asked.append(tokenizer.encode(dialog[-1]["content"], bos=tokenizer.add_bos, eos=False))
+            else:
+                asked.append(encode_dialog(dialog, tokenizer))
     said: list[str] = []
     for first in range(0, len(asked), _BATCH):
-        part = answers(asked[first : first + _BATCH], checkpoint, max_tokens=options.max_tokens)
+        part = answers(
+            [ids[-room:] for ids in asked[first : first + _BATCH]], checkpoint, max_tokens=options.max_tokens
+        )
         said += [answer.text.strip() for answer in part]
-    return said
+    for row, text in zip(rows, said, strict=True):
+        row[name] = text
+    return sum(len(ids) > room for ids in asked)
 
 
 def _print_table(found: dict[str, Any]) -> None:
@@ -345,7 +393,14 @@ def _print_table(found: dict[str, Any]) -> None:
             f"{one['tokens']:,} tokens, {one['bytes']:,} bytes of {one['file']}: {one['policy']}", soft_wrap=True
         )
     if "choices" in found:
-        console.print(f"{found['choices']['questions']} questions of {found['choices']['file']}", soft_wrap=True)
+        one = found["choices"]
+        left_out = f", {one['left_out']} more left out: a choice alone is longer" if one["left_out"] else ""
+        cut = f", {one['cut']} cut from the left to the model's context" if one["cut"] else ""
+        console.print(f"{one['questions']} questions of {one['file']}{cut}{left_out}", soft_wrap=True)
+    for cut_of in (found.get("samples_cut", {}), found.get("instructions", {}).get("cut", {})):
+        for name, count in cut_of.items():
+            if count:
+                console.print(f"{count} prompts cut from the left to the context of {name}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama3_scratch.errors import FileError
+from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import require_file
 
 PARAGRAPH = ""  # the separator that is an empty line
@@ -58,6 +59,15 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise FileError(f"{path}:{number}: byte {offset + error.start} isn't UTF-8") from error
             offset += len(raw)
             yield number, line.rstrip("\r\n")
+
+
+@contextlib.contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Whatever can't be used of the text at `place` is said with the place, since its reader doesn't know it."""
+    try:
+        yield
+    except UsageError as error:
+        raise FileError(f"{place}: {error}") from error
 
 
 def _separated(path: Path, separator: str) -> Iterator[str]:

@@ -18,6 +18,7 @@ from llama3_scratch.errors import FileError
 from llama3_scratch.init import init
 from llama3_scratch.sample import sampler
 from llama3_scratch.stream import stream
+from llama3_scratch.text import text_of
 from llama3_scratch.training import checkpoints, record
 from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import Plan, Training, run
@@ -141,7 +142,7 @@ def sample(training: Training, shards: Shards, begin: str, *, most: int = 100, t
         max_tokens=most,
         stop=lambda row, token: token == tokenizer.eos_id,
     )
-    return begin + tokenizer.decode(step.token for step in steps if step.token != tokenizer.eos_id)
+    return begin + text_of((step.token for step in steps if step.token != tokenizer.eos_id), tokenizer)
 
 
 def export(training: Training, shards: Shards, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
