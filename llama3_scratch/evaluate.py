@@ -63,7 +63,11 @@ def main(options: argparse.Namespace) -> int:
     if bool(options.judge) != bool(options.judge_model) or (options.judge and options.instructions is None):
         raise UsageError("a judge marks the answers to --instructions; give these, --judge and --judge-model together")
     from llama3_scratch.checkpoint.load import load
+    from llama3_scratch.data.documents import require_text
 
+    for path in (options.text, options.choices, options.samples, options.instructions):
+        if path is not None:  # before a large model is read
+            require_text(path)
     checkpoint = load(options.model)
     if checkpoint.tokenizer is None:
         raise UsageError(f"{options.model}: has no tokenizer, so it can't read text")
@@ -128,12 +132,10 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
     import torch
 
     from llama3_scratch.data.documents import placed
-    from llama3_scratch.files import require_file
     from llama3_scratch.scoring import apart, estimate, log_probabilities, surprise, windows
 
     tokenizer = checkpoint.tokenizer
     assert tokenizer is not None
-    require_file(options.text, "a text in UTF-8")
     try:
         text = options.text.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

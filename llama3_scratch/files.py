@@ -126,6 +126,7 @@ def text(data: dict[str, Any], key: str, path: Path, default: Any = None) -> Any
 def fresh_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the body ends well: a reader sees the old or the new."""
     temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"  # with_name knows no name for "."
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         temporary.replace(path)

@@ -58,8 +58,8 @@ class Answer:
 
 
 def piece(token: int, tokenizer: Tokenizer) -> bytes:
-    """The bytes of an id that a model may say; none where it only pads the embedding to a round size, or stands in a gap
-    of the vocabulary: no text has it, and transformers decodes it to nothing too."""
+    """The bytes of an id that a model may say; none where no token has it, since it only pads the embedding to a round
+    size or stands in a gap of the vocabulary. transformers decodes it to nothing too."""
     if token >= tokenizer.n_words:
         return b""
     try:

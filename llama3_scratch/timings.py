@@ -51,3 +51,15 @@ class Timings:
         if self.proposed:
             parts.append(f"{self.accepted} of {self.proposed} guesses right")
         return " · ".join([*parts, f"peak {numbers['peak_rss_mb']} MB"])
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it, in its two largest units: `40 s`, `5 min`, `1 h 20 min`, `2 d 3 h`."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

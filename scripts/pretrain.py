@@ -112,7 +112,7 @@ def main(options: argparse.Namespace) -> int:
         begin_with=options.weights,
     )
     print(options.out / "model")
-    return 0 if ended == "done" else 143
+    return cli.ended_by(ended)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ texts that are too large for Python.
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from llama3_scratch import cli
+
+log = logging.getLogger("llama3_scratch")
 
 
 def _parser() -> cli.Parser:
@@ -45,6 +48,8 @@ def main(options: argparse.Namespace) -> int:
         tokens += len(tokenizer.encode(text, bos=False, eos=False))
         n_bytes += len(text.encode())
     longest = sorted(ranks, key=len, reverse=True)[:8]
+    if len(ranks) < options.size:
+        log.warning("%d tokens and not %d: this text has no more pairs to merge", len(ranks), options.size)
     print(f"{len(ranks)} tokens, {n_bytes / max(1, tokens):.2f} bytes of this text each")
     print("longest:", ", ".join(repr(token.decode(errors="replace")) for token in longest))
     return 0

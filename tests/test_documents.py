@@ -20,7 +20,9 @@ def test_plain_text_is_cut_at_its_separator(tmp_path):
     text = "one\nstill one\n\n\n  \ntwo\r\nstill two\r\n\r\n三\n"
     assert read(tmp_path, text) == ["one\nstill one", "two\nstill two", "三"]
     text = "one\n\nstill one\n<|end|>\n<|end|>\ntwo"
-    assert read(tmp_path, text, separator="<|end|>") == ["one\n\nstill one", "two"]
+    assert read(tmp_path, text, cut="<|end|>") == ["one\n\nstill one", "two"]
+    assert read(tmp_path, text, cut="file") == [text]
+    assert read(tmp_path, text, cut="line") == ["one", "still one", "<|end|>", "<|end|>", "two"]
     assert read(tmp_path, b"\xef\xbb\xbfone") == ["one"]
 
 

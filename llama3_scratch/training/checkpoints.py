@@ -28,6 +28,27 @@ MANIFEST, LATEST = "manifest.json", "latest"
 KEEP = 2
 
 
+def begin(folder: Path, *, resume: bool) -> Path | None:
+    """Make `folder` ready for a run: the checkpoint that `resume` goes on from, None where a run begins.
+
+    Raises FileError where there is a run already and `resume` isn't given, or none and it is.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder}: expected a folder for the run, found a file; give another --out")
+    there = newest(folder)
+    if there is None and resume:
+        raise FileError(f"{folder}: no whole checkpoint to go on from; without --resume a run begins")
+    if there is not None and not resume:
+        raise FileError(
+            f"{folder}: there is a run already, at {there.name}; --resume goes on, another --out begins anew"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return there
+
+
 def save(folder: Path, step: int, tensors: dict[str, Any], about: dict[str, Any]) -> Path:
     """Write `step_N` into `folder`: each of `tensors` by torch as `NAME.pth`, `about` as `about.json`.
 
