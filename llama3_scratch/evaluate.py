@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,7 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
 
     from llama3_scratch.data.documents import placed
     from llama3_scratch.scoring import apart, estimate, log_probabilities, surprise, windows
+    from llama3_scratch.timings import remaining
 
     tokenizer = checkpoint.tokenizer
     assert tokenizer is not None
@@ -151,6 +153,7 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
     if not cut:
         raise UsageError(f"{options.text}: {len(ids)} tokens, too few to predict one")
     seen, divergences, same, theirs = [], [], [], []
+    begun = time.perf_counter()
     for number, window in enumerate(cut, start=1):
         one_TV = log_probabilities(window.ids, checkpoint.params, checkpoint.config)
         seen.append(surprise(window, one_TV, tokenizer))
@@ -161,7 +164,7 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
             divergences.append(distance.divergence_T)
             same.append(distance.same_T.double().mean().item())
         if number % 10 == 0:
-            log.info("window %d of %d", number, len(cut))
+            log.info("window %d of %d · %s", number, len(cut), remaining(begun, number, len(cut)))
     policy = f"windows of {length} tokens, {options.stride or length - 1} apart, " + (
         "each behind a begin token" if first is not None else "without a begin token"
     )
@@ -224,6 +227,7 @@ def _questions(path: Path) -> Iterator[tuple[str, str, list[str], int]]:
 def _on_choices(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]:
     from llama3_scratch.data.documents import placed
     from llama3_scratch.scoring import Asked, TooLongError, ask, choose, estimate
+    from llama3_scratch.timings import remaining
 
     tokenizer, context = checkpoint.tokenizer, checkpoint.config.max_seq_len
     assert tokenizer is not None
@@ -240,12 +244,14 @@ def _on_choices(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str
         raise FileError(f"{options.choices}: no question is left to ask")
     plain: list[float] = []
     by_byte: list[float] = []
+    begun = time.perf_counter()
     for number, (asked, gold) in enumerate(questions, start=1):
         chosen = choose(asked, checkpoint.params, checkpoint.config)
         plain.append(float(chosen.plain == gold))
         by_byte.append(float(chosen.by_byte == gold))
         if number % 50 == 0:
-            log.info("question %d of %d: %.3f right so far", number, len(questions), sum(plain) / number)
+            left = remaining(begun, number, len(questions))
+            log.info("question %d of %d: %.3f right so far · %s", number, len(questions), sum(plain) / number, left)
     right, right_by_byte = estimate(plain), estimate(by_byte)
     return {
         "file": str(options.choices),
@@ -330,6 +336,7 @@ def _answer(
     from llama3_scratch.answers import answers
     from llama3_scratch.data.documents import placed
     from llama3_scratch.dialog import encode_dialog
+    from llama3_scratch.timings import remaining
 
     tokenizer = checkpoint.tokenizer
     assert tokenizer is not None
@@ -347,11 +354,13 @@ def _answer(
             else:
                 asked.append(encode_dialog(dialog, tokenizer))
     said: list[str] = []
+    begun = time.perf_counter()
     for first in range(0, len(asked), _BATCH):
         part = answers(
             [ids[-room:] for ids in asked[first : first + _BATCH]], checkpoint, max_tokens=options.max_tokens
         )
         said += [answer.text.strip() for answer in part]
+        log.info("%s: %d of %d answers · %s", name, len(said), len(asked), remaining(begun, len(said), len(asked)))
     for row, text in zip(rows, said, strict=True):
         row[name] = text
     return sum(len(ids) > room for ids in asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,8 @@ def duration(seconds: float) -> str:
     if minutes < 24 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def remaining(begun: float, done: int, total: int) -> str:
+    """How long the rest takes at the rate since `begun` (time.perf_counter's): `5 min left`."""
+    return f"{duration((time.perf_counter() - begun) / done * (total - done))} left"

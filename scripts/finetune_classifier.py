@@ -1,6 +1,6 @@
 """Teach a model to put texts into classes: a head of one row a class on what its layers make of a text.
 
-    python scripts/finetune_classifier.py --data SMSSpamCollection.tsv --balanced 600 --out runs/spam
+    python scripts/finetune_classifier.py --data tests/data/spam.tsv --balanced 600 --out runs/spam
     python scripts/finetune_classifier.py --apply runs/spam/classifier --text "You have won! Call now"
 
 reads label, tab, text a line, or JSON lines of {"text", "label"}; learns from 600 of them, equally many of each class,

@@ -1,6 +1,6 @@
 """Teach a model from conversations: LoRA, DoRA, QLoRA, or all of its weights.
 
-    python scripts/finetune_lora.py --data instructions.jsonl --out runs/mine --epochs 1
+    python scripts/finetune_lora.py --data tests/data/instructions.jsonl --test 0.1 --out runs/mine
     python -m llama3_scratch.chat --adapter runs/mine/adapter
 
 reads JSON lines, or a .json list, of {"messages": [{"role", "content"}, …]} or {"instruction", "input", "output"},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,12 @@ from llama3_scratch.linear import Params, at_least_f32, embed, linear
 from llama3_scratch.lora import attach, trainable
 from llama3_scratch.model import decode, fused_block
 from llama3_scratch.stored import quantised
+from llama3_scratch.timings import remaining
 from llama3_scratch.training.batches import IGNORE, Batch, Batches
 from llama3_scratch.training.loop import DTYPES
 from llama3_scratch.training.loss import Wrap, cross_entropy, unchanged
+
+log = logging.getLogger("llama3_scratch")
 
 HEAD = "score"  # as LlamaForSequenceClassification calls it
 TRAINED = ("head", "last-block", "all", "lora")
@@ -89,7 +94,10 @@ def prepare(
 def confusion(params: Params, config: Config, batches: Batches, classes: int, *, dtype: torch.dtype | None) -> Tensor:
     """How many texts of each class (rows) were taken for each class (columns): counts_CC."""
     counts_CC = torch.zeros(classes, classes, dtype=torch.long)
+    begun = time.perf_counter()
     for index in range(len(batches)):
+        if index and index % 10 == 0:
+            log.info("tested: batch %d of %d · %s", index, len(batches), remaining(begun, index, len(batches)))
         batch = batches.batch(index)
         read_BT = batch.targets_BT != IGNORE
         taken_B = class_logits(batch.tokens_BT, params, config, dtype=dtype)[read_BT].argmax(-1)
