@@ -64,8 +64,8 @@ def main(options: argparse.Namespace) -> int:
     rules = [name for name in options.clean.split(",") if name]
     if unknown := [name for name in rules if name not in RULES]:
         raise UsageError(f"--clean {unknown[0]}: expected {' or '.join(RULES)}")
-    if options.documents is None and (texts := [path for path in options.files if path.suffix != ".jsonl"]):
-        log.info("%s is one document; --documents blank-line, line or a mark parts it", texts[0])
+    if options.documents is None and any(path.suffix != ".jsonl" for path in options.files):
+        log.info("each text file is one document; --documents blank-line, line or a mark parts it")
     report = Report()
     found = documents(options.files, cut=options.documents or FILE, field=options.field)
     try:

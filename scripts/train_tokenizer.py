@@ -34,6 +34,7 @@ def _parser() -> cli.Parser:
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.bpe import learn, learn_with_library, tokenizer_of
     from llama3_scratch.data.documents import documents
+    from llama3_scratch.files import make_folder
     from llama3_scratch.tokenizer import write_tokenizer
 
     def texts():
@@ -41,7 +42,7 @@ def main(options: argparse.Namespace) -> int:
 
     ranks = (learn_with_library if options.library else learn)(texts(), options.size)
     tokenizer = tokenizer_of(ranks)
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     write_tokenizer(tokenizer, options.out)
     tokens = n_bytes = 0
     for text in texts():

@@ -68,7 +68,7 @@ def test_balanced_takes_equally_many_of_each_class():
     assert balanced(rows, 24, seed=1)[0] == learn != balanced(rows, 24, seed=2)[0]
     with pytest.raises(
         UsageError,
-        match="60 texts would be 30 of each of 2 classes, and there are 20 of 'spam'; take --balanced 2 to 40",
+        match="60 texts would be 30 of each of 2 classes, and there are 20 of 'spam'; take at least --balanced 2 and",
     ):
         balanced(rows, 60, seed=1)
 
@@ -162,6 +162,7 @@ def test_what_is_wrong_is_one_sentence(model, data, tmp_path, capsys):
         (["--train", "tail"], "must be one of head, last-block, all, lora, got 'tail'"),
         (["--read", "middle"], "read at the last or first token, got 'middle'"),
         (["--resume"], "no whole checkpoint to go on from"),
+        (["--length", "4097"], "rows of 4097 tokens: the model was trained for 4096"),
         (["--balanced", "1"], "1 texts would be 0 of each of 2 classes"),
     ):
         assert run([*named, *more]) in (2, 3) and said in capsys.readouterr().err
@@ -172,6 +173,8 @@ def test_what_is_wrong_is_one_sentence(model, data, tmp_path, capsys):
     (classifier / "classifier.json").write_text(json.dumps(about | {"classes": ["a", "b", "c"]}))
     assert run(["--model", str(model), "--apply", str(classifier), "--text", "hi"]) == 3
     assert "score.weight: expected [3, " in capsys.readouterr().err
+    assert run(["--model", str(model), "--apply", str(tmp_path), "--text", "hi"]) == 3
+    assert "expected a classifier, found no classifier.json; scripts/finetune_" in capsys.readouterr().err
     assert run(["--model", str(model), "--apply", str(classifier)]) == 2
     assert "needs at least one --text" in capsys.readouterr().err
 

@@ -132,6 +132,8 @@ def test_what_cant_be_finetuned(files, tmp_path, capsys):
     assert finetune(files, tmp_path / "y", "--method", "prefix") == 2
     assert "the method must be one of lora, dora, qlora, full" in capsys.readouterr().err
     assert finetune(files, tmp_path / "y", "--targets", "wz") == 2 and "'wz'" in capsys.readouterr().err
+    assert finetune(files, tmp_path / "y", "--length", "4097") == 2
+    assert "rows of 4097 tokens: the model was trained for 4096; lower --length" in capsys.readouterr().err
     assert finetune(files, tmp_path / "y", "--accumulate", "99") == 2
     assert "make no step of 99; lower --accumulate" in capsys.readouterr().err
 

@@ -98,8 +98,8 @@ def test_a_long_text_is_split_and_held_out_from(tmp_path, capsys):
     assert script("prepare_data")([*named, "--out", str(tmp_path / "whole")]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("1 documents read, 1 kept\ntrain: 1 documents, ") and "validation: 1 documents, " in out
-    assert "play.txt is one document; --documents blank-line, line or a mark parts it" in err
-    assert "held out is the last 10 % of each document" in err
+    assert "each text file is one document; --documents blank-line, line or a mark parts it" in err
+    assert "held out is the end of each of 1 documents, 10 % of it" in err
     for how, count in (("blank-line", 400), ("line", 407)):  # of which seven lines are no repetition
         assert script("prepare_data")([*named, "--documents", how, "--out", str(tmp_path / how)]) == 0
         out, err = capsys.readouterr()
@@ -132,7 +132,15 @@ def test_the_wrong_order_of_commands_is_told_the_right_one(data, tmp_path, capsy
         ("prepare_data", "text.txt --tokenizer tok --out d", 3, "; scripts/train_tokenizer.py makes a tokenizer"),
         ("pretrain", "text.txt --out run", 3, "text.txt: expected a folder of prepared data, found a file; python scr"),
         ("pretrain", "d --out run", 3, "d: expected a folder of prepared data, found nothing; python scr"),
-        ("pretrain", f"{data} --out text.txt", 3, "text.txt: expected a folder for the run, found a file"),
+        ("pretrain", f"{data} --out text.txt", 2, "text.txt: expected a folder to write into, found a file"),
+        ("train_tokenizer", "text.txt --out text.txt", 2, "text.txt: expected a folder to write into, found a file"),
+        (
+            "prepare_data",
+            f"text.txt --tokenizer {data} --out text.txt",
+            2,
+            "expected a folder to write into, found a file",
+        ),
+        ("write_stories", "--out .", 3, ".: expected a file to write, found a folder"),
         (
             "pretrain",
             f"{data} --out run --resume",

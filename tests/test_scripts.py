@@ -106,7 +106,7 @@ def test_whatever_the_recipes_read_is_there_or_was_made_before(document):
     for line in recipes.splitlines():
         words = shlex.split(line, comments=True)
         for word in words[2:] if words[1] != "-m" else words[3:]:
-            if "/" in word and not word.startswith("http") or Path(word).suffix:
+            if re.fullmatch(r"[\w-]+(/[\w.-]+)+|[\w-]+\.[a-z]+", word):
                 there = any(word == one or word.startswith(f"{one}/") for one in made)
                 assert there or (PACKAGE.parent / word).exists() or words[words.index(word) - 1] == "--out", line
         made += [words[i + 1] for i, word in enumerate(words) if word == "--out"]

@@ -160,7 +160,7 @@ def test_the_ends_of_a_few_long_texts_are_held_out(tmp_path, caplog, count):
         [end] = [end for end in held_out if text.endswith(end)]
         [beginning] = [beginning for beginning in learnt if text.startswith(beginning)]
         assert f"{beginning}\n{end}" == text and 0.03 * len(text) < len(end) <= 0.05 * len(text)
-    assert f"held out is the last 5 % of each document, since so few are {count}" in caplog.text
+    assert f"held out is the end of each of {count} documents, 5 % of it" in caplog.text
     write(tmp_path, ["word " * 400], validation=0.05)  # without lines it's parted at a space
     assert len(documents(all_ids(tmp_path, "validation")).pop()) == 19 * 5
     write(tmp_path, ["x" * 400], validation=0.05)  # and where there's neither, not at all

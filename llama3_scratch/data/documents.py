@@ -25,7 +25,10 @@ def documents(paths: Sequence[Path], *, cut: str = BLANK_LINE, field: str = "tex
             for number, row in rows(path):
                 text = row.get(field)
                 if not isinstance(text, str):
-                    raise FileError(f"{path}:{number}: expected a text under {field!r}, got {text!r:.60}")
+                    raise FileError(
+                        f"{path}:{number}: expected a text under {field!r}, got {text!r:.60}; --field names another of "
+                        f"{', '.join(map(repr, row)) or 'none'}"
+                    )
                 if text.strip():
                     yield text
         else:
@@ -46,7 +49,7 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except (RecursionError, ValueError) as error:
             raise FileError(f"{path}:{number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise FileError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+            raise FileError(f"{path}:{number}: expected a JSON object on each line, got {type(row).__name__}")
         if lone := _lone_surrogate(row):
             raise FileError(f"{path}:{number}: {lone!r} is half a character, expected Unicode; remove or replace it")
         yield number, row

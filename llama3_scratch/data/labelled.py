@@ -66,7 +66,7 @@ def balanced(labelled: Sequence[Labelled], count: int, *, seed: int) -> tuple[li
     if each < 1 or each > fewest:
         raise UsageError(
             f"{count} texts would be {each} of each of {len(classes)} classes, and there are {fewest} of {label!r}; "
-            f"take --balanced {len(classes)} to {fewest * len(classes)}"
+            f"take at least --balanced {len(classes)} and at most {fewest * len(classes)}"
         )
     chosen: list[Labelled] = []
     others: list[Labelled] = []

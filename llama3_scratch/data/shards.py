@@ -22,7 +22,7 @@ import torch
 
 from llama3_scratch.data.documents import placed
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import read_json, require_file, unwritable, write_whole
+from llama3_scratch.files import make_folder, read_json, require_file, unwritable, write_whole
 from llama3_scratch.tokenizer import FILE, Tokenizer, read_tokenizer, write_tokenizer
 from llama3_scratch.training.batches import IGNORE, Batch
 
@@ -51,8 +51,8 @@ def write_shards(
     """
     if tokenizer.bos_id is None and tokenizer.eos_id is None:
         raise UsageError("the tokenizer has neither a begin nor an end token, so documents couldn't be told apart")
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)  # whoever reads now finds no data rather than half of two
         writers = {part: _Writer(folder, part, tokenizer.n_words, shard) for part in PARTS}
         bos, eos = tokenizer.bos_id is not None, tokenizer.eos_id is not None
@@ -98,7 +98,7 @@ def _parted(documents: Iterable[str], validation: float, seed: int) -> Iterator[
             break
     else:
         if first:
-            log.info("held out is the last %g %% of each document, since so few are %d", 100 * validation, len(first))
+            log.info("held out is the end of each of %d documents, %g %% of it", len(first), 100 * validation)
             for _, text in first:
                 yield from zip(PARTS, _ends(text, validation), strict=False)
             return

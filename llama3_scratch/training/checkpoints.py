@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from llama3_scratch.errors import FileError
-from llama3_scratch.files import read_json, unwritable, write_whole
+from llama3_scratch.files import make_folder, read_json, unwritable, write_whole
 
 log = logging.getLogger("llama3_scratch")
 
@@ -33,8 +33,6 @@ def begin(folder: Path, *, resume: bool) -> Path | None:
 
     Raises FileError where there is a run already and `resume` isn't given, or none and it is.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FileError(f"{folder}: expected a folder for the run, found a file; give another --out")
     there = newest(folder)
     if there is None and resume:
         raise FileError(f"{folder}: no whole checkpoint to go on from; without --resume a run begins")
@@ -42,10 +40,7 @@ def begin(folder: Path, *, resume: bool) -> Path | None:
         raise FileError(
             f"{folder}: there is a run already, at {there.name}; --resume goes on, another --out begins anew"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    make_folder(folder)
     return there
 
 

@@ -115,6 +115,10 @@ def write_classifier(folder: Path, learnt: Params, about: dict[str, Any]) -> Non
 
 def read_classifier(folder: Path, checkpoint: Checkpoint) -> tuple[Params, Sequence[str], str]:
     """The model's params with what a classifier has learnt, its classes, and the token they're read at."""
+    if not (folder / _ABOUT).is_file():
+        raise FileError(
+            f"{folder}: expected a classifier, found no {_ABOUT}; scripts/finetune_classifier.py --data learns one"
+        )
     about = read_json(folder / _ABOUT, "what scripts/finetune_classifier.py wrote")
     classes, read = about.get("classes"), about.get("read")
     if not isinstance(classes, list) or len(classes) < 2 or read not in READ:

@@ -16,6 +16,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.files import write_whole
 from llama3_scratch.timings import peak_rss_bytes
 from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training.batches import require_context
 from llama3_scratch.training.classifier import class_loss, confusion, prepare, write_classifier
 from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import DTYPES, Plan, Training, run
@@ -78,6 +79,7 @@ def finetune(
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     if tokenizer is None:
         raise UsageError(f"{checkpoint.path}: has no tokenizer, so it can't read text")
+    require_context(length, config)
     classes = sorted({row.label for row in learn})
     batches = LabelledTexts(learn, classes, tokenizer, size=size, length=length, seed=seed, read=read)
     params, learning = prepare(checkpoint, trained, len(classes), dtype=plan.dtype, rank=rank, seed=seed)

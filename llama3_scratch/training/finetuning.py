@@ -23,6 +23,7 @@ from llama3_scratch.quantize import quantize
 from llama3_scratch.stored import Params, quantised
 from llama3_scratch.timings import peak_rss_bytes
 from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training.batches import require_context
 from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import DTYPES, Plan, Training, run
 
@@ -117,6 +118,7 @@ def finetune(
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     if tokenizer is None or tokenizer.chat_format is None:
         raise UsageError(f"{checkpoint.path}: expected a model with a chat format; say it with --chat-format")
+    require_context(length, config)
     how: dict[str, Any] = {"size": size, "length": length, "mask_prompt": mask_prompt, "truncate": truncate}
     how["date"] = date
     batches = Conversations(learn, tokenizer, seed=seed, **how)
