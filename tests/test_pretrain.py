@@ -79,6 +79,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path, capsys, monkeypatch, 
     assert pretrain(data, tmp_path / "stopped", "--lr", "0.1", "--resume") == 3
     assert "plan.lr: 0.002, now 0.1" in capsys.readouterr().err
     assert pretrain(data, tmp_path / "stopped", "--resume") == 0
+    assert "going on after step 6 of 12" in capsys.readouterr().err
     one, two = (load(tmp_path / run / "model").params for run in ("whole", "stopped"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     curves = [

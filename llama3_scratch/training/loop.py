@@ -212,6 +212,7 @@ class Training:
         self._scaler.load_state_dict(scaler)
         torch.set_rng_state(random)
         self.step = about["step"]
+        log.info("going on after step %d of %d", self.step, self.plan.steps)
 
     def _take(self, checkpoint: Path, about: dict[str, Any]) -> None:
         stored = checkpoints.read(checkpoint, "weights")

@@ -100,11 +100,20 @@ def as_dict(step: Step) -> dict[str, Any]:
     return {**dataclasses.asdict(step), "tokens_per_second": round(step.tokens / step.seconds, 1)}
 
 
-def limits(losses: Sequence[float], held_out: Sequence[tuple[int, float]]) -> tuple[float, float]:
+def running_mean(values: Sequence[float], keep: float = 0.95) -> list[float]:
+    """Exponential moving averages, each of what was seen so far alone (Adam's correction, arXiv:1412.6980 §3)."""
+    total, means = 0.0, []
+    for number, value in enumerate(values, start=1):
+        total = keep * total + (1 - keep) * value
+        means.append(total / (1 - keep**number))
+    return means
+
+
+def limits(losses: Sequence[float], held_out: Sequence[float]) -> tuple[float, float]:
     """The range of losses that the curve shows: the first step, what is held out, and 99 of 100 of the others, so that
     a few steps that went wild don't flatten it."""
     usual = sorted(losses)[: max(1, math.ceil(0.99 * len(losses)))]
-    shown = [losses[0], *usual, *(loss for _, loss in held_out)]
+    shown = [losses[0], *usual, *held_out]
     low, high = min(shown), max(shown)
     margin = 0.05 * (high - low) or 0.05 * high
     return low - margin, high + margin
@@ -130,14 +139,12 @@ def draw(folder: Path) -> Path | None:
         return None
     figure, axes = pyplot.subplots(figsize=(7, 4))
     axes.plot(*zip(*losses, strict=True), ".-" if len(losses) < 30 else "-", color="0.8", label="each step")
-    mean, smooth = losses[0][1], []
-    for step, loss in losses:
-        mean += (loss - mean) / 20
-        smooth.append((step, mean))
-    axes.plot(*zip(*smooth, strict=True), label="running mean")
+    shown = limits([loss for _, loss in losses], [loss for _, loss in held_out])
+    means = running_mean([min(loss, shown[1]) for _, loss in losses])
+    axes.plot([step for step, _ in losses], means, label="running mean")
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", label="held out")
-    axes.set(xlabel="step", ylabel="loss, nats a token", ylim=limits([loss for _, loss in losses], held_out))
+    axes.set(xlabel="step", ylabel="loss, nats a token", ylim=shown)
     axes.legend()
     path = folder / "loss.png"
     try:
