@@ -366,6 +366,11 @@ def _answer(
     return sum(len(ids) > room for ids in asked)
 
 
+def _error(value: float, form: str) -> str:
+    """A standard error as the table shows it; a single window or question has none."""
+    return "–" if math.isnan(value) else format(value, form)
+
+
 def _print_table(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -375,22 +380,26 @@ def _print_table(found: dict[str, Any]) -> None:
         if key in found:
             one = found[key]
             label = Path(label).name
-            table.add_row(f"perplexity, {label}", f"{one['perplexity']:.4g}", f"{one['perplexity_error']:.2g}")
-            table.add_row(f"bits per byte, {label}", f"{one['bits_per_byte']:.4f}", f"{one['bits_per_byte_error']:.2g}")
+            table.add_row(f"perplexity, {label}", f"{one['perplexity']:.4g}", _error(one["perplexity_error"], ".2g"))
+            table.add_row(
+                f"bits per byte, {label}", f"{one['bits_per_byte']:.4f}", _error(one["bits_per_byte_error"], ".2g")
+            )
     if "against" in found:
         one = found["against"]
-        table.add_row("KL divergence, nats", f"{one['kl']:.3g}", f"{one['kl_error']:.2g}")
+        table.add_row("KL divergence, nats", f"{one['kl']:.3g}", _error(one["kl_error"], ".2g"))
         table.add_row("  median, 99 %", f"{one['kl_median']:.3g}, {one['kl_99']:.3g}")
-        table.add_row("same likeliest token", f"{one['top1']:.2%}", f"{one['top1_error']:.2%}")
+        table.add_row("same likeliest token", f"{one['top1']:.2%}", _error(one["top1_error"], ".2%"))
     if "choices" in found:
         one = found["choices"]
-        table.add_row("right answers", f"{one['accuracy']:.2%}", f"{one['accuracy_error']:.2%}")
-        table.add_row("  by log p a byte", f"{one['accuracy_by_byte']:.2%}", f"{one['accuracy_by_byte_error']:.2%}")
+        table.add_row("right answers", f"{one['accuracy']:.2%}", _error(one["accuracy_error"], ".2%"))
+        table.add_row(
+            "  by log p a byte", f"{one['accuracy_by_byte']:.2%}", _error(one["accuracy_by_byte_error"], ".2%")
+        )
     for name, one in found.get("instructions", {}).get("marks", {}).items():
         if one["mean"] is None:
             table.add_row(f"mark, {name}", "none given", "")
         else:
-            table.add_row(f"mark of {one['marked']}, {name}", f"{one['mean']:.1f}", f"{one['error']:.2g}")
+            table.add_row(f"mark of {one['marked']}, {name}", f"{one['mean']:.1f}", _error(one["error"], ".2g"))
     console = Console(markup=False, highlight=False)
     for sample in [*found.get("samples", []), *found.get("instructions", {}).get("rows", [])]:
         for name, text in sample.items():

@@ -66,6 +66,9 @@ def test_balanced_takes_equally_many_of_each_class():
     assert [sum(row.label == label for row in learn) for label in ("ham", "spam")] == [12, 12]
     assert sorted(map(repr, learn + test)) == sorted(map(repr, rows))
     assert balanced(rows, 24, seed=1)[0] == learn != balanced(rows, 24, seed=2)[0]
+    rare = [Labelled(f"{n}", "ham" if n % 10 else "spam") for n in range(500)]
+    first = balanced(rare, 60, seed=1)[1][:200]
+    assert 4 <= sum(row.label == "spam" for row in first) <= 16  # 20 of 440 are left over, wherever one begins to look
     with pytest.raises(
         UsageError,
         match="60 texts would be 30 of each of 2 classes, and there are 20 of 'spam'; take at least --balanced 2 and",

@@ -52,8 +52,12 @@ class Result:
 
     @property
     def right_of(self) -> dict[str, float]:
-        """The share of each class's texts."""
-        return {label: self.counts[i][i] / max(1, sum(self.counts[i])) for i, label in enumerate(self.classes)}
+        """The share of each class's texts, of those classes of which there were any."""
+        return {
+            label: self.counts[i][i] / sum(self.counts[i])
+            for i, label in enumerate(self.classes)
+            if any(self.counts[i])
+        }
 
 
 def finetune(
