@@ -55,9 +55,12 @@ class Timings:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it, in its two largest units: `40 s`, `5 min`, `1 h 20 min`, `2 d 3 h`."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
+    """A time as a person says it: `40 s`, `5 min 20 s`, `17 min`, `1 h 20 min`, `2 d 3 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60} s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
