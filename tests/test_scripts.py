@@ -35,7 +35,7 @@ SMALL = {
     "finetune_lora": "--steps 1 --length 64 --batch 2 --rows 12",
     "ask_for_stories": "--count 2 --max-tokens 3",
     "tell_stories": "--count 1",
-    "finetune_classifier": "--train head --length 16 --limit 32",
+    "finetune_classifier": "--train head --length 16 --balanced 64 --limit 32",
     "bench_training": f"{SHAPE} --vocab 300 --repeats 1",
     "bench_finetune": "--steps 1 --batch 1",
     "generate": "--max-tokens 3",
