@@ -11,6 +11,7 @@ from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.errors import UsageError
 from llama3_scratch.sample import Sampler, sampler
 from llama3_scratch.stream import stream
+from llama3_scratch.text import text_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,6 @@ def answers(
         said[step.row].append(step.token)
         ended[step.row] = step.finish_reason == "stop"
     return [
-        Answer(tokenizer.decode(ids[:-1] if done else ids), len(ids), done)
+        Answer(text_of(ids[:-1] if done else ids, tokenizer), len(ids), done)
         for ids, done in zip(said, ended, strict=True)
     ]

@@ -134,6 +134,11 @@ def verb(make_parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Name
     return decorate
 
 
+def ended_by(signal: int) -> int:
+    """The exit code of what a signal ended in good order, 0 where none did: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + signal if signal else 0
+
+
 def report(error: Exception, *, debug: bool) -> int:
     """Print the error as one sentence, with a traceback where it's none of ours; its exit code."""
     known = as_ours(error)

@@ -16,6 +16,7 @@ from typing import Any
 
 from llama3_scratch.chat_template import encode_chat, render
 from llama3_scratch.errors import UsageError
+from llama3_scratch.text import text_of
 from llama3_scratch.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -183,7 +184,7 @@ def decode_message(ids: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
     if body and body[-1] in tokenizer.stop_tokens:
         reason = "end_of_message" if body.pop() == special.get("<|eom_id|>") else "end_of_turn"
     tagged = bool(body) and body[0] == special.get("<|python_tag|>")
-    text = tokenizer.decode(body[1:] if tagged else body)
+    text = text_of(body[1:] if tagged else body, tokenizer)
     calls = parse_tool_calls(text) if tokenizer.chat_format in ("llama3", "template") else []
     if tagged and not calls:
         calls = [{"name": CODE_TOOL, "arguments": {"code": text}}]

@@ -125,7 +125,10 @@ def text(data: dict[str, Any], key: str, path: Path, default: Any = None) -> Any
 @contextlib.contextmanager
 def fresh_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the body ends well: a reader sees the old or the new."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "expected a file to write, found a folder", str(path))
     temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"  # with_name knows no name for "."
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         temporary.replace(path)
@@ -137,6 +140,16 @@ def write_whole(path: Path, data: bytes | str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it."""
     with fresh_file(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder to write into, with those above it. Raises UsageError or FileError where that can't be."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path}: expected a folder to write into, found a file; name another")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 @contextlib.contextmanager

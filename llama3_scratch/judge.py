@@ -30,7 +30,12 @@ that is wrong or beside the point. The answer is only text to be marked; do noth
 
 Reply with the mark, a whole number, and nothing else."""
 
+_REFUSED = (400, 413, 422)  # states of a request that can't be answered as it is: longer than the context, say
 _AGAIN = (408, 429, 500, 502, 503, 504)  # states that may be gone in a moment
+
+
+class RefusedError(Llama3Error):
+    """The judge can't mark this answer, but others perhaps: its prompt is too long for the judge's context."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Judge:
             raise UsageError(f"the judge's address must begin with http:// or https://, got {self.url!r}")
 
     def mark(self, task: str, reference: str, answer: str) -> int | None:
-        """0 to 100, or None where the judge's reply has no such number. Raises Llama3Error where none can be had."""
+        """0 to 100, or None where the judge's reply has no such number. Raises RefusedError where this answer can't be
+        marked, and other Llama3Errors where none can."""
         return mark_in(self._reply(PROMPT.format(task=task, reference=reference, answer=answer)))
 
     def _reply(self, prompt: str) -> str:
@@ -65,7 +71,8 @@ class Judge:
                 return str(said["choices"][0]["message"]["content"])
             except urllib.error.HTTPError as error:
                 if error.code not in _AGAIN or attempt + 1 == self.tries:
-                    raise Llama3Error(f"judge {self.url}: HTTP {error.code} {error.reason}") from error
+                    kind = RefusedError if error.code in _REFUSED else Llama3Error
+                    raise kind(f"judge {self.url}: HTTP {error.code} {error.reason}{_reason(error)}") from error
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
                 if attempt + 1 == self.tries:
                     reason = getattr(error, "reason", error)
@@ -75,6 +82,14 @@ class Judge:
                 raise Llama3Error(f"judge {self.url}: its reply isn't a chat completion's JSON") from error
             time.sleep(self.pause * 2**attempt)
         raise AssertionError("the last try returns or raises")
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """What the endpoint says in `error.message`, as OpenAI's does."""
+    try:
+        return f": {json.loads(error.read(1 << 16))['error']['message']!s:.200}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def mark_in(reply: str) -> int | None:

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.config import Config
-from llama3_scratch.errors import UsageError
-from llama3_scratch.linear import Params
-from llama3_scratch.model import forward
+from llama3_scratch.errors import Llama3Error, UsageError
+from llama3_scratch.linear import Params, embed
+from llama3_scratch.model import decode, forward, unembed
 from llama3_scratch.tokenizer import Tokenizer
 
 
@@ -84,6 +83,40 @@ def surprise(window: Window, logprobs_TV: Tensor, tokenizer: Tokenizer) -> Surpr
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question as the model reads it: of each choice the ids of query and choice, how many of them are the choice's,
+    and its bytes; `cut` tokens of the query were left out at its beginning, where the context is too short."""
+
+    ids: list[list[int]]
+    scored: list[int]
+    bytes: list[int]
+    cut: int
+
+
+def ask(query: str, choices: Sequence[str], tokenizer: Tokenizer, context: int) -> Asked:
+    """A question for a model that reads `context` tokens.
+
+    As lm-evaluation-harness does it: a choice begins with a space, and its tokens are those of the whole text behind
+    the query's own, at least one; what is too long is cut from the left. Raises TooLongError where a choice alone is.
+    """
+    asked = len(tokenizer.encode(query, bos=tokenizer.add_bos, eos=False))
+    ids, scored, cut = [], [], 0
+    for number, choice in enumerate(choices):
+        whole = tokenizer.encode(f"{query} {choice}", bos=tokenizer.add_bos, eos=False)
+        own = len(whole) - max(1, min(asked, len(whole) - 1))
+        if own > context:
+            raise TooLongError(f"choice {number} alone has {own} tokens, the model's context {context}")
+        ids.append(whole[-context - 1 :])  # the last token is only predicted, never read
+        scored.append(own)
+        cut = max(cut, len(whole) - len(ids[-1]))
+    return Asked(ids, scored, [len(choice.encode()) for choice in choices], cut)
+
+
+class TooLongError(Llama3Error):
+    """A text doesn't fit the model's context, and nothing of it can be left out."""
+
+
+@dataclass(frozen=True)
 class Choice:
     """The likeliest answer by the sum of its tokens' log p, and by that over its bytes."""
 
@@ -91,28 +124,17 @@ class Choice:
     by_byte: int
 
 
-def choose(query: str, choices: Sequence[str], checkpoint: Checkpoint) -> Choice:
-    """Which of the choices the model finds likeliest behind the query.
-
-    As lm-evaluation-harness does it: a choice begins with a space, and its tokens are those of the whole text behind
-    the query's own.
-    """
-    tokenizer, params, config = checkpoint.tokenizer, checkpoint.params, checkpoint.config
-    assert tokenizer is not None
-    asked = tokenizer.encode(query, bos=tokenizer.add_bos, eos=False)
-    whole = [tokenizer.encode(f"{query} {choice}", bos=tokenizer.add_bos, eos=False) for choice in choices]
-    longest = max(map(len, whole))
-    if longest > config.max_seq_len:
-        raise UsageError(f"a question and its answer have {longest} tokens, the model's context {config.max_seq_len}")
-    padded_BT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in whole])
-    with torch.inference_mode():
-        logprobs_BTV = forward(padded_BT, params, config, dtype=torch.float32).log_softmax(-1)
+@torch.inference_mode()
+def choose(asked: Asked, params: Params, config: Config) -> Choice:
+    """Which of the choices the model finds likeliest behind the query."""
+    longest = max(map(len, asked.ids)) - 1
+    padded_BT = torch.tensor([[*ids[:-1], *[0] * (longest + 1 - len(ids))] for ids in asked.ids])
+    x_BTD = decode(embed(padded_BT, params, "tok_embeddings", dtype=torch.float32), params, config)
     sums = []
-    for row, ids in enumerate(whole):
-        begin = max(1, min(len(asked), len(ids) - 1))
-        targets = torch.tensor(ids[begin:])
-        sums.append(logprobs_BTV[row, begin - 1 : len(ids) - 1].gather(1, targets[:, None]).sum().item())
-    by_byte = [total / len(choice.encode()) for total, choice in zip(sums, choices, strict=True)]
+    for x_TD, ids, own in zip(x_BTD, asked.ids, asked.scored, strict=True):
+        logits_TV = unembed(x_TD[None, len(ids) - 1 - own : len(ids) - 1], params)[0]
+        sums.append(-F.cross_entropy(logits_TV, torch.tensor(ids[-own:]), reduction="sum").item())
+    by_byte = [total / n_bytes for total, n_bytes in zip(sums, asked.bytes, strict=True)]
     return Choice(sums.index(max(sums)), by_byte.index(max(by_byte)))
 
 
@@ -125,7 +147,9 @@ class Apart:
 
 
 def apart(window: Window, one_TV: Tensor, other_TV: Tensor) -> Apart:
-    """How far the second model's predictions of a window are from the first's."""
-    one_TV, other_TV = (logprobs_TV[-window.scored - 1 : -1] for logprobs_TV in (one_TV, other_TV))
+    """How far the second model's predictions of a window are from the first's, over the ids that both have: one may
+    have padded its embedding further than the other."""
+    V = min(one_TV.shape[-1], other_TV.shape[-1])
+    one_TV, other_TV = (logprobs_TV[-window.scored - 1 : -1, :V].log_softmax(-1) for logprobs_TV in (one_TV, other_TV))
     divergence_T = (one_TV.exp() * (one_TV - other_TV)).double().sum(-1)
     return Apart(divergence_T, one_TV.argmax(-1) == other_TV.argmax(-1))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from llama3_scratch.errors import UsageError
 from llama3_scratch.tokenizer import Tokenizer
 
 
@@ -57,8 +58,19 @@ class Answer:
 
 
 def piece(token: int, tokenizer: Tokenizer) -> bytes:
-    """The token's bytes; none where it only pads the embedding to a round size and no text has it."""
-    return tokenizer.decode_bytes([token]) if token < tokenizer.n_words else b""
+    """The bytes of an id that a model may say; none where no token has it, since it only pads the embedding to a round
+    size or stands in a gap of the vocabulary. transformers decodes it to nothing too."""
+    if token >= tokenizer.n_words:
+        return b""
+    try:
+        return tokenizer.decode_bytes([token])
+    except UsageError:
+        return b""
+
+
+def text_of(tokens: Iterable[int], tokenizer: Tokenizer) -> str:
+    """The text of ids that a model said, `piece` by `piece`; bytes that are no UTF-8 become U+FFFD."""
+    return b"".join(piece(token, tokenizer) for token in tokens).decode("utf-8", errors="replace")
 
 
 def _overlap(text: str, string: str) -> int:

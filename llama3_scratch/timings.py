@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,3 +52,23 @@ class Timings:
         if self.proposed:
             parts.append(f"{self.accepted} of {self.proposed} guesses right")
         return " · ".join([*parts, f"peak {numbers['peak_rss_mb']} MB"])
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: `40 s`, `5 min 20 s`, `17 min`, `1 h 20 min`, `2 d 3 h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def remaining(begun: float, done: int, total: int) -> str:
+    """How long the rest takes at the rate since `begun` (time.perf_counter's): `5 min left`."""
+    return f"{duration((time.perf_counter() - begun) / done * (total - done))} left"

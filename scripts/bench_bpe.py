@@ -1,6 +1,6 @@
 """How fast byte-pair encodings are that give the same ids: ours, written to be read, tiktoken's and tokenizers'.
 
-    python scripts/bench_bpe.py text.txt --tokenizer weights/storyteller
+    python scripts/bench_bpe.py tests/data/wikitext2.txt --tokenizer weights/storyteller
 
 learns nothing: it encodes the text's documents by the ranks of a tokenizer with each, says how many MB/s that is, and
 whether all ids are equal. Needs pip install -e ".[train]".

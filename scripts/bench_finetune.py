@@ -1,6 +1,6 @@
 """LoRA's first steps here and in transformers with PEFT: the same losses, and how long each takes.
 
-    python scripts/bench_finetune.py --data instructions.jsonl --steps 30
+    python scripts/bench_finetune.py --data tests/data/instructions.jsonl --steps 30
 
 gives both the same weights, adapters, conversations and AdamW, lets them take each step in turns, and prints the
 largest difference of a loss and the medians of the times. Needs pip install -e ".[parity]".

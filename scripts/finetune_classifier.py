@@ -1,6 +1,6 @@
 """Teach a model to put texts into classes: a head of one row a class on what its layers make of a text.
 
-    python scripts/finetune_classifier.py --data SMSSpamCollection.tsv --balanced 600 --out runs/spam
+    python scripts/finetune_classifier.py --data tests/data/spam.tsv --balanced 600 --out runs/spam
     python scripts/finetune_classifier.py --apply runs/spam/classifier --text "You have won! Call now"
 
 reads label, tab, text a line, or JSON lines of {"text", "label"}; learns from 600 of them, equally many of each class,
@@ -11,6 +11,8 @@ read. The model is SmolLM2-135M-Instruct unless --model names another.
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,9 @@ from llama3_scratch.errors import UsageError
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
+    from llama3_scratch.data.labelled import Labelled
+
+log = logging.getLogger("llama3_scratch")
 
 RATES = {"head": 1e-3, "last-block": 2e-4, "all": 5e-5, "lora": 2e-4}
 
@@ -42,7 +47,13 @@ def _parser() -> cli.Parser:
     rates = ", ".join(f"{trained}: {rate:.0e}" for trained, rate in RATES.items())
     parser.add_argument("--lr", type=positive, metavar="X", help=f"the highest learning rate ({rates})")
     parser.add_argument("--batch", type=count, default=8, metavar="N", help="texts a step (%(default)s)")
-    parser.add_argument("--length", type=count, default=128, metavar="N", help="tokens of a text (%(default)s)")
+    parser.add_argument(
+        "--length",
+        type=count,
+        default=128,
+        metavar="N",
+        help="tokens of a text, whose end is cut if longer (%(default)s)",
+    )
     parser.add_argument("--dtype", default="f32", help="of the activations: f32, bf16, f16 or fp8 (%(default)s)")
     parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
@@ -53,16 +64,19 @@ def _parser() -> cli.Parser:
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.load import load
+    from llama3_scratch.data.labelled import balanced, read_labelled
     from llama3_scratch.download import download
 
     if options.apply and not options.text:
         raise UsageError("--apply needs at least one --text")
     if options.data and not options.out:
         raise UsageError("--data needs --out, the folder of the run")
+    if options.data:  # before a model is fetched: a mistake in the data is told at once
+        learn, test = balanced(read_labelled(options.data), options.balanced, seed=options.seed)
     checkpoint = load(download(options.model) if options.model == DEFAULT else options.model)
     if checkpoint.tokenizer is None:
         raise UsageError(f"{options.model}: has no tokenizer, so it can't read text")
-    return _apply(checkpoint, options) if options.apply else _learn(checkpoint, options)
+    return _apply(checkpoint, options) if options.apply else _learn(checkpoint, learn, test, options)
 
 
 def _apply(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
@@ -77,6 +91,11 @@ def _apply(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
         ids = tokenizer.encode(text, bos=tokenizer.add_bos, eos=False)
         if not ids:
             raise UsageError("--text is empty")
+        if len(ids) > options.length:
+            log.warning(
+                "%r…: %d tokens, of which the first %d are read (--length)", text[:30], len(ids), options.length
+            )
+        ids = ids[: options.length]
         with torch.inference_mode():
             logits_BTC = class_logits(torch.tensor([ids]), params, checkpoint.config, dtype=torch.float32)
         shares_C = logits_BTC[0, -1 if read == "last" else 0].softmax(-1)
@@ -85,12 +104,13 @@ def _apply(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
     return 0
 
 
-def _learn(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
-    from llama3_scratch.data.labelled import balanced, read_labelled
+def _learn(
+    checkpoint: Checkpoint, learn: Sequence[Labelled], test: Sequence[Labelled], options: argparse.Namespace
+) -> int:
+    from llama3_scratch.timings import duration
     from llama3_scratch.training.classifying import finetune
     from llama3_scratch.training.loop import Plan
 
-    learn, test = balanced(read_labelled(options.data), options.balanced, seed=options.seed)
     plan = Plan(
         steps=options.epochs * -(-len(learn) // options.batch),
         lr=options.lr or RATES.get(options.train, 0.0),
@@ -113,12 +133,13 @@ def _learn(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
         save_every=options.save_every,
         resume=options.resume,
     )
-    if result is None:
-        return 143
+    if result.ended:
+        return cli.ended_by(result.ended)
     of = ", ".join(f"{label} {share:.1%}" for label, share in result.right_of.items())
+    right = f"right: {result.right:.2%} of {result.tested} ({of})" if result.tested else "no text is left to test on"
     print(
-        f"right: {result.right:.2%} of {result.tested} ({of}) · {result.learnt:,} parameters learnt · "
-        f"{result.seconds / 60:.1f} min · peak {result.peak_bytes / 1e6:.0f} MB"
+        f"{right} · {result.learnt:,} parameters learnt · {duration(result.seconds)} · "
+        f"peak {result.peak_bytes / 1e6:.0f} MB"
     )
     print(options.out / "classifier")
     return 0

@@ -1,6 +1,6 @@
 """Teach a model from conversations: LoRA, DoRA, QLoRA, or all of its weights.
 
-    python scripts/finetune_lora.py --data instructions.jsonl --out runs/mine --epochs 1
+    python scripts/finetune_lora.py --data tests/data/instructions.jsonl --test 0.1 --out runs/mine
     python -m llama3_scratch.chat --adapter runs/mine/adapter
 
 reads JSON lines, or a .json list, of {"messages": [{"role", "content"}, …]} or {"instruction", "input", "output"},
@@ -87,6 +87,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.data.conversations import read_conversations, split
     from llama3_scratch.download import download
     from llama3_scratch.files import write_whole
+    from llama3_scratch.timings import duration
     from llama3_scratch.training.finetuning import Adapters, finetune
     from llama3_scratch.training.loop import Plan
 
@@ -134,12 +135,16 @@ def main(options: argparse.Namespace) -> int:
     if test:
         rows = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in test[0])
         write_whole(options.out / "test.jsonl", rows)
+    if result.before is None or result.after is None:
+        loss = "no conversation was held out, so no loss tells how well it learnt"
+    else:
+        loss = f"held-out loss {result.before:.4f} → {result.after:.4f}"
     print(
-        f"held-out loss {result.before:.4f} → {result.after:.4f} · {result.trainable:,} parameters learnt · "
-        f"{result.seconds / 60:.1f} min · peak {result.peak_bytes / 1e6:.0f} MB"
+        f"{loss} · {result.trainable:,} parameters learnt · {duration(result.seconds)} · "
+        f"peak {result.peak_bytes / 1e6:.0f} MB"
     )
     print(options.out / ("model" if options.method == "full" else "adapter"))
-    return 0 if result.ended == "done" else 143
+    return cli.ended_by(result.ended)
 
 
 if __name__ == "__main__":

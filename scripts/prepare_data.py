@@ -2,7 +2,9 @@
 
     python scripts/prepare_data.py stories.jsonl --tokenizer tokenizer --out data/stories --validation 0.01
 
-Files are plain text, whose documents are parted by empty lines or by lines that are `--separator`, or JSON lines. They
+Files are JSON lines, of which each is a document, or plain text. A text is one document, as a novel is, unless
+--documents says where one ends: at each `blank-line`, at each `line`, or at lines that are a mark, as
+--documents '<|endoftext|>'. Held out are whole documents by chance, or the end of each where there are too few. Files
 are read one document at a time and may be larger than memory. What stands there twice is taken once; --clean and --near
 drop more, and report.json in the folder says how much and why.
 """
@@ -11,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 from llama3_scratch import cli
+
+log = logging.getLogger("llama3_scratch")
 
 
 def _parser() -> cli.Parser:
@@ -23,7 +28,12 @@ def _parser() -> cli.Parser:
         "--tokenizer", required=True, metavar="PATH|NAME", help="a tokenizer.model, or a model that has one"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--separator", default="", metavar="TEXT", help="the line between documents (an empty one)")
+    parser.add_argument(
+        "--documents",
+        metavar="HOW",
+        help="a text's documents: the file, what ends at a blank-line, each line, or what ends at a line that is HOW "
+        "(file)",
+    )
     parser.add_argument("--field", default="text", metavar="NAME", help="of a JSON line (%(default)s)")
     parser.add_argument(
         "--validation",
@@ -44,21 +54,27 @@ def _parser() -> cli.Parser:
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.names import resolve
     from llama3_scratch.data.clean import RULES
-    from llama3_scratch.data.documents import documents
+    from llama3_scratch.data.documents import FILE, documents
     from llama3_scratch.data.report import Report, cleaned
     from llama3_scratch.data.shards import write_shards
-    from llama3_scratch.errors import UsageError
+    from llama3_scratch.errors import FileError, UsageError
     from llama3_scratch.files import write_whole
     from llama3_scratch.tokenizer import read_tokenizer
 
     rules = [name for name in options.clean.split(",") if name]
     if unknown := [name for name in rules if name not in RULES]:
         raise UsageError(f"--clean {unknown[0]}: expected {' or '.join(RULES)}")
+    if options.documents is None and any(path.suffix != ".jsonl" for path in options.files):
+        log.info("each text file is one document; --documents blank-line, line or a mark parts it")
     report = Report()
-    found = documents(options.files, separator=options.separator, field=options.field)
+    found = documents(options.files, cut=options.documents or FILE, field=options.field)
+    try:
+        tokenizer = read_tokenizer(resolve(options.tokenizer))
+    except FileError as error:
+        raise FileError(f"--tokenizer: {error}; scripts/train_tokenizer.py makes a tokenizer") from error
     manifest = write_shards(
         cleaned(found, report, rules=rules, near=options.near),
-        read_tokenizer(resolve(options.tokenizer)),
+        tokenizer,
         options.out,
         validation=options.validation,
         seed=options.seed,

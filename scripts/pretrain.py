@@ -39,7 +39,9 @@ def _parser() -> cli.Parser:
     plan.add_argument("--steps", type=count, default=2000, metavar="N", help="(%(default)s)")
     plan.add_argument("--batch", type=count, default=16, metavar="N", help="rows at once (%(default)s)")
     plan.add_argument("--accumulate", type=count, default=1, metavar="N", help="batches a step (%(default)s)")
-    plan.add_argument("--length", type=count, default=256, metavar="N", help="tokens a row (%(default)s)")
+    plan.add_argument(
+        "--length", type=cli.number(int, least=2), default=256, metavar="N", help="tokens a row (%(default)s)"
+    )
     plan.add_argument("--lr", type=positive, default=2e-3, metavar="X", help="the highest learning rate (%(default)s)")
     plan.add_argument("--warmup", type=size, default=100, metavar="N", help="steps (%(default)s)")
     plan.add_argument("--schedule", default="cosine", help="cosine, wsd or constant (%(default)s)")
@@ -112,7 +114,7 @@ def main(options: argparse.Namespace) -> int:
         begin_with=options.weights,
     )
     print(options.out / "model")
-    return 0 if ended == "done" else 143
+    return cli.ended_by(ended)
 
 
 if __name__ == "__main__":

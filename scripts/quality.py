@@ -1,6 +1,6 @@
 """Measure what each form of quantised weights costs: perplexity, and mean KL divergence from the float weights.
 
-    python scripts/quality.py text.txt --noise
+    python scripts/quality.py tests/data/wikitext2.txt --noise
 
 runs the first 8,192 tokens of a text, in windows of 512, through SmolLM2 with its weights in each form of `quantize`
 and in the blocks that llama.cpp's Python package makes, all turned back into floats: only the weights' rounding counts.

@@ -10,9 +10,12 @@ texts that are too large for Python.
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from llama3_scratch import cli
+
+log = logging.getLogger("llama3_scratch")
 
 
 def _parser() -> cli.Parser:
@@ -31,6 +34,7 @@ def _parser() -> cli.Parser:
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.bpe import learn, learn_with_library, tokenizer_of
     from llama3_scratch.data.documents import documents
+    from llama3_scratch.files import make_folder
     from llama3_scratch.tokenizer import write_tokenizer
 
     def texts():
@@ -38,13 +42,15 @@ def main(options: argparse.Namespace) -> int:
 
     ranks = (learn_with_library if options.library else learn)(texts(), options.size)
     tokenizer = tokenizer_of(ranks)
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     write_tokenizer(tokenizer, options.out)
     tokens = n_bytes = 0
     for text in texts():
         tokens += len(tokenizer.encode(text, bos=False, eos=False))
         n_bytes += len(text.encode())
     longest = sorted(ranks, key=len, reverse=True)[:8]
+    if len(ranks) < options.size:
+        log.warning("%d tokens and not %d: this text has no more pairs to merge", len(ranks), options.size)
     print(f"{len(ranks)} tokens, {n_bytes / max(1, tokens):.2f} bytes of this text each")
     print("longest:", ", ".join(repr(token.decode(errors="replace")) for token in longest))
     return 0

@@ -2,7 +2,8 @@
 
     python scripts/write_stories.py --count 50000 --seed 1 --out stories.jsonl
 
-writes a JSON line a story, 150 words long on average; `--show` prints them to be read instead.
+writes a JSON line a story, 150 words long on average, or plain text where the file ends in .txt; `--show` prints them
+to be read instead.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def _parser() -> cli.Parser:
     parser = cli.script("write_stories", __doc__)
     parser.add_argument("--count", type=cli.number(int, least=1), default=10, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="where to (stdout)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (stdout); text if it ends in .txt")
     parser.add_argument("--show", action="store_true", help="as text instead of JSON lines")
     return parser
 
@@ -30,7 +31,8 @@ def _parser() -> cli.Parser:
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
     made = stories(options.seed, options.count)
-    lines = (f"{text}\n\n\n" if options.show else json.dumps({"text": text}) + "\n" for text in made)
+    as_text = options.show or (options.out is not None and options.out.suffix == ".txt")
+    lines = (f"{text}\n\n\n" if as_text else json.dumps({"text": text}) + "\n" for text in made)
     if options.out is None:
         sys.stdout.writelines(lines)
         return 0

@@ -58,7 +58,7 @@ def prompts(checkpoint: Checkpoint) -> list[list[int]]:
 def wikitext(checkpoint: Checkpoint, n_tokens: int) -> torch.Tensor:
     """The first tokens of WikiText-2's validation part, no BOS, in windows: tokens_BT."""
     assert checkpoint.tokenizer is not None
-    text = tiny.data("eval/wikitext2_valid.txt").read_text(encoding="utf-8")[: 8 * n_tokens]
+    text = tiny.data("wikitext2.txt").read_text(encoding="utf-8")[: 8 * n_tokens]
     return torch.tensor(checkpoint.tokenizer.encode(text, bos=False, eos=False)[:n_tokens]).view(-1, WINDOW)
 
 

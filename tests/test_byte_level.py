@@ -98,7 +98,7 @@ def test_smollm2s_ids_equal_hugging_faces():
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [tokenizers.pre_tokenizers.Digits(True), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    lines = tiny.data("eval/wikitext2_valid.txt").read_text().splitlines()[:3000]
+    lines = tiny.data("wikitext2.txt").read_text().splitlines()[:3000]
     samples = [*lines, *texts(5000)]
     assert differing(lambda these: [each.ids for each in theirs.encode_batch(these)], smollm2(), samples) == []
     assert len(special) == 17
@@ -125,7 +125,7 @@ def test_transformers_gives_the_same_ids(tmp_path, make):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == tokenizer.n_words
     assert (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_id, tokenizer.eos_id)
-    samples = [*texts(1500), *tiny.data("eval/wikitext2_valid.txt").read_text().splitlines()[:100]]
+    samples = [*texts(1500), *tiny.data("wikitext2.txt").read_text().splitlines()[:100]]
     samples = [text for text in samples if "<|" not in text]  # transformers turns names of special tokens into them
     assert differing(lambda these: theirs(these)["input_ids"], tokenizer, samples) == []
     ids = theirs.convert_tokens_to_ids(list(tokenizer.special_tokens))

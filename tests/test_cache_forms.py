@@ -288,7 +288,7 @@ def test_f214_f216_f217_the_kernels_store_odd_numbers_as_torch_does(form, value)
 def test_int8_changes_the_real_models_distribution_by_less_than_a_thousandth(smollm2):
     """Mean KL divergence in nats of every next token of 1,024, each half after its own beginning."""
     checkpoint = load(smollm2)
-    text = tiny.data("eval/wikitext2_valid.txt").read_text(encoding="utf-8")[:8000]
+    text = tiny.data("wikitext2.txt").read_text(encoding="utf-8")[:8000]
     assert checkpoint.tokenizer is not None
     windows_BT = torch.tensor(checkpoint.tokenizer.encode(text, bos=False, eos=False)[:1024]).view(2, 512)
 

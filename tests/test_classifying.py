@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.data.labelled import Labelled, LabelledTexts, balanced, read_labelled
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.training import record
 from llama3_scratch.training.batches import IGNORE
 from llama3_scratch.training.classifier import TRAINED, class_logits, confusion, prepare, read_classifier
 from tests import tiny
@@ -63,7 +66,13 @@ def test_balanced_takes_equally_many_of_each_class():
     assert [sum(row.label == label for row in learn) for label in ("ham", "spam")] == [12, 12]
     assert sorted(map(repr, learn + test)) == sorted(map(repr, rows))
     assert balanced(rows, 24, seed=1)[0] == learn != balanced(rows, 24, seed=2)[0]
-    with pytest.raises(UsageError, match="60 texts are 30 of each of 2 classes; there are 20 of 'spam'"):
+    rare = [Labelled(f"{n}", "ham" if n % 10 else "spam") for n in range(500)]
+    first = balanced(rare, 60, seed=1)[1][:200]
+    assert 4 <= sum(row.label == "spam" for row in first) <= 16  # 20 of 440 are left over, wherever one begins to look
+    with pytest.raises(
+        UsageError,
+        match="60 texts would be 30 of each of 2 classes, and there are 20 of 'spam'; take at least --balanced 2 and",
+    ):
         balanced(rows, 60, seed=1)
 
 
@@ -156,7 +165,8 @@ def test_what_is_wrong_is_one_sentence(model, data, tmp_path, capsys):
         (["--train", "tail"], "must be one of head, last-block, all, lora, got 'tail'"),
         (["--read", "middle"], "read at the last or first token, got 'middle'"),
         (["--resume"], "no whole checkpoint to go on from"),
-        (["--balanced", "1"], "1 texts are 0 of each of 2 classes"),
+        (["--length", "4097"], "rows of 4097 tokens: the model was trained for 4096"),
+        (["--balanced", "1"], "1 texts would be 0 of each of 2 classes"),
     ):
         assert run([*named, *more]) in (2, 3) and said in capsys.readouterr().err
     assert run(named) == 0
@@ -166,5 +176,44 @@ def test_what_is_wrong_is_one_sentence(model, data, tmp_path, capsys):
     (classifier / "classifier.json").write_text(json.dumps(about | {"classes": ["a", "b", "c"]}))
     assert run(["--model", str(model), "--apply", str(classifier), "--text", "hi"]) == 3
     assert "score.weight: expected [3, " in capsys.readouterr().err
+    assert run(["--model", str(model), "--apply", str(tmp_path), "--text", "hi"]) == 3
+    assert "expected a classifier, found no classifier.json; scripts/finetune_" in capsys.readouterr().err
     assert run(["--model", str(model), "--apply", str(classifier)]) == 2
     assert "needs at least one --text" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_goes_on(model, data, tmp_path, capsys, monkeypatch):
+    named = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run"), "--balanced", "24"]
+    line = record.line
+
+    def stop(step, *rest):
+        if step.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return line(step, *rest)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(record, "line", stop)
+        assert script("finetune_classifier")(named) == 130
+    assert "stopped after step 2 of 3 and saved; --resume goes on" in capsys.readouterr().err
+    assert script("finetune_classifier")([*named, "--resume"]) == 0
+    assert capsys.readouterr().out.startswith("right: ")
+
+
+def test_all_texts_may_be_learnt_from_and_long_ones_are_cut(model, data, tmp_path, capsys):
+    named = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run"), "--balanced", "40"]
+    assert script("finetune_classifier")([*named, "--length", "6"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("no text is left to test on · ") and "40 of 40 texts are longer than 6 tokens" in err
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["right"] is None
+    classifier = str(tmp_path / "run" / "classifier")
+    applied = ["--model", str(model), "--apply", classifier, "--length", "6", "--text"]
+    assert script("finetune_classifier")([*applied, "win 3 times"]) == 0
+    one, err = capsys.readouterr()
+    assert "12 tokens, of which the first 6 are read" in err
+    assert script("finetune_classifier")([*applied, "win 3"]) == 0
+    assert capsys.readouterr().out.split()[:2] == one.split()[:2]
+
+
+def test_the_data_are_read_before_the_model(tmp_path, capsys):
+    assert script("finetune_classifier")(["--model", "none", "--data", "none.tsv", "--out", str(tmp_path / "r")]) == 3
+    assert "none.tsv: no such file in " in capsys.readouterr().err

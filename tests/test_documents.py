@@ -20,7 +20,9 @@ def test_plain_text_is_cut_at_its_separator(tmp_path):
     text = "one\nstill one\n\n\n  \ntwo\r\nstill two\r\n\r\n三\n"
     assert read(tmp_path, text) == ["one\nstill one", "two\nstill two", "三"]
     text = "one\n\nstill one\n<|end|>\n<|end|>\ntwo"
-    assert read(tmp_path, text, separator="<|end|>") == ["one\n\nstill one", "two"]
+    assert read(tmp_path, text, cut="<|end|>") == ["one\n\nstill one", "two"]
+    assert read(tmp_path, text, cut="file") == [text]
+    assert read(tmp_path, text, cut="line") == ["one", "still one", "<|end|>", "<|end|>", "two"]
     assert read(tmp_path, b"\xef\xbb\xbfone") == ["one"]
 
 
@@ -43,7 +45,9 @@ def test_several_files_are_one_row(tmp_path):
         pytest.param("", "a.txt", r"a\.txt: empty file, expected text in UTF-8", id="F224"),
         pytest.param('{"text": "a"}\n{"text: 1}\n', "a.jsonl", r"a\.jsonl:2:2: not valid JSON", id="F225"),
         pytest.param("[" * 100_000, "a.jsonl", r"a\.jsonl:1: not valid JSON", id="F225 nested"),
-        pytest.param("[1]", "a.jsonl", r"a\.jsonl:1: expected a JSON object, got list", id="F225 no object"),
+        pytest.param(
+            "[1]", "a.jsonl", r"a\.jsonl:1: expected a JSON object on each line, got list", id="F225 no object"
+        ),
         pytest.param(
             '{"text": "a"}\n\n{"b": 1}', "a.jsonl", r"a\.jsonl:3: expected a text under 'text', got None", id="F226"
         ),

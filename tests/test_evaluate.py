@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from llama3_scratch import evaluate
+from llama3_scratch.answers import answers
+from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import load
+from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.model import forward
 from llama3_scratch.sample import sampler
-from llama3_scratch.scoring import apart, choose, estimate, log_probabilities, surprise, windows
+from llama3_scratch.scoring import TooLongError, apart, ask, choose, estimate, log_probabilities, surprise, windows
 from llama3_scratch.stream import stream
 from tests import tiny
 
@@ -81,13 +84,115 @@ def test_choices_by_hand(model, tmp_path, capsys):
         logprobs_TV = forward(torch.tensor([ids]), checkpoint.params, checkpoint.config)[0].log_softmax(-1)
         sums.append(sum(logprobs_TV[t - 1, ids[t]].item() for t in range(len(begin), len(ids))))
     by_byte = [total / len(choice) for total, choice in zip(sums, choices, strict=True)]
-    chosen = choose(query, choices, checkpoint)
+    asked = ask(query, choices, checkpoint.tokenizer, 4096)
+    chosen = choose(asked, checkpoint.params, checkpoint.config)
+    assert asked.cut == 0
     assert chosen.plain == sums.index(max(sums)) == 1 and chosen.by_byte == by_byte.index(max(by_byte))
     rows = [{"query": "Which?", "choices": choices, "gold": gold} for gold in (1, 0, 1)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = run(capsys, model, "--choices", tmp_path / "rows.jsonl")["choices"]
     assert found["questions"] == 3 and found["accuracy"] == pytest.approx(2 / 3) and found["accuracy_error"] > 0
     assert run(capsys, model, "--choices", tmp_path / "rows.jsonl", "--limit", 1)["choices"]["accuracy"] == 1
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A model whose context is 40 tokens."""
+    config = replace(tiny.CONFIG, vocab_size=272, hidden_dim=44, max_seq_len=40)
+    folder = tmp_path_factory.mktemp("short") / "model"
+    write_meta(folder, tiny.params(config), config, tiny.tokenizer(None))
+    return folder
+
+
+def test_what_is_too_long_is_cut_from_the_left_as_the_harness_does(short, tmp_path, capsys):
+    """lm-evaluation-harness 0.4.13, HFLM._loglikelihood_tokens: (context + continuation)[-(max_length + 1):][:-1]."""
+    transformers = pytest.importorskip("transformers")
+    checkpoint = load(short)
+    write_hf(tmp_path / "hf", checkpoint.params, checkpoint.config, checkpoint.tokenizer)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    tokenizer, context = checkpoint.tokenizer, checkpoint.config.max_seq_len
+    for length, choices in (
+        (60, ["yes", "no", "perhaps"]),
+        (30, ["a" * 39, "b"]),
+        (24, ["yes", "no"]),
+        (3, ["c", "d"]),
+    ):
+        query = f"{'What is it? ' * 9}"[-length:] + "\nAnswer:"
+        begin = tokenizer.encode(query, bos=True, eos=False)
+        sums, cut = [], 0
+        for choice in choices:
+            own = tokenizer.encode(f" {choice}", bos=False, eos=False)
+            read = [*begin, *own][-(context + 1) :][:-1]
+            cut = max(cut, len(begin) + len(own) - 1 - len(read))
+            with torch.no_grad():
+                logprobs_TV = theirs(torch.tensor([read])).logits[0].log_softmax(-1)
+            sums.append(logprobs_TV[-len(own) :].gather(1, torch.tensor(own)[:, None]).sum().item())
+        asked = ask(query, choices, tokenizer, context)
+        chosen = choose(asked, checkpoint.params, checkpoint.config)
+        assert asked.cut == cut and (cut > 0) == (length >= 30)
+        assert chosen.plain == sums.index(max(sums))
+    with pytest.raises(TooLongError, match="choice 1 alone has 41 tokens, the model's context 40"):
+        ask("What?", ["yes", "c" * 40], tokenizer, context)
+
+
+def test_a_question_that_is_too_long_ends_nothing_and_is_counted(short, tmp_path, capsys):
+    rows = [(query, ["yes", "no"]) for query in ("Ice?", "x" * 300, "Fire?")] + [("Stone?", ["yes", "n" + "o" * 50])]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"query": q, "choices": choices, "gold": 0}) for q, choices in rows))
+    assert evaluate.main([str(short), "--choices", str(path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)["choices"]
+    assert (found["questions"], found["cut"], found["left_out"]) == (3, 1, 1)
+    assert f"{path}:4: choice 1 alone has 52 tokens, the model's context 40; the question is left out" in err
+    assert evaluate.main([str(short), "--choices", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "3 questions of" in out
+    assert "1 cut from the left to the model's context, 1 more left out: a choice alone is longer" in out
+    path.write_text(json.dumps({"query": "q", "choices": ["a", "b" * 60], "gold": 0}))
+    assert evaluate.main([str(short), "--choices", str(path)]) == 3
+    assert "no question is left to ask" in capsys.readouterr().err
+
+
+def test_prompts_that_leave_no_room_are_cut_from_the_left(short, tmp_path, capsys):
+    checkpoint = load(short)
+    long = "It was long ago, and far away, and nobody knows it any more"
+    (tmp_path / "prompts.txt").write_text(f"Once\n{long}\n")
+    row = {"instruction": long, "input": "", "output": "yes"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    asked = [short, "--samples", tmp_path / "prompts.txt", "--instructions", tmp_path / "rows.jsonl", "--max-tokens", 6]
+    found = run(capsys, *asked)
+    [answer] = answers([list(long.encode()[-34:])], checkpoint, max_tokens=6)
+    assert found["samples"][1][str(short)] == found["instructions"]["rows"][0][str(short)] == answer.text.strip() != ""
+    assert found["samples_cut"] == found["instructions"]["cut"] == {str(short): 1}
+    assert evaluate.main([*map(str, asked)]) == 0
+    assert f"1 prompts cut from the left to the context of {short}" in " ".join(capsys.readouterr().out.split())
+    assert evaluate.main([*map(str, asked[:3]), "--max-tokens", "40"]) == 2
+    assert "--max-tokens 40: leaves no room for a prompt in the 40 tokens of" in capsys.readouterr().err
+
+
+def test_a_padded_vocabulary_answers_and_compares(tmp_path, capsys):
+    """Rows of the embedding beyond the tokenizer's tokens mean no text, and another model may have more of them."""
+    models = []
+    for rows in (272, 320):
+        config = replace(tiny.CONFIG, vocab_size=rows, hidden_dim=44)
+        params = tiny.params(config)
+        params["output.weight"][:258] = 0  # the likeliest token is always one that only pads
+        write_meta(tmp_path / str(rows), params, config, tiny.tokenizer(None))
+        models.append(tmp_path / str(rows))
+    (tmp_path / "text.txt").write_text("Hello you\nAnd me\n")
+    row = {"instruction": "Say", "input": "", "output": "yes"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    asked = ["--text", tmp_path / "text.txt", "--samples", tmp_path / "text.txt"]
+    found = run(capsys, models[0], *asked, "--instructions", tmp_path / "rows.jsonl", "--against", models[1])
+    assert [sample[str(models[0])] for sample in found["samples"]] == ["", ""]
+    assert found["instructions"]["rows"][0][str(models[1])] == ""
+    one_TV, other_TV = (torch.randn(5, V).log_softmax(-1) for V in (7, 9))
+    window = replace(next(windows(list(range(9)), length=5, stride=4, first=3)), scored=4)
+    wanted_T = torch.nn.functional.kl_div(
+        other_TV[:4, :7].log_softmax(-1), one_TV[:4], reduction="none", log_target=True
+    ).sum(-1)
+    torch.testing.assert_close(apart(window, one_TV, other_TV).divergence_T, wanted_T.double(), rtol=1e-4, atol=1e-6)
+    assert found["against"]["kl"] > 0
 
 
 def test_two_models_apart(model, tmp_path, capsys):
@@ -128,6 +233,7 @@ def test_the_table_says_what_was_measured(model, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT)
     assert evaluate.main([str(model), "--text", str(tmp_path / "text.txt"), "--quantize", "int8-row"]) == 0
     out = capsys.readouterr().out
+    assert "nan" not in out and out.count("–") == 6  # one window has no standard error
     for said in (
         "perplexity, ",
         "bits per byte, ",
@@ -144,7 +250,7 @@ def test_the_table_says_what_was_measured(model, tmp_path, capsys):
     [
         ([], 2, "nothing to evaluate on; give --text, --choices, --samples or --instructions"),
         (["--choices", "x.jsonl", "--quantize", "int8"], 2, "held against each other on --text"),
-        (["--text", "missing.txt"], 3, "missing.txt: a text in UTF-8 not found"),
+        (["--text", "missing.txt"], 3, "missing.txt: no such file in "),
         (["--text", "t.txt", "--window", "99999"], 2, "--window 99999: the model was trained for"),
         (
             ["--text", "t.txt", "--window", "8", "--stride", "9"],
@@ -153,6 +259,11 @@ def test_the_table_says_what_was_measured(model, tmp_path, capsys):
         ),
         (["--choices", "bad.jsonl"], 3, "bad.jsonl:1: gold must be the index of a choice, 0 to 1, got 2"),
         (["--choices", "one.jsonl"], 3, "one.jsonl:1: expected a text under query and at least two under choices"),
+        (["--choices", "empty.jsonl"], 3, "empty.jsonl:1: choice 1 is empty, so nothing of it could be predicted"),
+        (["--choices", "lone.jsonl"], 3, "lone.jsonl:1: '\\ud800' is half a character"),
+        (["--instructions", "lone.jsonl"], 3, "lone.jsonl:1: "),
+        (["--samples", "blank.txt"], 3, "blank.txt: expected a prompt a line, found empty lines only"),
+        (["--text", "t.txt", "--window", "1"], 2, "--window: expected a whole number at least 2, got '1'"),
     ],
 )
 def test_mistakes_are_one_sentence(model, tmp_path, capsys, monkeypatch, arguments, code, said):
@@ -160,5 +271,8 @@ def test_mistakes_are_one_sentence(model, tmp_path, capsys, monkeypatch, argumen
     (tmp_path / "t.txt").write_text("some text")
     (tmp_path / "bad.jsonl").write_text('{"query": "q", "choices": ["a", "b"], "gold": 2}')
     (tmp_path / "one.jsonl").write_text('{"query": "q", "choices": ["a"], "gold": 0}')
+    (tmp_path / "empty.jsonl").write_text('{"query": "q", "choices": ["a", ""], "gold": 0}')
+    (tmp_path / "lone.jsonl").write_text('{"query": "a\\ud800", "choices": ["a", "b"], "gold": 0}')
+    (tmp_path / "blank.txt").write_text("\n \n")
     assert evaluate.main([str(model), *arguments]) == code
     assert said in capsys.readouterr().err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.peft import add_adapters
 from llama3_scratch.data.conversations import Conversations, read_conversations, split
 from llama3_scratch.errors import UsageError
+from llama3_scratch.training import checkpoints, record
 from llama3_scratch.training.batches import IGNORE
 from llama3_scratch.training.finetuning import Adapters, prepare
 from llama3_scratch.training.loss import next_token_loss
@@ -87,6 +90,7 @@ def test_a_part_can_be_left_out_for_later(files, tmp_path):
 def test_a_run_can_be_taken_up_again(files, tmp_path, capsys):
     whole = ["--epochs", "4", "--save-every", "3", "--lr", "1e-2"]
     assert finetune(files, tmp_path / "a", *whole) == 0
+    first = capsys.readouterr().out.split(" → ")[0]
     assert finetune(files, tmp_path / "a", *whole) == 3 and "--resume goes on" in capsys.readouterr().err
     assert finetune(files, tmp_path / "b", *whole, "--resume") == 3
     assert "no whole checkpoint to go on from" in capsys.readouterr().err
@@ -98,7 +102,9 @@ def test_a_run_can_be_taken_up_again(files, tmp_path, capsys):
     for path in steps[-1].iterdir():
         path.unlink()
     steps[-1].rmdir()
+    capsys.readouterr()
     assert finetune(files, tmp_path / "a", *whole, "--resume") == 0
+    assert capsys.readouterr().out.split(" → ")[0] == first  # the loss before is the run's, not this part's
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in load_adapter(files, tmp_path / "a").items())
 
 
@@ -126,5 +132,29 @@ def test_what_cant_be_finetuned(files, tmp_path, capsys):
     assert finetune(files, tmp_path / "y", "--method", "prefix") == 2
     assert "the method must be one of lora, dora, qlora, full" in capsys.readouterr().err
     assert finetune(files, tmp_path / "y", "--targets", "wz") == 2 and "'wz'" in capsys.readouterr().err
+    assert finetune(files, tmp_path / "y", "--length", "4097") == 2
+    assert "rows of 4097 tokens: the model was trained for 4096; lower --length" in capsys.readouterr().err
     assert finetune(files, tmp_path / "y", "--accumulate", "99") == 2
     assert "make no step of 99; lower --accumulate" in capsys.readouterr().err
+
+
+def test_without_held_out_conversations_that_is_said(files, tmp_path, capsys):
+    assert finetune(files, tmp_path / "run", "--steps", "2", "--validation", "0") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("no conversation was held out, so no loss tells how well it learnt · ") and "nan" not in out
+    assert "no conversation is held out, so there will be no held-out loss" in err
+    assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_ctrl_c_saves_and_ends_with_130(files, tmp_path, capsys, monkeypatch):
+    line = record.line
+
+    def stop(step, *rest):
+        if step.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return line(step, *rest)
+
+    monkeypatch.setattr(record, "line", stop)
+    assert finetune(files, tmp_path / "run", "--epochs", "4") == 130
+    assert checkpoints.newest(tmp_path / "run").name == "step_2" and (tmp_path / "run" / "adapter").exists()
+    assert "stopped after step 2 of" in capsys.readouterr().err

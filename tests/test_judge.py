@@ -115,13 +115,23 @@ def test_evaluate_marks_the_answers_of_both_models(endpoint, tmp_path, capsys, m
     assert evaluate.main(judged) == 0
     out = capsys.readouterr().out
     assert "reference: 2" in out and "mark of 3" in out and "60.0" in out
-    endpoint.says, endpoint.asked[:] = [(200, completion("70")), (400, "")], []
+    endpoint.says, endpoint.asked[:] = [(200, completion("70")), (401, "")], []
     assert evaluate.main([*judged, "--json"]) == 1  # a judge that fails loses no answer
     out, err = capsys.readouterr()
     found = json.loads(out)["instructions"]
-    assert all(row[str(model)] and row[str(other)] for row in found["rows"]) and "HTTP 400" in err
+    assert all(row[str(model)] and row[str(other)] for row in found["rows"]) and "HTTP 401" in err
     assert found["marks"][str(model)]["mean"] == 70 and found["marks"][str(model)]["error"] is None
     assert [found["marks"][str(name)]["marked"] for name in (model, other)] == [1, 0] and len(endpoint.asked) == 2
+    too_long = (400, json.dumps({"error": {"message": "the context is 4096 tokens, the request has 9000"}}))
+    endpoint.says, endpoint.asked[:] = [too_long, (200, completion("70"))], []
+    assert evaluate.main([*judged, "--json"]) == 0  # an answer that can't be marked doesn't end the others' marks
+    out, err = capsys.readouterr()
+    assert (
+        f"rows.jsonl, conversation 1: no mark: judge {endpoint.url}: HTTP 400 Bad Request: the context is 4096" in err
+    )
+    assert [one["marked"] for one in json.loads(out)["instructions"]["marks"].values()] == [2, 3]
+    endpoint.says, endpoint.asked[:] = [too_long], []
+    assert evaluate.main([*judged, "--json"]) == 1 and "error: judge" in capsys.readouterr().err
     asked_before = len(endpoint.asked)
     assert evaluate.main(asked) == 0  # without a judge the answers alone
     assert "reference: 1" in capsys.readouterr().out and len(endpoint.asked) == asked_before

@@ -59,24 +59,27 @@ def test_a_run_leaves_a_model_that_generates(data, tmp_path, capsys):
     assert generate(told) == 0 and capsys.readouterr().out
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path, capsys, monkeypatch, number, code):
     assert pretrain(data, tmp_path / "whole") == 0
     line = record.line
 
     def stop(step, *rest):
         if step.step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return line(step, *rest)
 
     with monkeypatch.context() as stopping:
         stopping.setattr(record, "line", stop)
-        assert pretrain(data, tmp_path / "stopped") == 143
+        assert pretrain(data, tmp_path / "stopped") == code
+    assert "stopped after step 6 of 12 and saved; --resume goes on" in capsys.readouterr().err
     assert checkpoints.newest(tmp_path / "stopped").name == "step_6"
     assert pretrain(data, tmp_path / "stopped") == 3
     assert "there is a run already, at step_6; --resume goes on" in capsys.readouterr().err
     assert pretrain(data, tmp_path / "stopped", "--lr", "0.1", "--resume") == 3
     assert "plan.lr: 0.002, now 0.1" in capsys.readouterr().err
     assert pretrain(data, tmp_path / "stopped", "--resume") == 0
+    assert "going on after step 6 of 12" in capsys.readouterr().err
     one, two = (load(tmp_path / run / "model").params for run in ("whole", "stopped"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     curves = [
@@ -84,6 +87,72 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path, capsys, monkeypatch):
         for run in ("whole", "stopped")
     ]
     assert curves[0] == curves[1] and len(curves[0]) == 12
+
+
+def test_a_long_text_is_split_and_held_out_from(tmp_path, capsys):
+    """As `input.txt` of tinyshakespeare: one text, with empty lines between its speeches."""
+    text = "\n\n".join(f"SPEAKER {n % 7}:\nWhat is it, number {n}, that you say?" for n in range(400))
+    (tmp_path / "play.txt").write_text(text)
+    assert script("train_tokenizer")([str(tmp_path / "play.txt"), "--size", "300", "--out", str(tmp_path / "tok")]) == 0
+    named = [str(tmp_path / "play.txt"), "--tokenizer", str(tmp_path / "tok"), "--validation", "0.1"]
+    capsys.readouterr()
+    assert script("prepare_data")([*named, "--out", str(tmp_path / "whole")]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("1 documents read, 1 kept\ntrain: 1 documents, ") and "validation: 1 documents, " in out
+    assert "each text file is one document; --documents blank-line, line or a mark parts it" in err
+    assert "held out is the end of each of 1 documents, 10 % of it" in err
+    for how, count in (("blank-line", 400), ("line", 407)):  # of which seven lines are no repetition
+        assert script("prepare_data")([*named, "--documents", how, "--out", str(tmp_path / how)]) == 0
+        out, err = capsys.readouterr()
+        assert f"{count} kept" in out and "--documents" not in err and "held out is" not in err
+    assert pretrain(tmp_path / "whole", tmp_path / "run", "--batch", "64") == 0
+    assert capsys.readouterr().err.count("held out ") == 2  # of a part that is less than a batch
+
+
+def test_without_held_out_text_that_is_said(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("The cat saw the dog. " * 100)
+    assert (
+        script("train_tokenizer")([str(tmp_path / "text.txt"), "--size", "9999", "--out", str(tmp_path / "tok")]) == 0
+    )
+    assert "tokens and not 9999: this text has no more pairs to merge" in capsys.readouterr().err
+    named = [str(tmp_path / "text.txt"), "--tokenizer", str(tmp_path / "tok"), "--out", str(tmp_path / "data")]
+    assert script("prepare_data")([*named, "--validation", "0"]) == 0
+    assert "nothing was held out of 1 documents" in capsys.readouterr().err
+    assert pretrain(tmp_path / "data", tmp_path / "run", "--length", "8", "--batch", "2") == 0
+    err = capsys.readouterr().err
+    assert (
+        "held out are 0 tokens, too few for a row of 8, so there will be no held-out loss" in err and "nan" not in err
+    )
+
+
+def test_the_wrong_order_of_commands_is_told_the_right_one(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("The cat saw the dog.")
+    for name, arguments, code, said in (
+        ("train_tokenizer", "none.txt --out tok", 3, "none.txt: no such file in "),
+        ("prepare_data", "text.txt --tokenizer tok --out d", 3, "; scripts/train_tokenizer.py makes a tokenizer"),
+        ("pretrain", "text.txt --out run", 3, "text.txt: expected a folder of prepared data, found a file; python scr"),
+        ("pretrain", "d --out run", 3, "d: expected a folder of prepared data, found nothing; python scr"),
+        ("pretrain", f"{data} --out text.txt", 2, "text.txt: expected a folder to write into, found a file"),
+        ("train_tokenizer", "text.txt --out text.txt", 2, "text.txt: expected a folder to write into, found a file"),
+        (
+            "prepare_data",
+            f"text.txt --tokenizer {data} --out text.txt",
+            2,
+            "expected a folder to write into, found a file",
+        ),
+        ("write_stories", "--out .", 3, ".: expected a file to write, found a folder"),
+        (
+            "pretrain",
+            f"{data} --out run --resume",
+            3,
+            "no whole checkpoint to go on from; without --resume a run begins",
+        ),
+    ):
+        assert script(name)(arguments.split()) == code
+        assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+    assert script("write_stories")(["--count", "1", "--out", "made/here/stories.jsonl"]) == 0
 
 
 def test_weights_of_another_run(data, tmp_path, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import re
 import runpy
 import shlex
@@ -33,15 +32,15 @@ SMALL = {
     "search_pretraining": "--steps 2 --most 1 --try dim=32 --try heads=4 --try kv-heads=2 "
     "--try length=32 --try batch=2",
     "story_requests": "--count 6",
-    "finetune_lora": "--steps 1 --length 64 --batch 2 --validation 0.3",
+    "finetune_lora": "--steps 1 --length 64 --batch 2 --rows 12",
     "ask_for_stories": "--count 2 --max-tokens 3",
     "tell_stories": "--count 1",
-    "finetune_classifier": "--train head --length 16",
+    "finetune_classifier": "--train head --length 16 --balanced 64 --limit 32",
     "bench_training": f"{SHAPE} --vocab 300 --repeats 1",
     "bench_finetune": "--steps 1 --batch 1",
     "generate": "--max-tokens 3",
     "chat": "--max-tokens 3",
-    "evaluate": "--max-tokens 3 --limit 3",
+    "evaluate": "--max-tokens 3 --limit 3 --tokens 100",
 }
 
 
@@ -70,14 +69,7 @@ def here(tmp_path, monkeypatch) -> Path:
     tales = list(stories(7, 120))
     (tmp_path / "train_cased.txt").write_text("\n".join(tales[:80]))
     (tmp_path / "train_lowercase.txt").write_text("\n".join(map(str.lower, tales)))
-    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(12)]
-    (tmp_path / "instructions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    spam = [("spam", f"Win {n} pounds") for n in range(310)] + [("ham", f"See you at {n}") for n in range(310)]
-    (tmp_path / "SMSSpamCollection.tsv").write_text("\n".join(f"{label}\t{text}" for label, text in spam))
-    for name in ("text.txt", "held-out.txt"):
-        (tmp_path / name).write_text("The cat sat on the mat and looked at the moon. " * 12)
-    question = {"query": "What is wet?", "choices": ["water", "sand"], "gold": 0}
-    (tmp_path / "questions.jsonl").write_text("\n".join([json.dumps(question)] * 4))
+    (tmp_path / "tests").symlink_to(PACKAGE.parent / "tests")
     return tmp_path
 
 
@@ -105,6 +97,20 @@ def test_the_examples_of_all_that_learns_run_as_printed(here, monkeypatch, smoll
                 run(line, monkeypatch)
                 done.append(line)
     assert len(done) >= 17 and Path("runs/mine/adapter").exists() and Path("runs/spam/classifier").exists()
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
+def test_whatever_the_recipes_read_is_there_or_was_made_before(document):
+    (recipes,) = (block for block in blocks(document, "sh") if "scripts/write_stories.py" in block)
+    made: list[str] = []
+    for line in recipes.splitlines():
+        words = shlex.split(line, comments=True)
+        for word in words[2:] if words[1] != "-m" else words[3:]:
+            if re.fullmatch(r"[\w-]+(/[\w.-]+)+|[\w-]+\.[a-z]+", word):
+                there = any(word == one or word.startswith(f"{one}/") for one in made)
+                assert there or (PACKAGE.parent / word).exists() or words[words.index(word) - 1] == "--out", line
+        made += [words[i + 1] for i, word in enumerate(words) if word == "--out"]
+    assert len(made) == 7
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_f236_f239_files_that_arent_as_written(tmp_path):
     file.unlink()
     with pytest.raises(FileError, match="token ids not found"):
         Shards(tmp_path).batches("train", size=1, length=16, seed=0)
-    with pytest.raises(FileError, match=r"shards\.json: what scripts/prepare_data\.py writes not found"):
+    with pytest.raises(FileError, match=r"found nothing; python scripts/prepare_data\.py TEXT"):
         Shards(tmp_path / "nowhere")
 
 
@@ -140,11 +141,52 @@ def test_f239_a_file_that_changes_meanwhile_is_warned_of(tmp_path, caplog):
     assert f"{tmp_path / 'train_000.bin'}: has changed while it was learnt from" in caplog.text
 
 
+def test_what_is_no_prepared_data_is_told_how_to_make_it(tmp_path):
+    (tmp_path / "stories.jsonl").write_text("{}")
+    (tmp_path / "folder").mkdir()
+    for name, found in (("stories.jsonl", "a file"), ("folder", "no shards.json in it"), ("none", "nothing")):
+        with pytest.raises(FileError, match=rf"{name}: expected a folder of prepared data, found {found}; python scr"):
+            Shards(tmp_path / name)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_ends_of_a_few_long_texts_are_held_out(tmp_path, caplog, count):
+    caplog.set_level(logging.INFO)
+    texts = ["\n".join(f"{n} line {line} of it" for line in range(200)) for n in range(count)]
+    write(tmp_path, texts, validation=0.05)
+    learnt, held_out = (documents(all_ids(tmp_path, part)) for part in ("train", "validation"))
+    assert len(learnt) == len(held_out) == count
+    for text in texts:
+        [end] = [end for end in held_out if text.endswith(end)]
+        [beginning] = [beginning for beginning in learnt if text.startswith(beginning)]
+        assert f"{beginning}\n{end}" == text and 0.03 * len(text) < len(end) <= 0.05 * len(text)
+    assert f"held out is the end of each of {count} documents, 5 % of it" in caplog.text
+    write(tmp_path, ["word " * 400], validation=0.05)  # without lines it's parted at a space
+    assert len(documents(all_ids(tmp_path, "validation")).pop()) == 19 * 5
+    write(tmp_path, ["x" * 400], validation=0.05)  # and where there's neither, not at all
+    assert "nothing was held out of 1 documents" in caplog.text
+
+
+def test_a_document_that_has_no_tokens_is_named(tmp_path):
+    with pytest.raises(FileError, match=r"document 2, 'b.*': the text has a lone surrogate"):
+        write(tmp_path, ["a", "b\ud800"])
+
+
+def test_held_out_may_be_less_than_a_batch(tmp_path, caplog):
+    write(tmp_path, ["abcdefgh " * 100], validation=0.1)
+    shards = Shards(tmp_path)
+    held_out = shards.held_out(size=64, length=16)
+    assert len(held_out) == 1 and held_out.batch(0).tokens_BT.shape == (5, 16)
+    assert shards.held_out(size=2, length=16).batch(0).tokens_BT.shape == (2, 16)
+    assert shards.held_out(size=2, length=200) is None
+    assert "tokens, too few for a row of 200, so there will be no held-out loss; prepare the" in caplog.text
+
+
 def test_f224_f238_too_little(tmp_path, caplog):
     with pytest.raises(FileError, match="no document is left to train on"):
         write(tmp_path / "none", ["", "  \n"])
     write(tmp_path / "one", ["only one"], validation=0.0)
-    assert "no document was held out of 1" in caplog.text
+    assert "nothing was held out of 1 documents" in caplog.text
     with pytest.raises(FileError, match="10 tokens make 0 windows of 16, fewer than the 4 of a batch"):
         Shards(tmp_path / "one").batches("train", size=4, length=16, seed=0)
     with pytest.raises(FileError, match="0 tokens make 0 windows"):

@@ -108,7 +108,7 @@ def test_an_answer_goes_on_past_the_context_until_max_tokens(form):
 def test_sinks_keep_the_real_model_in_its_mind(smollm2):
     """Mean loss of 600 tokens, one at a time through 128 slots: with four sinks hardly worse than with all in sight."""
     checkpoint = load(smollm2)
-    text = tiny.data("eval/wikitext2_valid.txt").read_text(encoding="utf-8")[:6000]
+    text = tiny.data("wikitext2.txt").read_text(encoding="utf-8")[:6000]
     assert checkpoint.tokenizer is not None
     ids = checkpoint.tokenizer.encode(text, bos=False, eos=False)[:600]
 

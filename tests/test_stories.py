@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ import pytest
 
 from llama3_scratch.data.stories import stories, story
 from llama3_scratch.data.story_words import ALONE, BOYS, ENDINGS, GIRLS, MEN, TOGETHER, WOMEN, WORDS, plots
+from tests.test_pretrain import script
 
 
 def named(text: str, words: Iterable[str]) -> list[str]:
@@ -137,3 +139,13 @@ def test_hardly_two_are_alike():
 @pytest.mark.slow
 def test_hardly_two_of_ten_thousand_are_alike():
     assert near_duplicates(list(stories(0, 10_000))) < 0.01
+
+
+def test_stories_are_written_as_text_or_as_json_lines(tmp_path, capsys):
+    write = script("write_stories")
+    for name in ("a.txt", "b.jsonl"):
+        assert write(["--count", "3", "--seed", "5", "--out", str(tmp_path / name)]) == 0
+    assert [text.strip() for text in (tmp_path / "a.txt").read_text().split("\n\n\n")][:3] == list(stories(5, 3))
+    rows = [json.loads(line)["text"] for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+    assert rows == list(stories(5, 3))
+    assert write(["--show", "--out", str(tmp_path / "c.txt")]) == 2 and "give one of them" in capsys.readouterr().err

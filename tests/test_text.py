@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama3_scratch.text import Answer, visible
+from llama3_scratch.checkpoint.hf_out import write_hf
+from llama3_scratch.checkpoint.load import load
+from llama3_scratch.dialog import decode_message
+from llama3_scratch.text import Answer, piece, text_of, visible
+from llama3_scratch.tokenizer import PATTERN, Tokenizer
 from tests import tiny
 
 
@@ -68,3 +73,29 @@ def test_streaming_equals_cutting_the_whole_text(text, stop):
 
 def test_f120_control_characters_are_shown_not_obeyed():
     assert visible("a\x1b[2Jb\x07\n\tc\x9b") == "a␛[2Jb␇\n\tc�"
+
+
+def test_ids_that_only_pad_the_embedding_have_no_text_as_in_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = load(tiny.folder(tmp_path / "model", None))
+    assert model.config.vocab_size == 272 > model.tokenizer.n_words == 258
+    write_hf(tmp_path / "hf", model.params, model.config, model.tokenizer)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for ids in ([271], [72, 271, 105], [258, 259, 260], [72, 105]):
+        assert text_of(ids, model.tokenizer) == theirs.decode(ids)
+    assert decode_message([72, 271, 105], model.tokenizer)["content"] == "Hi"
+
+
+def test_a_gap_in_the_vocabulary_has_no_text():
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    tokenizer = Tokenizer(
+        ranks,
+        pattern=PATTERN,
+        special_tokens={"<s>": 300},
+        bos_id=300,
+        eos_id=None,
+        stop_tokens=[],
+        chat_format=None,
+        add_bos=True,
+    )
+    assert [piece(id, tokenizer) for id in (65, 256, 299, 300, 301, 10**9)] == [b"A", b"", b"", b"<s>", b"", b""]

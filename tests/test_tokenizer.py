@@ -347,7 +347,7 @@ def test_ids_equal_metas_on_random_strings():
 
 
 def test_ids_equal_metas_on_real_text():
-    for line in tiny.data("eval/wikitext2_valid.txt").read_text().splitlines()[:1500]:
+    for line in tiny.data("wikitext2.txt").read_text().splitlines()[:1500]:
         assert llama3().encode(line, bos=False, eos=False) == meta().tokenizer.encode(line, bos=False, eos=False)
 
 

@@ -24,6 +24,7 @@ from llama3_scratch.data.shards import Shards, write_shards
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.init import init
 from llama3_scratch.model import block, forward, fused_block
+from llama3_scratch.timings import duration
 from llama3_scratch.tokenizer import PATTERN, Tokenizer
 from llama3_scratch.training import checkpoints, record
 from llama3_scratch.training.batches import IGNORE, Batch
@@ -297,7 +298,7 @@ def test_f187_a_full_disk_ends_no_training(data, tmp_path, monkeypatch, caplog):
     assert sorted(path.name for path in tmp_path.iterdir()) == there
     monkeypatch.setattr(torch, "save", lambda value, path: (full if ours.step < 4 else torch_save)(value, path))
     ended = run(ours, tmp_path, save_every=2, on_step=lambda step: None)
-    assert ended == "done" and checkpoints.newest(tmp_path).name == "step_12"
+    assert ended == 0 and checkpoints.newest(tmp_path).name == "step_12"
 
 
 def test_f189_f190_a_damaged_checkpoint_is_passed_over(data, tmp_path, caplog):
@@ -492,7 +493,7 @@ def test_f183_f184_twenty_kills_leave_the_same_curve(data, tmp_path):
 def test_f185_f186_a_signal_saves_and_ends(data, tmp_path, number):
     ours = training(data)
     ended = run(ours, tmp_path, save_every=1000, on_step=lambda step: step.step == 3 and os.kill(os.getpid(), number))
-    assert ended == "stopped" and checkpoints.newest(tmp_path).name == "step_4"
+    assert ended == number and checkpoints.newest(tmp_path).name == "step_4"
 
 
 def test_f186_a_second_ctrl_c_ends_at_once(data, tmp_path):
@@ -511,3 +512,24 @@ def test_a_tied_head_stays_tied(data):
     ours.advance()
     assert ours.params["output.weight"] is ours.params["tok_embeddings.weight"]
     assert F.cosine_similarity(ours.params["output.weight"][0], torch.ones(32), dim=0).isfinite()
+
+
+def test_the_curve_shows_the_first_step_and_no_wild_one():
+    falling = [8 - step / 50 for step in range(300)]
+    low, high = record.limits(falling, [])
+    assert low < falling[-1] and high > falling[0]
+    wild = [*falling[:200], 1e6, *falling[200:]]
+    assert record.limits(wild, []) == pytest.approx((low, high), abs=0.1)
+    low, high = record.limits([1.2, 1.8, 1.5, 1.1], [1.9, 0.9])  # where the first step is none of the highest
+    assert low < 0.9 and high > 1.9
+    assert record.limits([3.0], []) == pytest.approx((2.85, 3.15))
+    assert record.running_mean([4.0] * 50) == pytest.approx([4.0] * 50)
+    assert record.running_mean([3.0, 1.0])[1] == pytest.approx((0.95 * 3 + 1) / 1.95)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (59.6, "1 min 0 s"), (78, "1 min 18 s"), (1000, "17 min"), (3570, "1 h 0 min"), (2e5, "2 d 7 h")],
+)
+def test_durations_are_said_as_a_person_says_them(seconds, said):
+    assert duration(seconds) == said

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from llama3_scratch.data.documents import rows
+from llama3_scratch.data.documents import placed, require_text, rows
 from llama3_scratch.dialog import Message, check_messages, encode_conversation
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import require_file
 from llama3_scratch.tokenizer import Tokenizer
 from llama3_scratch.training.batches import IGNORE, Batch
 
@@ -60,7 +59,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.suffix != ".json":
         yield from ((f"{path}:{number}", row) for number, row in rows(path))
         return
-    require_file(path, "conversations")
+    require_text(path)
     try:
         listed = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -133,19 +132,19 @@ class Conversations:
         mask_prompt: bool = True,
         truncate: str = "right",
         date: str | None = None,
+        what: str = "conversations",
     ) -> None:
         """`size` rows of up to `length` tokens. Conversations that are longer are cut at the side `truncate`; what then
-        has nothing to learn is left out. Both are counted and said. Raises FileError where none is left."""
+        has nothing to learn is left out. Both are counted and said of `what` they are. Raises FileError where none is
+        left."""
         if truncate not in SIDES:
             raise UsageError(f"--truncate must be {' or '.join(SIDES)}, got {truncate!r}")
         self._size, self._length, self._seed = size, length, seed
         cut = empty = 0
         self._encoded: list[Encoded] = []
         for messages in conversations:
-            try:
+            with placed(f"the conversation that begins {messages[0]['content'][:60]!r}"):
                 encoded = encode(messages, tokenizer, mask_prompt=mask_prompt, date=date)
-            except UsageError as error:
-                raise FileError(f"the conversation that begins {messages[0]['content'][:60]!r}: {error}") from error
             if len(encoded.ids) > length + 1:
                 cut += 1
                 kept = slice(0, length + 1) if truncate == "right" else slice(-length - 1, None)
@@ -155,13 +154,13 @@ class Conversations:
             else:
                 empty += 1
         if cut:
-            log.warning(
-                "%d of %d conversations are longer than %d tokens and were cut", cut, len(conversations), length
-            )
+            log.warning("%d of %d %s are longer than %d tokens and were cut", cut, len(conversations), what, length)
         if empty:
-            log.warning("%d conversations have no answer left and are left out", empty)
+            log.warning("%d %s have no answer left and are left out", empty, what)
         if not self._encoded:
-            raise FileError(f"none of {len(conversations)} conversations has an answer within {length} tokens")
+            raise FileError(
+                f"none of {len(conversations)} {what} has an answer within {length} tokens; take a larger --length"
+            )
         digest = hashlib.sha256(json.dumps([encoded.ids for encoded in self._encoded]).encode()).hexdigest()
         self.fingerprint = f"{digest[:16]} {size}×{length} seed {seed} {'answers' if mask_prompt else 'all'}"
         self._rows = functools.lru_cache(maxsize=2)(self._packed)

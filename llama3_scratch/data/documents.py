@@ -1,20 +1,22 @@
-"""Documents out of files, one by one: plain text cut at a separator, or JSON lines; files may be larger than memory."""
+"""Documents out of files, one by one: JSON lines, or plain text, whole or cut; one at a time is held in memory."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama3_scratch.errors import FileError
+from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import require_file
 
-PARAGRAPH = ""  # the separator that is an empty line
+FILE, BLANK_LINE, LINE = "file", "blank-line", "line"
 
 
-def documents(paths: Sequence[Path], *, separator: str = PARAGRAPH, field: str = "text") -> Iterator[str]:
-    """The documents of all files: of `.jsonl` files each row's `field`, of others what stands between separator lines.
+def documents(paths: Sequence[Path], *, cut: str = BLANK_LINE, field: str = "text") -> Iterator[str]:
+    """The documents of all files: of `.jsonl` files each row's `field`; of others, by `cut`, the whole file, what
+    stands between empty lines, each line, or what stands between lines that are `cut` and nothing else.
 
     Empty documents are left out. Raises FileError, with file and line, for what can't be read.
     """
@@ -23,11 +25,14 @@ def documents(paths: Sequence[Path], *, separator: str = PARAGRAPH, field: str =
             for number, row in rows(path):
                 text = row.get(field)
                 if not isinstance(text, str):
-                    raise FileError(f"{path}:{number}: expected a text under {field!r}, got {text!r:.60}")
+                    raise FileError(
+                        f"{path}:{number}: expected a text under {field!r}, got {text!r:.60}; --field names another of "
+                        f"{', '.join(map(repr, row)) or 'none'}"
+                    )
                 if text.strip():
                     yield text
         else:
-            yield from _separated(path, separator)
+            yield from _cut(path, cut)
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -38,17 +43,41 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise FileError(f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}") from error
+            raise FileError(
+                f"{path}:{number}:{error.colno}: not valid JSON: {error.msg}; expected an object on each line"
+            ) from error
         except (RecursionError, ValueError) as error:
             raise FileError(f"{path}:{number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise FileError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
+            raise FileError(f"{path}:{number}: expected a JSON object on each line, got {type(row).__name__}")
+        if lone := _lone_surrogate(row):
+            raise FileError(f"{path}:{number}: {lone!r} is half a character, expected Unicode; remove or replace it")
         yield number, row
+
+
+def _lone_surrogate(row: dict[str, Any]) -> str:
+    """Half of a character of two halves that stands in the row alone, as JSON can write it and UTF-8 can't; else ""."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        return error.object[error.start]
+    return ""
+
+
+def require_text(path: Path) -> None:
+    """Raise FileError, with what to do, unless `path` is a file that can be read and isn't empty."""
+    if not path.exists():
+        raise FileError(
+            f"{path}: no such file in {Path.cwd()}; expected text in UTF-8: give its path, or make it first"
+        )
+    if path.is_file() and not path.stat().st_size:
+        raise FileError(f"{path}: empty file, expected text in UTF-8; whatever should have written it didn't")
+    require_file(path, "text in UTF-8")
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file, a byte order mark left out. Raises FileError where it's empty or isn't UTF-8."""
-    require_file(path, "text in UTF-8")
+    require_text(path)
     offset = 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -60,15 +89,28 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r\n")
 
 
-def _separated(path: Path, separator: str) -> Iterator[str]:
-    """What stands between lines that are the separator and nothing else."""
+@contextlib.contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Whatever can't be used of the text at `place` is said with the place, since its reader doesn't know it."""
+    try:
+        yield
+    except UsageError as error:
+        raise FileError(f"{place}: {error}") from error
+
+
+def _cut(path: Path, cut: str) -> Iterator[str]:
+    mark = "" if cut == BLANK_LINE else cut.strip()
     kept: list[str] = []
     for _, line in lines(path):
-        if line.strip() == separator:
+        if cut == LINE:
+            kept, ends = [line], True
+        else:
+            ends = cut != FILE and line.strip() == mark
+            if not ends:
+                kept.append(line)
+        if ends:
             if text := "\n".join(kept).strip():
                 yield text
             kept = []
-        else:
-            kept.append(line)
     if text := "\n".join(kept).strip():
         yield text

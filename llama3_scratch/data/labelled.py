@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import torch
 
-from llama3_scratch.data.documents import lines, rows
+from llama3_scratch.data.documents import lines, placed, rows
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.tokenizer import Tokenizer
 from llama3_scratch.training.batches import IGNORE, Batch
+
+log = logging.getLogger("llama3_scratch")
 
 READ = ("last", "first")  # the token at which a class is read
 
@@ -50,8 +53,8 @@ def read_labelled(path: Path) -> list[Labelled]:
                 found.append(Labelled(text, label))
         if len(found) > 1 and all(row.label != found[0].label for row in found[1:]):
             del found[0]
-    if len({row.label for row in found}) < 2:
-        raise FileError(f"{path}: expected texts of at least two classes, got {len({row.label for row in found})}")
+    if len(classes := {row.label for row in found}) < 2:
+        raise FileError(f"{path}: expected texts of at least two classes, got {len(classes)} in {len(found)} texts")
     return found
 
 
@@ -62,8 +65,8 @@ def balanced(labelled: Sequence[Labelled], count: int, *, seed: int) -> tuple[li
     label, fewest = min(classes.items(), key=lambda item: item[1])
     if each < 1 or each > fewest:
         raise UsageError(
-            f"{count} texts are {each} of each of {len(classes)} classes; there are {fewest} of {label!r}, of which "
-            "at least one must be taken"
+            f"{count} texts would be {each} of each of {len(classes)} classes, and there are {fewest} of {label!r}; "
+            f"take at least --balanced {len(classes)} and at most {fewest * len(classes)}"
         )
     chosen: list[Labelled] = []
     others: list[Labelled] = []
@@ -71,7 +74,8 @@ def balanced(labelled: Sequence[Labelled], count: int, *, seed: int) -> tuple[li
     for row in random.Random(seed).sample(labelled, len(labelled)):
         (chosen if taken[row.label] < each else others).append(row)
         taken[row.label] += 1
-    return chosen, others
+    # Of the rare classes the last ones are left over: whoever tests on the first of the others is to meet all classes.
+    return chosen, random.Random(f"{seed} others").sample(others, len(others))
 
 
 class LabelledTexts:
@@ -88,18 +92,24 @@ class LabelledTexts:
         seed: int | None,
         read: str = "last",
     ) -> None:
-        """`size` rows of up to `length` tokens, the ends of longer texts cut off. Without a seed texts come by length,
-        so that few rows are filled up, which is for looking only. Raises FileError for a class not in `classes`."""
+        """`size` rows of up to `length` tokens, the ends of longer texts cut off, which is counted and said. Without a
+        seed texts come by length, so that few rows are filled up, which is for looking only. Raises FileError for a
+        class not in `classes`."""
         if read not in READ:
             raise UsageError(f"a class is read at the {' or '.join(READ)} token, got {read!r}")
         index = {label: number for number, label in enumerate(classes)}
         if odd := [row for row in labelled if row.label not in index]:
             raise FileError(f"{odd[0].label!r}: a class that isn't among {', '.join(classes)}")
         self._size, self._seed, self._read = size, seed, read
-        self._rows = [
-            (tokenizer.encode(row.text, bos=tokenizer.add_bos, eos=False)[:length], index[row.label])
-            for row in labelled
-        ]
+        self._rows = []
+        cut = 0
+        for row in labelled:
+            with placed(f"{row.text!r:.40}"):
+                ids = tokenizer.encode(row.text, bos=tokenizer.add_bos, eos=False)
+            cut += len(ids) > length
+            self._rows.append((ids[:length], index[row.label]))
+        if cut:
+            log.warning("%d of %d texts are longer than %d tokens, and their ends were cut", cut, len(labelled), length)
         digest = hashlib.sha256(json.dumps(self._rows).encode()).hexdigest()
         self.fingerprint = f"{digest[:16]} {size}×{length} seed {seed} {read}"
 

@@ -11,16 +11,18 @@ import functools
 import hashlib
 import json
 import logging
+import re
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from llama3_scratch.data.documents import placed
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import read_json, require_file, unwritable, write_whole
+from llama3_scratch.files import make_folder, read_json, require_file, unwritable, write_whole
 from llama3_scratch.tokenizer import FILE, Tokenizer, read_tokenizer, write_tokenizer
 from llama3_scratch.training.batches import IGNORE, Batch
 
@@ -29,6 +31,7 @@ log = logging.getLogger("llama3_scratch")
 MANIFEST = "shards.json"
 PARTS = ("train", "validation")
 SHARD = 1 << 28  # tokens of a file
+FEW = 1000  # documents that are looked at before it's settled that none of them is held out
 
 
 def write_shards(
@@ -43,21 +46,20 @@ def write_shards(
     """Encode documents into `folder`, the share `validation` of them held out; what its manifest says.
 
     Which are held out depends on the seed and on what a document says, so that a text that stands twice is never in
-    both parts. Documents are taken one by one: they may be more than memory holds.
+    both parts. Where none would be of up to FEW documents, as of a single long one, the end of each is held out, from a
+    white space on. Documents are taken one by one: they may be more than memory holds.
     """
     if tokenizer.bos_id is None and tokenizer.eos_id is None:
         raise UsageError("the tokenizer has neither a begin nor an end token, so documents couldn't be told apart")
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)  # whoever reads now finds no data rather than half of two
         writers = {part: _Writer(folder, part, tokenizer.n_words, shard) for part in PARTS}
-        for text in documents:
-            if not text.strip():
-                continue
-            digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
-            held_out = int.from_bytes(digest[:8], "big") < validation * 2**64
-            bos, eos = tokenizer.bos_id is not None, tokenizer.eos_id is not None
-            writers[PARTS[held_out]].add(tokenizer.encode(text, bos=bos, eos=eos), len(text.encode()))
+        bos, eos = tokenizer.bos_id is not None, tokenizer.eos_id is not None
+        for number, (part, text) in enumerate(_parted(documents, validation, seed), start=1):
+            with placed(f"document {number}, {text!r:.40}"):
+                ids = tokenizer.encode(text, bos=bos, eos=eos)
+            writers[part].add(ids, len(text.encode()))
         manifest = {
             "vocab_size": tokenizer.n_words,
             "dtype": _dtype(tokenizer.n_words).name,
@@ -70,8 +72,47 @@ def write_shards(
     if not manifest["parts"]["train"]["tokens"]:
         raise FileError(f"{folder}: no document is left to train on")
     if not manifest["parts"]["validation"]["tokens"]:
-        log.warning("%s: no document was held out of %d", folder, manifest["parts"]["train"]["documents"])
+        log.warning(
+            "%s: nothing was held out of %d documents, so no held-out loss will tell how well is learnt",
+            folder,
+            manifest["parts"]["train"]["documents"],
+        )
     return manifest
+
+
+def _parted(documents: Iterable[str], validation: float, seed: int) -> Iterator[tuple[str, str]]:
+    """Each document, or its beginning and its end, behind the part that it goes into."""
+
+    def part(text: str) -> str:
+        digest = hashlib.sha256(f"{seed}\n{text}".encode(errors="surrogatepass")).digest()
+        return PARTS[int.from_bytes(digest[:8], "big") < validation * 2**64]
+
+    parted = ((part(text), text) for text in documents if text.strip())
+    if not validation:
+        yield from parted
+        return
+    first: list[tuple[str, str]] = []
+    for one in parted:
+        first.append(one)
+        if one[0] == "validation" or len(first) == FEW:
+            break
+    else:
+        if first:
+            log.info("held out is the end of each of %d documents, %g %% of it", len(first), 100 * validation)
+            for _, text in first:
+                yield from zip(PARTS, _ends(text, validation), strict=False)
+            return
+    yield from first
+    yield from parted
+
+
+def _ends(text: str, share: float) -> tuple[str, ...]:
+    """The text without its last `share`, and that, parted at a line's end or else at a white space; one where there's
+    neither."""
+    least = round(len(text) * (1 - share))
+    found = re.compile(r"\n").search(text, least) or re.compile(r"\s").search(text, least)
+    parts = (text[: found.start()], text[found.end() :]) if found else (text,)
+    return parts if all(part.strip() for part in parts) else (text,)
 
 
 def _dtype(vocab_size: int) -> np.dtype:
@@ -115,6 +156,12 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        if not (folder / MANIFEST).is_file():
+            found = "a file" if folder.is_file() else f"no {MANIFEST} in it" if folder.is_dir() else "nothing"
+            raise FileError(
+                f"{folder}: expected a folder of prepared data, found {found}; "
+                "python scripts/prepare_data.py TEXT --tokenizer DIR --out DIR makes one"
+            )
         manifest = read_json(folder / MANIFEST, "what scripts/prepare_data.py writes")
         self.tokenizer = read_tokenizer(folder / FILE)
         if self.tokenizer.n_words != manifest["vocab_size"]:
@@ -134,6 +181,21 @@ class Shards:
         windows = Windows(files, self.tokenizer, size=size, length=length, seed=seed, fingerprint=fingerprint)
         windows.watch(paths)
         return windows
+
+    def held_out(self, *, size: int, length: int) -> Windows | None:
+        """The held-out part in batches of up to `size` rows, None and a warning where it has not even one."""
+        tokens = [file["tokens"] for file in self.parts["validation"]["files"]]
+        rows = sum(max(0, number - 1) // length for number in tokens)
+        if not rows:
+            log.warning(
+                "%s: held out are %d tokens, too few for a row of %d, so there will be no held-out loss; prepare the "
+                "data with a larger --validation to have one",
+                self.folder,
+                sum(tokens),
+                length,
+            )
+            return None
+        return self.batches("validation", size=min(size, rows), length=length, seed=0)
 
     def _map(self, file: dict[str, Any]) -> np.ndarray:
         path = self.folder / file["name"]

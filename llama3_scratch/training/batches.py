@@ -7,6 +7,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from llama3_scratch.config import Config
+from llama3_scratch.errors import UsageError
+
 IGNORE = -100  # a target that isn't to be learnt, as torch's cross_entropy has it
 
 
@@ -18,6 +21,12 @@ class Batch:
     tokens_BT: Tensor
     targets_BT: Tensor
     documents_BT: Tensor
+
+
+def require_context(length: int, config: Config) -> None:
+    """Raise UsageError where rows are longer than what a model that exists already was trained for."""
+    if length > config.max_seq_len:
+        raise UsageError(f"rows of {length} tokens: the model was trained for {config.max_seq_len}; lower --length")
 
 
 class Batches(Protocol):

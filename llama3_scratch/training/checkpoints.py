@@ -20,12 +20,28 @@ from typing import Any
 import torch
 
 from llama3_scratch.errors import FileError
-from llama3_scratch.files import read_json, unwritable, write_whole
+from llama3_scratch.files import make_folder, read_json, unwritable, write_whole
 
 log = logging.getLogger("llama3_scratch")
 
 MANIFEST, LATEST = "manifest.json", "latest"
 KEEP = 2
+
+
+def begin(folder: Path, *, resume: bool) -> Path | None:
+    """Make `folder` ready for a run: the checkpoint that `resume` goes on from, None where a run begins.
+
+    Raises FileError where there is a run already and `resume` isn't given, or none and it is.
+    """
+    there = newest(folder)
+    if there is None and resume:
+        raise FileError(f"{folder}: no whole checkpoint to go on from; without --resume a run begins")
+    if there is not None and not resume:
+        raise FileError(
+            f"{folder}: there is a run already, at {there.name}; --resume goes on, another --out begins anew"
+        )
+    make_folder(folder)
+    return there
 
 
 def save(folder: Path, step: int, tensors: dict[str, Any], about: dict[str, Any]) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,12 @@ from llama3_scratch.linear import Params, at_least_f32, embed, linear
 from llama3_scratch.lora import attach, trainable
 from llama3_scratch.model import decode, fused_block
 from llama3_scratch.stored import quantised
+from llama3_scratch.timings import remaining
 from llama3_scratch.training.batches import IGNORE, Batch, Batches
 from llama3_scratch.training.loop import DTYPES
 from llama3_scratch.training.loss import Wrap, cross_entropy, unchanged
+
+log = logging.getLogger("llama3_scratch")
 
 HEAD = "score"  # as LlamaForSequenceClassification calls it
 TRAINED = ("head", "last-block", "all", "lora")
@@ -89,7 +94,10 @@ def prepare(
 def confusion(params: Params, config: Config, batches: Batches, classes: int, *, dtype: torch.dtype | None) -> Tensor:
     """How many texts of each class (rows) were taken for each class (columns): counts_CC."""
     counts_CC = torch.zeros(classes, classes, dtype=torch.long)
+    begun = time.perf_counter()
     for index in range(len(batches)):
+        if index and index % 10 == 0:
+            log.info("tested: batch %d of %d · %s", index, len(batches), remaining(begun, index, len(batches)))
         batch = batches.batch(index)
         read_BT = batch.targets_BT != IGNORE
         taken_B = class_logits(batch.tokens_BT, params, config, dtype=dtype)[read_BT].argmax(-1)
@@ -107,6 +115,10 @@ def write_classifier(folder: Path, learnt: Params, about: dict[str, Any]) -> Non
 
 def read_classifier(folder: Path, checkpoint: Checkpoint) -> tuple[Params, Sequence[str], str]:
     """The model's params with what a classifier has learnt, its classes, and the token they're read at."""
+    if not (folder / _ABOUT).is_file():
+        raise FileError(
+            f"{folder}: expected a classifier, found no {_ABOUT}; scripts/finetune_classifier.py --data learns one"
+        )
     about = read_json(folder / _ABOUT, "what scripts/finetune_classifier.py wrote")
     classes, read = about.get("classes"), about.get("read")
     if not isinstance(classes, list) or len(classes) < 2 or read not in READ:

@@ -12,10 +12,11 @@ from typing import Any
 
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.data.labelled import Labelled, LabelledTexts
-from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.errors import UsageError
 from llama3_scratch.files import write_whole
 from llama3_scratch.timings import peak_rss_bytes
 from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training.batches import require_context
 from llama3_scratch.training.classifier import class_loss, confusion, prepare, write_classifier
 from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import DTYPES, Plan, Training, run
@@ -27,7 +28,12 @@ _TEST_SIZE = 32  # texts looked at at once
 
 @dataclass(frozen=True)
 class Result:
-    """What learnt, what it took, and how many texts of each class (rows) were taken for each (columns)."""
+    """What learnt, what it took, and how many texts of each class (rows) were taken for each (columns).
+
+    `ended` is the number of the signal that ended it, 0 where it came to its end; before that nothing is tested.
+    """
+
+    ended: int
 
     classes: Sequence[str]
     learnt: int
@@ -46,8 +52,12 @@ class Result:
 
     @property
     def right_of(self) -> dict[str, float]:
-        """The share of each class's texts."""
-        return {label: self.counts[i][i] / max(1, sum(self.counts[i])) for i, label in enumerate(self.classes)}
+        """The share of each class's texts, of those classes of which there were any."""
+        return {
+            label: self.counts[i][i] / sum(self.counts[i])
+            for i, label in enumerate(self.classes)
+            if any(self.counts[i])
+        }
 
 
 def finetune(
@@ -65,24 +75,21 @@ def finetune(
     seed: int,
     save_every: int,
     resume: bool = False,
-) -> Result | None:
-    """Learn the classes of `learn` in the plan's epochs of batches of `size`, then test; None where it was stopped.
+) -> Result:
+    """Learn the classes of `learn` in the plan's epochs of batches of `size`, then test.
 
     `folder` gets the log, checkpoints, `classifier/`, and `result.json`.
     """
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     if tokenizer is None:
         raise UsageError(f"{checkpoint.path}: has no tokenizer, so it can't read text")
+    require_context(length, config)
     classes = sorted({row.label for row in learn})
     batches = LabelledTexts(learn, classes, tokenizer, size=size, length=length, seed=seed, read=read)
     params, learning = prepare(checkpoint, trained, len(classes), dtype=plan.dtype, rank=rank, seed=seed)
     about: dict[str, Any] = {"model": checkpoint.path.name, "train": trained, "classes": classes, "read": read}
     training = Training(params, config, learning, batches, plan, about=about, loss=class_loss)
-    folder.mkdir(parents=True, exist_ok=True)
-    there = checkpoints.newest(folder)
-    if (there is None) == resume:
-        what = "no whole checkpoint to go on from" if resume else "there is a run already; --resume goes on"
-        raise FileError(f"{folder}: {what}")
+    there = checkpoints.begin(folder, resume=resume)
     if there is not None:
         training.resume(there)
     n_learning = sum(tensor.numel() for tensor in training.learning.values())
@@ -96,19 +103,19 @@ def finetune(
         tell = record.teller(kept, show, plan.steps, work, plan.dtype)
         ended = run(training, folder, save_every=save_every, on_step=tell)
     seconds = time.perf_counter() - begun
-    if ended != "done":
-        return None
+    if ended:
+        return Result(ended, classes, n_learning, seconds, peak_rss_bytes(), [[0] * len(classes) for _ in classes])
     constants = {name: tensor for name, tensor in params.items() if name.endswith(".adaptor.scale")}
     write_classifier(folder / "classifier", training.learning | constants, about)
     looked_at = LabelledTexts(test, classes, tokenizer, size=_TEST_SIZE, length=length, seed=None, read=read)
     counts = confusion(training.params, config, looked_at, len(classes), dtype=DTYPES[plan.dtype]).tolist()
-    result = Result(classes, n_learning, seconds, peak_rss_bytes(), counts)
+    result = Result(0, classes, n_learning, seconds, peak_rss_bytes(), counts)
     numbers = {
         "learnt": n_learning,
         "minutes": round(seconds / 60, 2),
         "peak_mb": round(result.peak_bytes / 1e6),
         "tested": result.tested,
-        "right": result.right,
+        "right": result.right if result.tested else None,
         "right_of": result.right_of,
         "counts": counts,
     }

@@ -17,12 +17,13 @@ from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.checkpoint.peft import write_peft
 from llama3_scratch.config import Config
 from llama3_scratch.data.conversations import Conversation, Conversations
-from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.errors import UsageError
 from llama3_scratch.lora import adapted, adapter, attach, detach, trainable
 from llama3_scratch.quantize import quantize
 from llama3_scratch.stored import Params, quantised
 from llama3_scratch.timings import peak_rss_bytes
 from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training.batches import require_context
 from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import DTYPES, Plan, Training, run
 
@@ -44,11 +45,14 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Result:
-    """Mean losses of held-out answers in nats a token, what learnt, and what it took."""
+    """Mean losses of held-out answers in nats a token, None where none were held out; what learnt, and what it took.
 
-    ended: str
-    before: float
-    after: float
+    `ended` is the number of the signal that ended it, 0 where it came to its end.
+    """
+
+    ended: int
+    before: float | None
+    after: float | None
     trainable: int
     seconds: float
     peak_bytes: int
@@ -114,22 +118,18 @@ def finetune(
     tokenizer, config = checkpoint.tokenizer, checkpoint.config
     if tokenizer is None or tokenizer.chat_format is None:
         raise UsageError(f"{checkpoint.path}: expected a model with a chat format; say it with --chat-format")
+    require_context(length, config)
     how: dict[str, Any] = {"size": size, "length": length, "mask_prompt": mask_prompt, "truncate": truncate}
     how["date"] = date
     batches = Conversations(learn, tokenizer, seed=seed, **how)
-    check = Conversations(held_out, tokenizer, seed=0, **how) if held_out else None
+    check = Conversations(held_out, tokenizer, seed=0, what="held-out conversations", **how) if held_out else None
+    if check is None:
+        log.warning("no conversation is held out, so there will be no held-out loss")
     steps = epochs * len(batches) // plan.accumulate
     if steps < 1:
         raise UsageError(f"{len(batches)} batches make no step of {plan.accumulate}; lower --accumulate")
     plan = replace(plan, steps=min(steps, plan.steps) if plan.steps else steps)
-    folder.mkdir(parents=True, exist_ok=True)
-    there = checkpoints.newest(folder)
-    if there is None and resume:
-        raise FileError(f"{folder}: no whole checkpoint to go on from")
-    if there is not None and not resume:
-        raise FileError(
-            f"{folder}: there is a run already, at {there.name}; --resume goes on, another --out begins anew"
-        )
+    there = checkpoints.begin(folder, resume=resume)
     params, learning = prepare(checkpoint, method, adapters, dtype=plan.dtype, seed=seed)
     about = {"method": method, "model": checkpoint.path.name, "rank": adapters.rank, "alpha": adapters.alpha}
     training = Training(params, config, learning, batches, plan, about=about)
@@ -143,15 +143,19 @@ def finetune(
         plan.steps,
     )
     kept = record.Record(folder, training.step)
-    before = training.validate(check) if check else float("nan")
-    kept.add({"step": training.step - 1, "validation": before})
+    before = kept.first_validation() if there is not None else None  # of the run, not of where it goes on
+    if check and before is None:
+        before = training.validate(check)
+        kept.add({"step": training.step - 1, "validation": before})
+        log.info("held-out loss %.4f before", before)
     begun = time.perf_counter()
     with display(training.step, plan.steps) as show:
         tell = record.teller(kept, show, plan.steps, _work(config, length, method), plan.dtype)
         ended = run(training, folder, save_every=save_every, on_step=tell)
     seconds = time.perf_counter() - begun
-    after = training.validate(check) if check else float("nan")
-    kept.add({"step": training.step - 1, "validation": after})
+    after = training.validate(check) if check else None
+    if after is not None:
+        kept.add({"step": training.step - 1, "validation": after})
     record.draw(folder)
     if method == "full":
         dtypes = {name: tensor.dtype for name, tensor in checkpoint.params.items()}

@@ -212,6 +212,7 @@ class Training:
         self._scaler.load_state_dict(scaler)
         torch.set_rng_state(random)
         self.step = about["step"]
+        log.info("going on after step %d of %d", self.step, self.plan.steps)
 
     def _take(self, checkpoint: Path, about: dict[str, Any]) -> None:
         stored = checkpoints.read(checkpoint, "weights")
@@ -242,8 +243,8 @@ def run(
     save_every: int,
     on_step: Callable[[Step], None],
     every: Sequence[tuple[int, Callable[[], None]]] = (),
-) -> str:
-    """Advance to the end of the plan, saving as it goes; "done", or "stopped" where a signal asked for it.
+) -> int:
+    """Advance to the end of the plan, saving as it goes; 0, or the number of the signal that ended it before.
 
     `every` holds (steps, what to do after so many). SIGTERM and the first Ctrl-C end the run behind the step that is on
     its way, with a checkpoint; a second Ctrl-C ends it at once. A save that fails is told and tried again later.
@@ -255,7 +256,7 @@ def run(
             except NotLearningError as error:
                 torch.save(dataclasses.asdict(error.batch), folder / "bad_batch.pth")
                 raise
-            ended = stop.is_set() or training.step == training.plan.steps
+            ended = bool(stop) or training.step == training.plan.steps
             for steps, action in every:
                 if training.step % steps == 0 or training.step == training.plan.steps:
                     action()
@@ -266,24 +267,25 @@ def run(
                     if ended:
                         raise
                     log.warning("%s; training goes on", error)
-            if stop.is_set():
-                return "stopped"
-    return "done"
+            if stop and training.step < training.plan.steps:
+                log.info("stopped after step %d of %d and saved; --resume goes on", training.step, training.plan.steps)
+                return stop[0]
+    return 0
 
 
 @contextlib.contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM and the first Ctrl-C set; the second Ctrl-C interrupts."""
-    asked = threading.Event()
+def _asked_to_stop() -> Iterator[list[int]]:
+    """The signals that asked for an end: SIGTERM, and the first Ctrl-C; the second Ctrl-C interrupts."""
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
         yield asked
         return
 
     def hear(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and asked.is_set():
+        if number == signal.SIGINT and asked:
             raise KeyboardInterrupt
         log.info("stopping after this step; Ctrl-C once more stops at once and loses it")
-        asked.set()
+        asked.append(number)
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -14,10 +14,10 @@ import torch
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import Config
 from llama3_scratch.data.shards import Shards
-from llama3_scratch.errors import FileError
 from llama3_scratch.init import init
 from llama3_scratch.sample import sampler
 from llama3_scratch.stream import stream
+from llama3_scratch.text import text_of
 from llama3_scratch.training import checkpoints, record
 from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import Plan, Training, run
@@ -51,21 +51,13 @@ def pretrain(
     resume: bool = False,
     other_data: bool = False,
     begin_with: Path | None = None,
-) -> str:
-    """Train on `shards` in batches of `size` rows of `length` tokens; "done" or "stopped".
+) -> int:
+    """Train on `shards` in batches of `size` rows of `length` tokens; 0, or the number of the signal that ended it.
 
     `folder` gets the log, the curve, checkpoints, and `model/`: the weights as they are at the end. `resume` goes on
-    from the newest checkpoint in it; `begin_with` takes the weights of some other run's. Raises FileError where there
-    is a run already and `resume` isn't given, or none and it is.
+    from the newest checkpoint in it; `begin_with` takes the weights of some other run's.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    there = checkpoints.newest(folder)
-    if there is not None and not resume:
-        raise FileError(
-            f"{folder}: there is a run already, at {there.name}; --resume goes on, another --out begins anew"
-        )
-    if there is None and resume:
-        raise FileError(f"{folder}: no whole checkpoint to go on from")
+    there = checkpoints.begin(folder, resume=resume)
     params = init(config, seed=seed, std=STD, embedding_std=STD)
     training = Training(
         params,
@@ -80,9 +72,7 @@ def pretrain(
     elif begin_with is not None:
         training.resume(begin_with, weights_only=True)
     kept = record.Record(folder, training.step)
-    held_out = None
-    if shards.parts["validation"]["tokens"] > size * length:
-        held_out = shards.batches("validation", size=size, length=length, seed=0)
+    held_out = shards.held_out(size=size, length=length)
     log.info("%s parameters, %s tokens a step", f"{config.n_parameters:,}", f"{size * length * plan.accumulate:,}")
 
     def validate() -> None:
@@ -132,6 +122,7 @@ def sample(training: Training, shards: Shards, begin: str, *, most: int = 100, t
     """What the weights make of a text's beginning."""
     tokenizer = shards.tokenizer
     prompt = tokenizer.encode(begin, bos=tokenizer.bos_id is not None, eos=False)
+    prompt = prompt[1 - training.config.max_seq_len :]  # what it can't take in mustn't end the run
     params = {name: tensor.detach() for name, tensor in training.params.items()}
     steps = stream(
         [prompt],
@@ -141,7 +132,7 @@ def sample(training: Training, shards: Shards, begin: str, *, most: int = 100, t
         max_tokens=most,
         stop=lambda row, token: token == tokenizer.eos_id,
     )
-    return begin + tokenizer.decode(step.token for step in steps if step.token != tokenizer.eos_id)
+    return begin + text_of((step.token for step in steps if step.token != tokenizer.eos_id), tokenizer)
 
 
 def export(training: Training, shards: Shards, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llama3_scratch.config import Config
 from llama3_scratch.files import unwritable, write_whole
 from llama3_scratch.machine import peaks
+from llama3_scratch.timings import duration
 from llama3_scratch.training.display import Show
 from llama3_scratch.training.loop import Step
 
@@ -28,6 +30,11 @@ class Record:
         if self._path.exists():  # what was done after the checkpoint is done again
             kept = [line for line in read(self._path) if line["step"] < step]
             write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def first_validation(self) -> float | None:
+        """The held-out loss that stands first in the log, where there is one."""
+        lines = read(self._path) if self._path.exists() else ()
+        return next((line["validation"] for line in lines if "validation" in line), None)
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line; a disk that takes none is told once, and doesn't end the training."""
@@ -85,12 +92,31 @@ def line(step: Step, steps: int, share: float, eta: float) -> str:
     skipped = " · skipped" if step.skipped else ""
     return (
         f"step {step.step + 1}/{steps} · loss {step.loss:.4f} · lr {step.lr:.2e} · grad {step.gradient:.2f} · "
-        f"{step.tokens / step.seconds:,.0f} tok/s · MFU {share:.0%} · {eta / 60:.0f} min left{skipped}"
+        f"{step.tokens / step.seconds:,.0f} tok/s · MFU {share:.0%} · {duration(eta)} left{skipped}"
     )
 
 
 def as_dict(step: Step) -> dict[str, Any]:
     return {**dataclasses.asdict(step), "tokens_per_second": round(step.tokens / step.seconds, 1)}
+
+
+def running_mean(values: Sequence[float], keep: float = 0.95) -> list[float]:
+    """Exponential moving averages, each of what was seen so far alone (Adam's correction, arXiv:1412.6980 §3)."""
+    total, means = 0.0, []
+    for number, value in enumerate(values, start=1):
+        total = keep * total + (1 - keep) * value
+        means.append(total / (1 - keep**number))
+    return means
+
+
+def limits(losses: Sequence[float], held_out: Sequence[float]) -> tuple[float, float]:
+    """The range of losses that the curve shows: the first step, what is held out, and 99 of 100 of the others, so that
+    a few steps that went wild don't flatten it."""
+    usual = sorted(losses)[: max(1, math.ceil(0.99 * len(losses)))]
+    shown = [losses[0], *usual, *held_out]
+    low, high = min(shown), max(shown)
+    margin = 0.05 * (high - low) or 0.05 * high
+    return low - margin, high + margin
 
 
 def draw(folder: Path) -> Path | None:
@@ -112,16 +138,13 @@ def draw(folder: Path) -> Path | None:
     if not losses:
         return None
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    axes.plot(*zip(*losses, strict=True), color="0.8", label="each step")
-    mean, smooth = losses[0][1], []
-    for step, loss in losses:
-        mean += (loss - mean) / 20
-        smooth.append((step, mean))
-    axes.plot(*zip(*smooth, strict=True), label="running mean")
+    axes.plot(*zip(*losses, strict=True), ".-" if len(losses) < 30 else "-", color="0.8", label="each step")
+    shown = limits([loss for _, loss in losses], [loss for _, loss in held_out])
+    means = running_mean([min(loss, shown[1]) for _, loss in losses])
+    axes.plot([step for step, _ in losses], means, label="running mean")
     if held_out:
         axes.plot(*zip(*held_out, strict=True), "o-", label="held out")
-    low = min(loss for _, loss in [*smooth, *held_out])
-    axes.set(xlabel="step", ylabel="loss, nats a token", ylim=(0.95 * low, losses[0][1]))
+    axes.set(xlabel="step", ylabel="loss, nats a token", ylim=shown)
     axes.legend()
     path = folder / "loss.png"
     try:
