@@ -47,6 +47,8 @@ class AddedTokens:
     def split(self, text: str, allowed: Collection[str]) -> list[str | int]:
         """`text` as the ids of its added words and of the special tokens in `allowed`, and the texts between them."""
         parts: list[str | int] = [text] if text else []
+        if len(self._ids) == len(self._special) and not allowed:
+            return parts
         if self._longest_first:
             names = [name for name in self._ids if name in allowed or name not in self._special]
             for name in sorted(names, key=lambda name: (-len(name.encode(errors="replace")), self._ids[name])):

@@ -238,6 +238,7 @@ def _as_json(found: Description, memory: Plan, context: int, batch: int) -> dict
             "n_words": tokenizer.n_words,
             "ranks": len(tokenizer.ranks),
             "special_tokens": len(tokenizer.special_tokens),
+            "added_tokens": len(tokenizer.added_tokens),
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
             "stop_tokens": list(tokenizer.stop_tokens),
@@ -287,8 +288,9 @@ def _forms_row(forms: dict[str, tuple[int, int]]) -> str:
 def _tokenizer_row(tokenizer: Tokenizer | None) -> str:
     if tokenizer is None:
         return "not here"
+    added = f"{len(tokenizer.added_tokens)} added words, " if tokenizer.added_tokens else ""
     return (
-        f"{len(tokenizer.ranks):,} ranks, {len(tokenizer.special_tokens)} special tokens, "
+        f"{len(tokenizer.ranks):,} ranks, {len(tokenizer.special_tokens)} special tokens, {added}"
         f"chat format {tokenizer.chat_format or 'none'}, BOS {tokenizer.bos_id}, "
         f"stops at {', '.join(map(str, tokenizer.stop_tokens))}"
     )

@@ -116,7 +116,8 @@ def _other(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint | 
     if options.against is None:
         return None
     other = load(options.against)
-    if other.tokenizer is None or checkpoint.tokenizer is None or other.tokenizer.ranks != checkpoint.tokenizer.ranks:
+    ours, its = checkpoint.tokenizer, other.tokenizer
+    if ours is None or its is None or (ours.ranks, ours.added_tokens) != (its.ranks, its.added_tokens):
         raise UsageError(
             f"--against {options.against}: has other tokens than {options.model}, so they can't be compared"
         )

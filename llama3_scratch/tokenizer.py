@@ -178,15 +178,12 @@ class Tokenizer:
         text = _whole_characters(text)
         allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
         ids = [self._require("bos_id")] if bos else []
-        done = 0
-        for part in self._words.split(text, allowed) if self.added_tokens or allowed else [text]:
+        parts = self._words.split(text, allowed)
+        self._check_bytes(parts, text)
+        for part in parts:
             if isinstance(part, int):
                 ids.append(part)
-                done += len(self.decode([part]))
                 continue
-            done = text.index(part, done)
-            self._check_bytes(part, text, done)
-            done += len(part)
             for start in range(0, len(part), MAX_CHARS):
                 for run in _split_runs(part[start : start + MAX_CHARS]):
                     ids += self._merge(run)
@@ -230,17 +227,23 @@ class Tokenizer:
             raise UsageError(f"this tokenizer has no {field}; encode with {field[:3]}=False")
         return id
 
-    def _check_bytes(self, part: str, text: str, start: int) -> None:
-        """UsageError where a byte of `part`, which stands at `start` in `text`, has no token."""
-        data = part.encode() if self._missing else b""
-        if len(data.translate(None, self._missing)) < len(data):
-            inside = next(i for i, byte in enumerate(data) if byte in self._missing)
-            character = start + len(data[:inside].decode(errors="ignore"))
-            position = len(text[:start].encode()) + inside
-            raise UsageError(
-                f"this vocabulary has no token for byte 0x{data[inside]:02X}, at byte {position} of the text "
-                f"(character {character}, {text[character]!r}); remove that character"
-            )
+    def _check_bytes(self, parts: Iterable[str | int], text: str) -> None:
+        """UsageError where a byte has no token, in one of the parts of `text` that aren't ids."""
+        start = 0
+        for part in parts if self._missing else []:
+            if isinstance(part, int):
+                start += len(self.decode([part]))
+                continue
+            start, data = text.index(part, start), part.encode()
+            if len(data.translate(None, self._missing)) < len(data):
+                inside = next(i for i, byte in enumerate(data) if byte in self._missing)
+                character = start + len(data[:inside].decode(errors="ignore"))
+                position = len(text[:start].encode()) + inside
+                raise UsageError(
+                    f"this vocabulary has no token for byte 0x{data[inside]:02X}, at byte {position} of the text "
+                    f"(character {character}, {text[character]!r}); remove that character"
+                )
+            start += len(part)
 
     def _merge(self, text: str) -> list[int]:
         pieces = [text]

@@ -21,6 +21,7 @@ ROOMS = {
         "checkpoint.pre_tokenizers",
         "checkpoint.hf_added_tokens",
         "checkpoint.chat_format",
+        "checkpoint.merge_order",
         "checkpoint.byte_level",
         "checkpoint.hf",
         "checkpoint.hf_out",

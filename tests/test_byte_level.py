@@ -335,9 +335,24 @@ def test_whatever_stands_in_the_files_ends_in_one_sentence(tmp_path):
     single = [{"SpecialToken": {"id": "<|begin_of_text|>"}}, {"Sequence": {"id": "A"}}]
     processors = [byte_level(), {"type": "TemplateProcessing", "single": single}]
     vocabulary = {"a": 97, "b": 98, "Ġ": 32, "ab": 256, "Ġab": 257} | SPECIAL
+    digits = {"type": "Digits", "individual_digits": True}
+    steps = [
+        split("a+")["pretokenizers"][0],
+        digits,
+        {"type": "Punctuation", "behavior": "Isolated"},
+        byte_level(use_regex=False),
+    ]
+    data = document(model__vocab=vocabulary, post_processor={"type": "Sequence", "processors": processors})
+    data["added_tokens"] += [{"id": 262, "content": "Zyx", "special": False, "lstrip": True, "normalized": True}]
     whole = {
-        "tokenizer": document(model__vocab=vocabulary, post_processor={"type": "Sequence", "processors": processors}),
-        "tokenizer_config": {"bos_token": {"content": "<|begin_of_text|>"}, "chat_template": [{"name": "default"}]},
+        "tokenizer": data | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}},
+        "tokenizer_config": {
+            "bos_token": {"content": "<|begin_of_text|>"},
+            "chat_template": [{"name": "default"}],
+            "additional_special_tokens": ["<x>", {"content": "<y>"}],
+        },
+        "added_tokens": {"<z>": 262},
+        "special_tokens_map": {"eos_token": "<|eot_id|>"},
         "generation_config": {"eos_token_id": [259, 261], "bos_token_id": 258},
     }
     folder(tmp_path, whole["tokenizer"], **{key: whole[key] for key in whole if key != "tokenizer"})

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from llama3_scratch.checkpoint.chat_format import adopt_template, chat_settings, read_template, written_template
 from llama3_scratch.checkpoint.hf_added_tokens import read_added_tokens, settings
+from llama3_scratch.checkpoint.merge_order import unlike
 from llama3_scratch.checkpoint.pre_tokenizers import kind, read_rule, rule_json
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json, write_whole
@@ -103,6 +104,11 @@ def byte_level_tokenizer(
         stray = next((token for token, id in ids.items() if len(token) > 1 and id not in made), None)
         if stray is not None:
             raise FileError(f"{source}: token {ids[stray]}, {stray!r}, is made by no merge and isn't a special token")
+    if (wrong := unlike(ids, merges, ignore_merges=ignore_merges)) is not None:
+        raise FileError(
+            f"{source}: token {ids[wrong]}, {wrong!r}, isn't what merging its own bytes gives, so ranks give other "
+            "ids; only a vocabulary as a BPE trainer writes it can be read"
+        )
     try:
         return Tokenizer(
             ranks,

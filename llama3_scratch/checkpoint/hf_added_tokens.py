@@ -93,14 +93,18 @@ def read_added_tokens(
     names = {token["content"] for token in named.values()}
 
     decoder = beside["tokenizer_config"].get("added_tokens_decoder")
-    if decoder is None:
-        older = {name: id for name, id in beside["added_tokens"].items() if name not in ids}
-        said = {token["content"] for token in specials}
-        decoder = {id: {"content": name, "special": name in said} for name, id in older.items()}
-    if not isinstance(decoder, dict) or not all(str(id).isdecimal() and len(str(id)) < 10 for id in decoder):
+    if not isinstance(decoder, dict | None) or not all(id.isdecimal() and len(id) < 10 for id in decoder or {}):
         raise FileError(f"{config_path}: added_tokens_decoder must be tokens by id, got {str(decoder)[:80]}")
-    for id, value in sorted(decoder.items(), key=lambda item: int(item[0])):
-        add(_token(value, "added_tokens_decoder", config_path), int(id), config_path)
+    if not all(map(is_id, beside["added_tokens"].values())):
+        raise FileError(f"{folder / 'added_tokens.json'}: expected tokens with their ids")
+    if decoder is None:
+        said = {token["content"] for token in specials}
+        older = {name: id for name, id in beside["added_tokens"].items() if name not in ids}
+        more = [(id, {"content": name, "special": name in said}) for name, id in older.items()]
+    else:
+        more = [(int(id), _token(value, "added_tokens_decoder", config_path)) for id, value in decoder.items()]
+    for id, token in sorted(more, key=lambda item: item[0]):
+        add(token, id, config_path)
     for token in specials:
         if token["content"] not in ids:
             add(token, None, config_path)

@@ -1,7 +1,8 @@
 """How a text is cut into pieces before merging: Hugging Face's `pre_tokenizer`, and GGUF's names for such rules.
 
 A rule is a pattern, and patterns that cut the text before that one does, each within the pieces of the one before.
-GGUF names its rules in `tokenizer.ggml.pre`; what a name means is what llama.cpp does (llama-vocab.cpp).
+GGUF names its rules in `tokenizer.ggml.pre`; what a name means is what llama.cpp does (llama-vocab.cpp), but that it
+doesn't take ſ for an s in 's, as Llama 3's and Qwen's own patterns do.
 """
 
 from __future__ import annotations
