@@ -286,7 +286,12 @@ FAULTS = [
     (
         "head-width",
         lambda: with_value("x", u32("llama.attention.key_length", 32)),
-        ["llama.attention.key_length is 32", "head_count = 16"],
+        ["'blk.0.attn_q.weight' has shape (64, 64)", "want (128, 64)"],
+    ),
+    (
+        "rotated-width",
+        lambda: with_value("x", u32("llama.rope.dimension_count", 32)),
+        ["llama.rope.dimension_count is 32, expected embedding_length / head_count = 16"],
     ),
     (
         "F071-tokens-type",

@@ -293,15 +293,15 @@ def header_config(header: Header) -> Config:
             rope_theta=real(values, "llama.rope.freq_base", path, 10_000.0),
             max_seq_len=whole(values, "llama.context_length", path),
             tied="output.weight" not in tensors,
+            head_dim=whole(values, "llama.attention.key_length", path, None),
         )
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error
-    for key in ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"):
+    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
         if whole(values, key, path, config.head_dim) != config.head_dim:
-            raise FileError(
-                f"{path}: {key} is {values[key]}, expected embedding_length / head_count = {config.head_dim}; "
-                "heads of another width aren't supported"
-            )
+            stated = "llama.attention.key_length" in values
+            wide = "llama.attention.key_length" if stated else "embedding_length / head_count"
+            raise FileError(f"{path}: {key} is {values[key]}, expected {wide} = {config.head_dim}, as a Llama has it")
     _check_tensors(header, config)
     return _with_rope(header, config)
 

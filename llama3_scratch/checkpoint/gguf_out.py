@@ -84,6 +84,9 @@ def _add_sizes(writer: Any, config: Config) -> None:
     writer.add_head_count(config.n_heads)
     writer.add_head_count_kv(config.n_kv_heads)
     writer.add_rope_dimension_count(config.head_dim)
+    if config.head_dim * config.n_heads != config.dim:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_vocab_size(config.vocab_size)

@@ -43,10 +43,10 @@ _NAMES = {"tok_embeddings": "model.embed_tokens", **LAYER, "norm": "model.norm",
 _FIELDS = {
     "embed_tokens": "vocab_size, hidden_size",
     "lm_head": "vocab_size, hidden_size",
-    "q_proj": "hidden_size",
-    "o_proj": "hidden_size",
-    "k_proj": "num_key_value_heads, num_attention_heads, hidden_size",
-    "v_proj": "num_key_value_heads, num_attention_heads, hidden_size",
+    "q_proj": "num_attention_heads, head_dim, hidden_size",
+    "o_proj": "num_attention_heads, head_dim, hidden_size",
+    "k_proj": "num_key_value_heads, head_dim, hidden_size",
+    "v_proj": "num_key_value_heads, head_dim, hidden_size",
     "gate_proj": "intermediate_size, hidden_size",
     "up_proj": "intermediate_size, hidden_size",
     "down_proj": "intermediate_size, hidden_size",
@@ -316,11 +316,6 @@ def _config(data: dict[str, Any], path: Path) -> Config:
         if (value := data.get(field) or only) != only:
             raise FileError(f"{path}: {field} is {json.dumps(value)}, a Llama 3 has {json.dumps(only)}")
     hidden, heads = whole(data, "hidden_size", path), whole(data, "num_attention_heads", path)
-    head_dim = whole(data, "head_dim", path, default=hidden // heads)
-    if head_dim * heads != hidden:
-        raise FileError(
-            f"{path}: head_dim is {head_dim}, expected hidden_size / num_attention_heads = {hidden} / {heads}"
-        )
     context = whole(data, "max_position_embeddings", path, default=2048)
     theta, scaling = _rope(data, path)
     try:
@@ -335,6 +330,7 @@ def _config(data: dict[str, Any], path: Path) -> Config:
             rope_theta=theta,
             rope_scaling=scaling,
             max_seq_len=context,
+            head_dim=whole(data, "head_dim", path, default=None),
         )
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error
