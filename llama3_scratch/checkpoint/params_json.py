@@ -18,7 +18,8 @@ log = logging.getLogger("llama3_scratch")
 
 _KNOWN = {
     "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "multiple_of", "ffn_dim_multiplier",
-    "norm_eps", "rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size", "context_length",
+    "norm_eps", "rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size",
+    "context_length",
     "quantization_args", "lora_args", "vision_model", "vision_chunk_size", "vision_max_num_chunks",
     "vision_num_cross_attention_layers",
 }  # fmt: skip
