@@ -281,6 +281,7 @@ def read(
     *,
     device: torch.device | str = "cpu",
     blocks: str = "floats",
+    needs_tokenizer: bool = False,
 ) -> Checkpoint:
     """`load` by the options of `add_reading_options`."""
     from llama3_scratch.checkpoint.load import load
@@ -291,6 +292,7 @@ def read(
         rope_scale_factor=options.rope_scale_factor,
         allow_extra=options.allow_extra,
         blocks=blocks,
+        needs_tokenizer=needs_tokenizer,
     )
     if options.chat_format and checkpoint.tokenizer is not None:
         checkpoint.tokenizer.set_chat_format(options.chat_format)
@@ -334,7 +336,7 @@ def open_model(
                     f"{error}; what fetches it is python -m llama3_scratch.download {DEFAULT}, and {_STORIES}"
                 ) from error
             log.warning("%s; instead, the storyteller that comes with the code goes on with the text", error)
-    checkpoint = read(path, options, device=device, blocks=blocks)
+    checkpoint = read(path, options, device=device, blocks=blocks, needs_tokenizer=True)
     if chats and checkpoint.tokenizer is not None and checkpoint.tokenizer.chat_format is None:
         raise UsageError(
             f"{checkpoint.path}: a base model, which completes text but doesn't chat; take an instruct model, "

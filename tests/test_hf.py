@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama3_scratch import convert, verify
 from llama3_scratch.checkpoint.hf import halves, hf_name, neighbours, read_hf, read_hf_header
 from llama3_scratch.checkpoint.hf_out import write_hf
+from llama3_scratch.checkpoint.load import Checkpoint, weight_files
 from llama3_scratch.config import RopeScaling, expected
+from llama3_scratch.describe import describe
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.init import init
 from llama3_scratch.model import forward
@@ -422,6 +425,43 @@ def test_f017_a_head_that_should_be_there(tmp_path):
     edit_json(tmp_path / "out" / "config.json", tie_word_embeddings=False)
     with pytest.raises(FileError, match=r"lm_head.weight is missing; .*; tie_word_embeddings isn't true"):
         read_hf(tmp_path / "out")
+
+
+@pytest.mark.parametrize("shards", ["single", "indexed"])
+def test_of_a_tied_pair_either_end_is_both_as_in_transformers(tmp_path, shards):
+    config = replace(tiny.CONFIG, tied=True)
+    params = tiny.params(config, std=STD)
+    folder = tmp_path / "m"
+    write_hf(folder, params, config, None, max_shard_bytes=10**9 if shards == "single" else 40_000)
+    files = [json.loads(path.read_text()) for path in folder.glob("*.index.json")]
+    name = files[0]["weight_map"]["model.embed_tokens.weight"] if files else "model.safetensors"
+    header, body = split(folder / name)
+    header["lm_head.weight"] = header.pop("model.embed_tokens.weight")
+    join(folder / name, header, body)
+    if files:
+        edit = files[0]["weight_map"]
+        edit["lm_head.weight"] = edit.pop("model.embed_tokens.weight")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(files[0]))
+    found, weights = read_hf(folder)
+    assert found == config and weights["output.weight"] is weights["tok_embeddings.weight"]
+    assert all(weights[name].equal(tensor) for name, tensor in params.items())
+    assert_same_logits(opened(folder), found, weights)
+    assert read_hf_header(folder)[0].tied
+    checkpoint = Checkpoint(found, weights, None, folder)
+    assert weight_files(checkpoint)["output.weight"] == weight_files(checkpoint)["tok_embeddings.weight"] == name
+    assert describe(folder).config == config and convert.main([str(folder), str(tmp_path / "w"), "--to", "hf"]) == 0
+    assert verify.main([str(folder), "--tensors"]) == 0
+    edit_json(folder / "config.json", tie_word_embeddings=False)
+    with pytest.raises(FileError, match=r"embed_tokens.weight is missing; .*; tie_word_embeddings isn't true"):
+        read_hf(folder)
+
+
+def test_neither_end_of_a_tied_pair(tmp_path):
+    config = replace(tiny.CONFIG, tied=True)
+    write_hf(tmp_path / "m", tiny.params(config), config, None)
+    damage(tmp_path / "m" / "model.safetensors", lambda h: h.update({"x": h.pop("model.embed_tokens.weight")}))
+    with pytest.raises(FileError, match=r"model.embed_tokens.weight is missing; expected 47 tensors, got 47$"):
+        read_hf(tmp_path / "m")
 
 
 def test_f018_unexpected_keys(folder):

@@ -181,11 +181,14 @@ def _headers(folder: Path, allow_extra: bool) -> tuple[Config, dict[str, _Entry]
 def _matched(stored: dict[str, _Entry], config: Config, folder: Path, allow_extra: bool) -> dict[str, _Entry]:
     """`stored` under Meta's names, or FileError unless names, shapes and dtypes are what `config` means."""
     shapes = expected(config)
-    if config.tied and "lm_head.weight" not in stored:
-        del shapes["output.weight"]
     names = {name: hf_name(name) for name in shapes}
+    if config.tied and not {"lm_head.weight", "model.embed_tokens.weight"} <= stored.keys():
+        if "lm_head.weight" in stored:  # of the pair, which is one tensor, the head is what was written
+            names["tok_embeddings.weight"] = "lm_head.weight"
+        del names["output.weight"]
     if missing := [key for key in names.values() if key not in stored]:
-        hint = "; tie_word_embeddings isn't true" if missing == ["lm_head.weight"] else ""
+        one_end = missing in (["lm_head.weight"], ["model.embed_tokens.weight"])
+        hint = "; tie_word_embeddings isn't true" if one_end and not config.tied else ""
         raise FileError(f"{folder}: {listed(missing)} missing; expected {len(names)} tensors, got {len(stored)}{hint}")
     known = set(names.values())
     extra = [key for key in stored if key not in known and not key.endswith("rotary_emb.inv_freq")]
@@ -193,8 +196,8 @@ def _matched(stored: dict[str, _Entry], config: Config, folder: Path, allow_extr
         raise FileError(
             f"{stored[extra[0]].path}: {listed(extra)} not part of a Llama of this config; --allow-extra ignores that"
         )
-    for name, shape in shapes.items():
-        entry = stored[names[name]]
+    for name, key in names.items():
+        entry, shape = stored[key], shapes[name]
         if entry.shape != shape:
             field = _FIELDS.get(entry.key.split(".")[-2], "hidden_size")
             raise FileError(
