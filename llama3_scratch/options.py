@@ -317,6 +317,7 @@ def open_model(
         raise UsageError(f"--model {options.model}: {_STORIES}; leave --model out to chat with {DEFAULT}")
     import torch
 
+    from llama3_scratch.checkpoint.fingerprint import Origin
     from llama3_scratch.download import download, stored_blocks
     from llama3_scratch.native import kernels
 
@@ -336,6 +337,7 @@ def open_model(
                     f"{error}; what fetches it is python -m llama3_scratch.download {DEFAULT}, and {_STORIES}"
                 ) from error
             log.warning("%s; instead, the storyteller that comes with the code goes on with the text", error)
+    origin = Origin.now([path, *options.adapter], f"{blocks}, {options.quantize or 'as stored'}")
     checkpoint = read(path, options, device=device, blocks=blocks, needs_tokenizer=True)
     if chats and checkpoint.tokenizer is not None and checkpoint.tokenizer.chat_format is None:
         raise UsageError(
@@ -348,6 +350,7 @@ def open_model(
         checkpoint = replace(checkpoint, params=quantize(checkpoint.params, options.quantize))
     if options.adapter:
         checkpoint = _adapted(checkpoint, options.adapter)
+    checkpoint = replace(checkpoint, origin=origin.of(checkpoint.params))
     if options.max_seq_len and options.max_seq_len > checkpoint.config.max_seq_len:
         raise UsageError(
             f"--max-seq-len {options.max_seq_len}: this model was trained for {checkpoint.config.max_seq_len} tokens"

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from llama3_scratch.checkpoint import gguf, hf, llama2c, meta
 from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
 from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, each, n_bytes, scan
+from llama3_scratch.checkpoint.fingerprint import Origin
 from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, MissingFileError, UsageError
@@ -25,12 +26,16 @@ log = logging.getLogger("llama3_scratch")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that was read: its sizes, its weights under Meta's names, its tokenizer, and where it came from."""
+    """A model that was read: its sizes, its weights under Meta's names, its tokenizer, and where it came from.
+
+    By its origin, where it has one, the hash of its weights is remembered.
+    """
 
     config: Config
     params: Params
     tokenizer: Tokenizer | None
     path: Path
+    origin: Origin | None = field(default=None, repr=False, compare=False)
 
 
 def layout(path: Path) -> str:
