@@ -143,9 +143,8 @@ def rope_factor(config: Config) -> tuple[float, str]:
     `params.json` says only `use_scaled_rope`; Meta's code then takes 8, but Llama 3.2 1B and 3B were trained with 32.
     The whole shape decides, so that a model of one's own isn't taken for one of those two.
     """
-    shape = (config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.hidden_dim)
+    sizes = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim")
     for name in ("llama3.2-1b", "llama3.2-3b"):
-        known = OFFICIAL[name]
-        if shape == (known.dim, known.n_layers, known.n_heads, known.n_kv_heads, known.hidden_dim):
+        if all(getattr(config, size) == getattr(OFFICIAL[name], size) for size in sizes):
             return 32.0, f"the shape is {name}'s, trained with 32 although Meta's code says 8"
     return 8.0, "Llama 3.1's own; the shape is neither llama3.2-1b's nor llama3.2-3b's, which have 32"

@@ -37,6 +37,7 @@ def test_official_rope(name):
         factor = 32.0 if "3.2" in name else 8.0
         assert (config.rope_scaling, config.max_seq_len) == (RopeScaling(factor, 1.0, 4.0, 8192), 131_072)
     assert rope_factor(config)[0] == (32.0 if "3.2" in name else 8.0)
+    assert rope_factor(replace(config, head_dim=32))[0] == 8.0, "another model than Meta's"
     assert (config.rope_theta, config.norm_eps, config.vocab_size) == (500_000.0, 1e-5, 128_256)
 
 

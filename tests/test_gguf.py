@@ -605,6 +605,17 @@ def test_rows_that_are_not_whole_tiles_are_written_as_f16(tmp_path, caplog):
     assert read_gguf(path)[1][f"{name}.weight"].equal(wanted)
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "F32"])
+def test_rows_that_are_not_whole_blocks_are_said_to_be_f16(tmp_path, caplog, kind):
+    pytest.importorskip("gguf")
+    config = replace(tiny.TILED, hidden_dim=40, n_layers=1)
+    write_gguf(tmp_path / "m.gguf", tiny.params(config), config, None, kind=kind)
+    said = f"layers.0.feed_forward.w2.weight is stored as F16: {kind} takes columns in 32s"
+    assert caplog.messages == ([said] if kind != "F32" else [])
+    found = read_header(tmp_path / "m.gguf").tensors["blk.0.ffn_down.weight"].kind
+    assert found == ("F32" if kind == "F32" else "F16")
+
+
 def with_rope(tmp_path: Path, divisors: np.ndarray, **values: bytes) -> Path:
     path = tmp_path / "model.gguf"
     config = LONG

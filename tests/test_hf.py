@@ -354,6 +354,7 @@ def test_f047_index_leads_elsewhere(sharded, name):
         pytest.param({"hidden_act": "gelu"}, 'hidden_act is "gelu", a Llama 3 has "silu"', id="hidden_act"),
         pytest.param({"attention_bias": True}, "attention_bias is true, a Llama 3 has false", id="attention_bias"),
         pytest.param({"mlp_bias": True}, "mlp_bias is true", id="mlp_bias"),
+        pytest.param({"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0\.5, a Llama 3 has 1", id="rotated"),
         pytest.param({"quantization_config": {"quant_method": "awq"}}, "quantization_config: 'awq'", id="quantised"),
         pytest.param({"rope_scaling": {"type": "linear", "factor": 2.0}}, "disagree|'linear' isn't", id="linear"),
         pytest.param({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' isn't supported", id="yarn"),

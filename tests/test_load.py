@@ -128,6 +128,7 @@ def test_a_gguf_is_known_by_its_first_letters(tmp_path, name, capsys):
     assert convert.main([str(path), str(tmp_path / "out"), "--to", "meta"]) == 0
     assert generate.main(["hi", "--model", str(path), "--max-tokens", "2"]) == 0
     assert parity.main([str(path), "--length", "5"]) == 0
+    assert verify.main([str(path), "--tensors"]) == 0 and verify.main([str(path)]) == 3
     capsys.readouterr()
 
 

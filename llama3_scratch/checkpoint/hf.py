@@ -315,7 +315,12 @@ def _config(data: dict[str, Any], path: Path) -> Config:
     if quantization := data.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise FileError(f"{path}: quantization_config: {method!r} weights aren't read; take the unquantised model")
-    for field, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+    for field, only in (
+        ("hidden_act", "silu"),
+        ("attention_bias", False),
+        ("mlp_bias", False),
+        ("partial_rotary_factor", 1),
+    ):
         if (value := data.get(field) or only) != only:
             raise FileError(f"{path}: {field} is {json.dumps(value)}, a Llama 3 has {json.dumps(only)}")
     hidden, heads = whole(data, "hidden_size", path), whole(data, "num_attention_heads", path)
