@@ -12,7 +12,7 @@ import torch
 from llama3_scratch import convert, describe, model, parity
 from llama3_scratch.cache import Cache, Kept, RaggedCache
 from llama3_scratch.cache_forms import KeptBf16, KeptInt4, KeptInt8
-from llama3_scratch.checkpoint.byte_level import BYTE_OF, GPT2_PATTERN, byte_level_tokenizer
+from llama3_scratch.checkpoint.byte_level import BYTE_OF, byte_level_tokenizer
 from llama3_scratch.checkpoint.gguf import read_gguf
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.hf import read_hf
@@ -20,6 +20,7 @@ from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import read_meta, write_meta
 from llama3_scratch.checkpoint.peft import read_peft
+from llama3_scratch.checkpoint.pre_tokenizers import GPT2_PATTERN
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
 from llama3_scratch.linear import Params

@@ -70,6 +70,14 @@ OPTIONS = {
     "but for a pattern": {"exclude_modules": r".*\.0\..*"},
     "all-linear but for some": {"target_modules": "all-linear", "exclude_modules": ["gate_proj"]},
     "a pattern with an end": {"target_modules": r"model\.layers\.\d\.self_attn\.(q|o)_proj"},
+    "a pattern with a flag": {"target_modules": r"(?i).*\.(K_PROJ|up_proj)"},
+    "alternatives of which the first is shorter": {
+        "target_modules": r"model.layers.0.mlp.up|model.layers.0.mlp.up_proj"
+    },
+    "anchored patterns": {
+        "rank_pattern": {r"^model\.layers\.0\.self_attn\.q_proj": 2},
+        "alpha_pattern": {"q_proj|v_proj": 3},
+    },
     "gaussian": {"init_lora_weights": "gaussian"},
     "orthogonal": {"init_lora_weights": "orthogonal"},
     "of some": {"target_modules": ["q_proj", "down_proj"]},

@@ -11,6 +11,7 @@ import logging
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,15 +198,17 @@ def _matching(settings: dict[str, Any], field: str, path: Path, modules: list[st
     """The modules whose names end as one of a list says, or that a pattern fits. Other names of a list fit nothing."""
     said = settings.get(field) or []
     if isinstance(said, str):
-        return [module for module in modules if _match(rf"(?:{said})\Z", module, field, path)]
+        return [module for module in modules if _match(said, module, field, path, re.fullmatch)]
     if not (isinstance(said, list) and all(isinstance(end, str) for end in said)):
         raise FileError(f"{path}: {field} must be a list of names or a pattern, got {said!r:.99}")
     return [module for module in modules if any(f".{module}".endswith(f".{end}") for end in said)]
 
 
-def _match(pattern: str, module: str, field: str, path: Path) -> re.Match[str] | None:
+def _match(
+    pattern: str, module: str, field: str, path: Path, how: Callable[[str, str], re.Match[str] | None] = re.match
+) -> re.Match[str] | None:
     try:
-        return re.match(pattern, module)
+        return how(pattern, module)
     except re.error as error:
         raise FileError(f"{path}: {field}: {pattern!r:.99} isn't a pattern: {error}") from error
 
