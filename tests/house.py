@@ -81,6 +81,7 @@ ROOMS = {
         "training.classifying",
     ],
     "Verbs: `python -m llama3_scratch.<verb>`": [
+        "stdio",
         "cli",
         "verify",
         "download",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import require_file
+from llama3_scratch.files import decode, require_file
 
 FILE, BLANK_LINE, LINE = "file", "blank-line", "line"
 
@@ -82,9 +82,9 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise FileError(f"{path}:{number}: byte {offset + error.start} isn't UTF-8") from error
+                line = decode(raw, offset=offset)
+            except ValueError as error:
+                raise FileError(f"{path}:{number}: {error}") from error
             offset += len(raw)
             yield number, line.rstrip("\r\n")
 

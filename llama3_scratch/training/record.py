@@ -39,7 +39,7 @@ class Record:
     def add(self, line: dict[str, Any]) -> None:
         """Append a line; a disk that takes none is told once, and doesn't end the training."""
         try:
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             if not self._failed:
@@ -49,7 +49,7 @@ class Record:
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a `log.jsonl`; a last one that was cut short isn't one."""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)
         except json.JSONDecodeError:
