@@ -33,6 +33,13 @@ class Timings:
     proposed: int = 0  # guesses of --speculate, and those that were right
     accepted: int = 0
 
+    def add(self, other: Timings) -> None:
+        """Count another batch in, of the same model."""
+        self.prefill_s, self.decode_s = self.prefill_s + other.prefill_s, self.decode_s + other.decode_s
+        self.prompt_tokens += other.prompt_tokens
+        self.decoded_tokens += other.decoded_tokens
+        self.proposed, self.accepted = self.proposed + other.proposed, self.accepted + other.accepted
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "load_s": round(self.load_s, 3),

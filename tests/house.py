@@ -87,6 +87,7 @@ ROOMS = {
         "download",
         "describe",
         "options",
+        "prompts",
         "trace.session",
         "generate",
         "conversation",
