@@ -22,9 +22,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from llama3_scratch import cli
-from llama3_scratch.checkpoint.names import BLOCKS, DEFAULT, canonical, weights_dir
+from llama3_scratch.checkpoint.names import BLOCKS, DEFAULT, FETCHED, canonical, weights_dir
 from llama3_scratch.checkpoint.progress import progress
-from llama3_scratch.config import OFFICIAL
 from llama3_scratch.errors import FileError, MismatchError, ResourceError, UsageError
 from llama3_scratch.files import require_space
 from llama3_scratch.verify import CHECKLIST, digest, write_checklist
@@ -375,7 +374,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
 def _parser() -> cli.Parser:
     parser = cli.Parser("download", __doc__ or "")
     parser.add_argument(
-        "name", metavar="NAME", help=f"{DEFAULT}, {', '.join(OFFICIAL)} (also -instruct), or owner/name"
+        "name", metavar="NAME", help=f"{', '.join(FETCHED)} (llama3… also with -instruct), or owner/name"
     )
     return parser
 
