@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llama3_scratch import cli, stdio
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
 from llama3_scratch.options import FORMS, add_adapter_option
+from llama3_scratch.text import visible
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -392,7 +393,8 @@ def _print_table(found: dict[str, Any]) -> None:
     console = Console(markup=False, highlight=False)
     for sample in [*found.get("samples", []), *found.get("instructions", {}).get("rows", [])]:
         for name, text in sample.items():
-            console.print(f"{name}: {text}", soft_wrap=True)
+            shown = visible(text) if console.is_terminal and isinstance(text, str) else text
+            console.print(f"{name}: {shown}", soft_wrap=True)
         console.print()
     if table.row_count:
         console.print(table)

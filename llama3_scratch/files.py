@@ -44,8 +44,16 @@ def require_file(path: Path, what: str) -> None:
         raise FileError(
             f"{path}: this is a git-lfs pointer to {size} bytes, expected {what}; run 'git lfs pull' where it came from"
         )
-    if head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise FileError(f"{path}: looks like a web page, expected {what}; the download failed, do it again")
+
+
+def require_utf8_name(path: Path) -> None:
+    """Raise FileError for a path that torch and safetensors can't open, since it holds bytes that aren't UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise FileError(f"{path}: its name isn't UTF-8, and torch and safetensors can't open it; rename it") from None
 
 
 # UTF-32's little-endian mark begins with UTF-16's.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llama3_scratch import cli, stdio
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import require_utf8_name
 from llama3_scratch.options import (
     add_cache_options,
     add_model_options,
@@ -85,6 +86,7 @@ def _check_single_cache(options: argparse.Namespace, n_prompts: int, *, traced: 
         raise UsageError("--prompt-cache keeps the beginning of a text, --sliding forgets it; leave one out")
     if traced:
         raise UsageError("--prompt-cache: a trace shows the whole prompt on its way; leave one out")
+    require_utf8_name(options.prompt_cache)
     if not options.prompt_cache.parent.is_dir():
         raise FileError(f"{options.prompt_cache}: there is no folder {options.prompt_cache.parent} to write it in")
 

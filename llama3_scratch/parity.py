@@ -87,7 +87,7 @@ def _parser() -> cli.Parser:
     parser = cli.Parser("parity", __doc__ or "")
     parser.add_argument("model", metavar="MODEL", help="a folder, a .gguf or .bin file, or a downloaded name")
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--prompt", metavar="TEXT", help="the text to compare on")
+    text.add_argument("--prompt", type=cli.text, metavar="TEXT", help="the text to compare on")
     text.add_argument(
         "--length",
         type=cli.number(int, least=1),

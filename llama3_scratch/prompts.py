@@ -98,7 +98,7 @@ def _typed(text: str, source: str, errors: str) -> str:
     """An argument, of which Python hands over what it couldn't decode as surrogates."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", errors)
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise UsageError(f"{source}: byte {error.start} isn't UTF-8; {_REMEDY}") from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llama3_scratch.config import OFFICIAL, official_name
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import require_utf8_name
 
 DEFAULT = "smollm2-135m"
 BLOCKS = f"{DEFAULT}-blocks"  # the same numbers in 4 and 8 bits, as its file has them: what generates fastest
@@ -65,6 +66,7 @@ def resolve(path_or_name: str | Path) -> Path:
     try:
         path = Path(path_or_name).expanduser()
         if path.exists():
+            require_utf8_name(path)
             return path
     except (OSError, RuntimeError) as error:  # too long a name, an unknown ~user
         raise FileError(f"{text[:99]}: can't be a path: {getattr(error, 'strerror', error)}") from error
