@@ -135,7 +135,7 @@ BAD = {
     "utf-16": ('{"prompt": "a"}'.encode("utf-16"), 3, "p.jsonl:1: text in UTF-16, expected UTF-8"),
     "empty-prompt": (b'{"prompt": "a"}\n{"prompt": ""}', 2, "p.jsonl:2 is empty; say something, or take --raw"),
     "too-long": (b'{"prompt": "a"}\n{"prompt": "%s"}' % (b"x" * 80), 2, "p.jsonl:2: 99 tokens, limit 49"),
-    "no-user": (b'{"prompt": "a"}\n{"messages": [{"role": "tool", "content": "a"}]}', 2, "p.jsonl:2: "),
+    "role": (b'{"prompt": "a"}\n{"messages": [{"role": "wizard", "content": "a"}]}', 2, "p.jsonl:2: "),
 }
 
 
