@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pty
+import re
 import runpy
 import shutil
 import subprocess
@@ -98,10 +99,9 @@ def test_our_own_words_are_legible_in_ascii():
         prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
         for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
-                assert not set(node.value) - stdio._NEAREST.keys() - {"\ufeff", *map(chr, range(0xA0))}, (
-                    module,
-                    node.value,
-                )
+                if re.search("[a-z] [a-z]", node.value):  # words, no table of characters
+                    strange = {c for c in node.value if not c.isascii()} - stdio._NEAREST.keys()
+                    assert not strange, (module, node.value)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
