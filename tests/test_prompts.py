@@ -153,7 +153,7 @@ OPTIONS = {
     "speculate": (["--speculate", "lookup"], "--speculate goes with one prompt"),
     "compare": (["--trace-compare", "full"], "--trace-compare takes one prompt"),
     "batch": (["--trace", "--batch", "2"], "--batch: a trace takes all prompts at once"),
-    "no-such": (["--prompts-file", "no/such/file"], "no/such/file: text in UTF-8 not found"),
+    "no-such": (["--prompts-file", "no/such/file"], "no/such/file: no such file in"),
 }
 
 

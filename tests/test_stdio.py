@@ -97,11 +97,10 @@ def test_our_own_words_are_legible_in_ascii():
             continue
         nodes = list(ast.walk(house.tree(module)))
         prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
-        for node in nodes:
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
-                if re.search("[a-z] [a-z]", node.value):  # words, no table of characters
-                    strange = {c for c in node.value if not c.isascii()} - stdio._NEAREST.keys()
-                    assert not strange, (module, node.value)
+        said = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in prose]
+        for words in said:
+            if isinstance(words, str) and re.search("[a-z] [a-z]", words):  # no table of characters
+                assert not {c for c in words if not c.isascii()} - stdio._NEAREST.keys(), (module, words)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
