@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from llama3_scratch import stdio
+
 
 def verbs() -> dict[str, str]:
     """Every module with a `main`, and the first line of its docstring."""
@@ -17,6 +19,7 @@ def verbs() -> dict[str, str]:
 
 
 def main() -> int:
+    stdio.prepare()
     print("Llama 3 from scratch. Each verb answers to --help:\n")
     for verb, line in verbs().items():
         print(f"  python -m llama3_scratch.{verb:<10} {line}")

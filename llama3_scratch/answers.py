@@ -48,6 +48,6 @@ def answers(
         said[step.row].append(step.token)
         ended[step.row] = step.finish_reason == "stop"
     return [
-        Answer(text_of(ids[:-1] if done else ids, tokenizer), len(ids), done)
+        Answer(text_of(ids[:-1] if done else ids, tokenizer, cut=not done), len(ids), done)
         for ids, done in zip(said, ended, strict=True)
     ]

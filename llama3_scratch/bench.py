@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import os
 import platform
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama3_scratch import cli
+from llama3_scratch import cli, stdio
 from llama3_scratch.bench_peers import BYTES, HF_BYTES, PEERS, llama_cpp_form, read_bytes
 from llama3_scratch.bench_report import (
     OURS,
@@ -102,13 +101,13 @@ def main(options: argparse.Namespace) -> int:
     if options.startup:
         _check_startup(options)
         found = _startup(_subjects(options), options) | _about(command, options)
-        print(json.dumps(found, ensure_ascii=False) if options.json else startup_markdown(found))
+        stdio.print_json(found) if options.json else print(startup_markdown(found))
         return 0
     _check(options)
     found = measured(_subjects(options), options, command)
     if options.plot:
         draw(found, options.plot)
-    print(json.dumps(found, ensure_ascii=False) if options.json else markdown(found))
+    stdio.print_json(found) if options.json else print(markdown(found))
     return 0
 
 
@@ -283,7 +282,7 @@ def _about(command: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def _cpu() -> str:
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
     return platform.processor() or platform.machine()
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import Any
 
-from llama3_scratch import errors
+from llama3_scratch import errors, stdio
 from llama3_scratch.cli import as_ours
 from llama3_scratch.errors import Llama3Error
 
@@ -26,7 +26,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            text=True,
+            encoding="utf-8",
             env=environment,
         )
         try:
@@ -74,7 +74,8 @@ def _start(kind: str, settings: dict[str, Any]) -> Any:
 
 def serve() -> None:
     """Answer calls from stdin, a line each, until it closes."""
-    replies = os.fdopen(os.dup(1), "w")
+    stdio.prepare()
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints mustn't stand between the replies
     measured: Any = None
     for line in sys.stdin:

@@ -28,7 +28,7 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(
         "chat", "Talk with an instruct model.", epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument("--system", type=cli.text, metavar="TEXT", help="the system message")
     parser.add_argument(
         "--no-history",
         action="store_true",

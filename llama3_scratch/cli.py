@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from llama3_scratch import stdio
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
 
 log = logging.getLogger("llama3_scratch")
@@ -83,6 +84,14 @@ def number(
     return convert
 
 
+def text(given: str) -> str:
+    """An argparse `type`: text, in UTF-8 where the locale's encoding didn't know its bytes."""
+    try:
+        return given.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"expected text in UTF-8, got {given!r}") from None
+
+
 class _Sentence(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -109,6 +118,7 @@ def verb(make_parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Name
     def decorate(run: Callable[[argparse.Namespace], int]) -> Callable[..., int]:
         @functools.wraps(run)
         def main(argv: Sequence[str] | None = None) -> int:
+            stdio.prepare()
             arguments = list(sys.argv[1:] if argv is None else argv)
             # Before torch is imported: its threads must sleep while they wait, or they keep the kernels' off the cores.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -123,11 +133,11 @@ def verb(make_parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Name
             except KeyboardInterrupt:
                 return 130
             except BrokenPipeError:
-                # Whoever read us (| head) has seen enough; keep the interpreter's last flush from complaining.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return 141
+                return 141  # whoever read us (| head) has seen enough
             except Exception as error:
                 return report(error, debug="--debug" in arguments)
+            finally:
+                stdio.settle()
 
         return main
 
@@ -142,9 +152,10 @@ def ended_by(signal: int) -> int:
 def report(error: Exception, *, debug: bool) -> int:
     """Print the error as one sentence, with a traceback where it's none of ours; its exit code."""
     known = as_ours(error)
-    if debug or known is None:
-        traceback.print_exception(error)
-    print(f"error: {known or error}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # where stderr takes no more, the exit code still tells
+        if debug or known is None:
+            traceback.print_exception(error)
+        print(f"error: {known or error}", file=sys.stderr)
     return known.exit_code if known else 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 from collections import Counter
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama3_scratch import cli
+from llama3_scratch import cli, stdio
 from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
 from llama3_scratch.config import OFFICIAL, Config, official_name, rope_factor
 from llama3_scratch.errors import FileError, UsageError
@@ -316,7 +315,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError(f"--context {context}: the model was made for at most {most} tokens")
     memory = found.plan(context, options.batch)
     if options.json:
-        print(json.dumps(_as_json(found, memory, context, options.batch), indent=2))
+        stdio.print_json(_as_json(found, memory, context, options.batch), indent=2)
         return 0
     from rich.console import Console
     from rich.table import Table

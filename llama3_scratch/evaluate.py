@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import logging
 import math
 import os
@@ -13,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama3_scratch import cli
+from llama3_scratch import cli, stdio
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
 from llama3_scratch.options import FORMS, add_adapter_option
+from llama3_scratch.text import visible
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -85,21 +85,12 @@ def main(options: argparse.Namespace) -> int:
     if options.instructions is not None:
         found["instructions"], failed = _instructions(models, options)
     if options.json:
-        print(json.dumps(_in_json(found), indent=2, ensure_ascii=False, allow_nan=False))
+        stdio.print_json(found, indent=2)
     else:
         _print_table(found)
     if failed is not None:
         raise failed
     return 0
-
-
-def _in_json(value: Any) -> Any:
-    """The same with null for what is no number, as the error of a single value: JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {key: _in_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_in_json(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _other(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint | None:
@@ -134,15 +125,13 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
     import torch
 
     from llama3_scratch.data.documents import placed
+    from llama3_scratch.files import read_text
     from llama3_scratch.scoring import apart, estimate, log_probabilities, surprise, windows
     from llama3_scratch.timings import remaining
 
     tokenizer = checkpoint.tokenizer
     assert tokenizer is not None
-    try:
-        text = options.text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FileError(f"{options.text}: byte {error.start} isn't UTF-8") from error
+    text = read_text(options.text, "a text in UTF-8")
     with placed(str(options.text)):
         ids = tokenizer.encode(text, bos=False, eos=False)[: options.tokens]
     context = min(one.config.max_seq_len for one in (checkpoint, other) if one is not None)
@@ -404,7 +393,8 @@ def _print_table(found: dict[str, Any]) -> None:
     console = Console(markup=False, highlight=False)
     for sample in [*found.get("samples", []), *found.get("instructions", {}).get("rows", [])]:
         for name, text in sample.items():
-            console.print(f"{name}: {text}", soft_wrap=True)
+            shown = visible(text) if console.is_terminal and isinstance(text, str) else text
+            console.print(f"{name}: {shown}", soft_wrap=True)
         console.print()
     if table.row_count:
         console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -9,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,8 +26,11 @@ LFS_MAGIC = b"version https://git-lfs"
 def require_file(path: Path, what: str) -> None:
     """Raise FileError unless `path` is a readable file that isn't empty, a web page or a git-lfs pointer."""
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise FileError(f"{path}: expected a file ({what}), found a folder")
+        if not stat.S_ISREG(mode):
+            return  # what is looked at in a pipe is gone from it
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError:
@@ -39,13 +44,53 @@ def require_file(path: Path, what: str) -> None:
         raise FileError(
             f"{path}: this is a git-lfs pointer to {size} bytes, expected {what}; run 'git lfs pull' where it came from"
         )
-    if head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise FileError(f"{path}: looks like a web page, expected {what}; the download failed, do it again")
+
+
+def require_utf8_name(path: Path) -> None:
+    """Raise FileError for a path that torch and safetensors can't open, since it holds bytes that aren't UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise FileError(f"{path}: its name isn't UTF-8, and torch and safetensors can't open it; rename it") from None
+
+
+# UTF-32's little-endian mark begins with UTF-16's.
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def decode(data: bytes, errors: str = "strict", *, offset: int = 0) -> str:
+    """The text of UTF-8 bytes that begin at `offset` of a file, a byte order mark left out.
+
+    Raises ValueError saying which byte isn't UTF-8, or which other encoding the byte order mark is of.
+    """
+    if not offset and (encoding := next((name for mark, name in _OTHER_MARKS.items() if data.startswith(mark)), None)):
+        raise ValueError(f"text in {encoding}, expected UTF-8; save it as that")
+    try:
+        text = data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {offset + error.start} isn't UTF-8") from error
+    return text if offset else text.removeprefix("\ufeff")
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file in UTF-8, a byte order mark left out and lines ended by \\n. Raises FileError."""
+    require_file(path, what)
+    try:
+        text = decode(path.read_bytes())
+    except ValueError as error:
+        raise FileError(f"{path}: {error}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The JSON object in a file, strictly: no NaN or infinity, a key given twice is named in a warning."""
-    require_file(path, what)
 
     def constant(name: str) -> float:
         raise FileError(f"{path}: {name} isn't a number that a configuration can hold")
@@ -63,10 +108,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         return seen
 
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_constant=constant)
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path}: expected {what} in UTF-8, byte {error.start} isn't") from error
+        value = json.loads(read_text(path, what), object_pairs_hook=pairs, parse_float=number, parse_constant=constant)
     except json.JSONDecodeError as error:
         raise FileError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
     except ValueError as error:  # an integer of thousands of digits
@@ -139,7 +181,8 @@ def fresh_file(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write a small file so that a reader sees the old one or the new one, never half of it."""
     with fresh_file(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        # A file's name may hold what is no text; in JSON that is written as an escape.
+        temporary.write_bytes(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
 def make_folder(path: Path) -> None:

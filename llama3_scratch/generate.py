@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -11,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama3_scratch import cli
+from llama3_scratch import cli, stdio
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import require_utf8_name
 from llama3_scratch.options import (
     add_cache_options,
     add_model_options,
@@ -26,6 +26,7 @@ from llama3_scratch.options import (
     make_sampler,
     open_model,
 )
+from llama3_scratch.prompts import Prompt, add_prompt_options, encode_prompt, read_prompts, refuse_empty
 from llama3_scratch.text import Answer, piece, visible
 from llama3_scratch.timings import Timings
 from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace, trace_without_weights
@@ -41,27 +42,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llama3_scratch")
 
+AT_ONCE = 16  # prompts, unless --batch says otherwise
+
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("generate", "Answer prompts with an instruct model, or complete them with a base model.")
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads it from stdin")
-    parser.add_argument(
-        "--prompt",
-        dest="prompts",
-        action="append",
-        default=[],
-        metavar="PROMPT",
-        help="one more prompt; several run as one batch",
-    )
-    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="one more prompt: all of FILE")
-    parser.add_argument(
-        "--errors", choices=("strict", "replace"), default="strict", help="what to do with bytes that aren't UTF-8"
-    )
-    parser.add_argument("--system", metavar="TEXT", help="the system message of a chat")
-    parser.add_argument("--raw", action="store_true", help="complete the prompt as it stands, whatever the model")
-    parser.add_argument(
-        "--raw-special", action="store_true", help="like --raw, and names of special tokens are those tokens"
-    )
+    add_prompt_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a prompt, on a line of its own")
     parser.add_argument(
         "--logprobs",
@@ -100,6 +86,7 @@ def _check_single_cache(options: argparse.Namespace, n_prompts: int, *, traced: 
         raise UsageError("--prompt-cache keeps the beginning of a text, --sliding forgets it; leave one out")
     if traced:
         raise UsageError("--prompt-cache: a trace shows the whole prompt on its way; leave one out")
+    require_utf8_name(options.prompt_cache)
     if not options.prompt_cache.parent.is_dir():
         raise FileError(f"{options.prompt_cache}: there is no folder {options.prompt_cache.parent} to write it in")
 
@@ -112,59 +99,13 @@ def _without_weights(options: argparse.Namespace) -> int:
     if options.length:
         length = options.length
     elif found.tokenizer is not None:
-        lengths = [len(encode_prompt(text, found.tokenizer, options)) for text in _prompts(options)]
+        asked = read_prompts(options)
+        lengths = [len(encode_prompt(prompt.asked, found.tokenizer, options)) for prompt in asked]
         length, options.batch = max(lengths), options.batch or len(lengths)
     else:
         raise UsageError(f"--no-weights: {found.source} has no tokenizer at hand; give the --length of the prompt")
     trace_without_weights(options, found.config, length)
     return 0
-
-
-def _prompts(options: argparse.Namespace) -> Iterator[str]:
-    """Every prompt that was given, as Unicode."""
-    given = [*([options.prompt] if options.prompt is not None else []), *options.prompts]
-    if not given and options.prompt_file is None:
-        raise UsageError("no prompt; give one, or - to read it from stdin, or --prompt-file FILE (see --help)")
-    for text in given:
-        if text == "-":
-            yield _decoded(sys.stdin.buffer.read(), "stdin", options.errors)
-        else:
-            yield _decoded(text.encode("utf-8", "surrogateescape"), "the prompt", options.errors)
-    if options.prompt_file is not None:
-        try:
-            data = options.prompt_file.read_bytes()
-        except OSError as error:
-            raise UsageError(f"--prompt-file {options.prompt_file}: {error.strerror}") from error
-        yield _decoded(data, f"--prompt-file {options.prompt_file}", options.errors)
-
-
-def _decoded(data: bytes, source: str, errors: str) -> str:
-    try:
-        return data.decode("utf-8", errors)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{source}: byte {error.start} isn't UTF-8; --errors replace puts � in its place") from error
-
-
-def encode_prompt(text: str, tokenizer: Tokenizer, options: argparse.Namespace) -> list[int]:
-    """The prompt's tokens: a user's message where the model chats, else the text itself."""
-    from llama3_scratch.dialog import encode_dialog
-
-    if options.raw or options.raw_special or tokenizer.chat_format is None:
-        if options.system is not None:
-            raise UsageError("--system goes with a chat, not with a base model or --raw")
-        if not (options.raw or options.raw_special):
-            log.info("completing text, since nothing says that this model chats; if it does, take --chat-format llama3")
-        special = set(tokenizer.special_tokens) if options.raw_special else set()
-        ids = tokenizer.encode(text, bos=tokenizer.add_bos, eos=False, allowed_special=special)
-        if tokenizer.add_bos and ids[1:2] == [tokenizer.bos_id]:
-            log.warning("the prompt begins with BOS, and another is put before it; leave yours out")
-        if not ids and tokenizer.bos_id is not None:
-            ids = [tokenizer.bos_id]
-        return ids
-    if not text:
-        raise UsageError("the prompt is empty; say something, or take --raw to let the model begin by itself")
-    system = [] if options.system is None else [{"role": "system", "content": options.system}]
-    return encode_dialog([*system, {"role": "user", "content": text}], tokenizer, date=options.date)
 
 
 def require_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -179,26 +120,83 @@ def main(options: argparse.Namespace) -> int:
     traced = asks_for_trace(options)
     if options.no_weights:
         return _without_weights(options)
-    texts = list(_prompts(options))
-    if options.speculate and (traced or options.sliding or len(texts) > 1):
+    asked = read_prompts(options)
+    if options.speculate and (traced or options.sliding or len(asked) > 1):
         raise UsageError("--speculate goes with one prompt, without --trace and without --sliding")
-    _check_single_cache(options, len(texts), traced=traced)
+    if traced and options.batch:
+        raise UsageError("--batch: a trace takes all prompts at once; leave it out")
+    _check_single_cache(options, len(asked), traced=traced)
+    refuse_empty(asked, options)
     started = time.perf_counter()
     checkpoint, dtype = open_model(options, traced=traced)
     timings = Timings(load_s=time.perf_counter() - started)
     tokenizer = require_tokenizer(checkpoint)
-    prompts = [encode_prompt(text, tokenizer, options) for text in texts]
+    prompts = _encoded(asked, checkpoint, tokenizer, options)
+    session = None
+    if traced:
+        pieces = [piece(id, tokenizer).decode(errors="replace") for id in prompts[0]]
+        session = Session(options, checkpoint, dtype, pieces)
+    code, at_once = 0, len(prompts) if traced else options.batch or AT_ONCE
+    for first in range(0, len(prompts), at_once):
+        batch = slice(first, first + at_once)
+        printer = _Printer(first, len(prompts), options, asked[batch], prompts[batch])
+        code = _answer(printer, checkpoint, tokenizer, dtype, options, timings, session)
+        if len(prompts) > at_once:
+            log.info("%d of %d prompts answered", printer.done, len(prompts))
+        if code:
+            break
+    if session is not None:
+        session.finish()
+    log.info("%s · seed %d", timings, options.seed)
+    if session is not None and not code:
+        session.compare()
+    return code
+
+
+def _encoded(
+    asked: list[Prompt], checkpoint: Checkpoint, tokenizer: Tokenizer, options: argparse.Namespace
+) -> list[list[int]]:
+    """The tokens of all prompts: what is wrong with the last one is told before the first is answered."""
+    if tokenizer.chat_format is None and not (options.raw or options.raw_special):
+        log.info("completing text, since nothing says that this model chats; if it does, take --chat-format llama3")
+    limit = options.max_seq_len or checkpoint.config.max_seq_len
+    prompts = []
+    for prompt in asked:
+        try:
+            ids = encode_prompt(prompt.asked, tokenizer, options)
+        except UsageError as error:
+            raise UsageError(f"{prompt.source}: {error}") from error
+        if len(ids) >= limit:
+            raise UsageError(
+                f"{prompt.source}: {len(ids)} tokens, limit {limit - 1}, so that one more fits the context"
+            )
+        if tokenizer.add_bos and ids[1:2] == [tokenizer.bos_id]:
+            log.warning("%s begins with BOS, and another is put before it; leave yours out", prompt.source)
+        prompts.append(ids)
+    return prompts
+
+
+def _answer(
+    printer: _Printer,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+    options: argparse.Namespace,
+    total: Timings,
+    session: Session | None,
+) -> int:
+    """Answer the prompts of one batch and print them; 130 where Ctrl-C ended it. `total` grows by what it took."""
+    prompts = printer.prompts
+    timings = Timings(total.load_s)
     guesses = make_guesses(options, checkpoint, dtype)
     cache = make_cache(options, checkpoint.config, len(prompts))
     if not cache.endless:
         warn_if_clamped(max(map(len, prompts)), checkpoint, options)
+    known: list[int] = []
     if options.prompt_cache is not None and options.prompt_cache.exists():
-        _begin_with(options.prompt_cache, cache, prompts[0], checkpoint, dtype)
+        known = _begin_with(options.prompt_cache, cache, prompts[0], checkpoint, dtype)
     answers = [Answer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in prompts]
-    printer = _Printer(answers, enabled=not options.json)
-    pieces = [piece(id, tokenizer).decode(errors="replace") for id in prompts[0]]
-    session = Session(options, checkpoint, dtype, pieces) if traced else None
     code = 0
     try:
         for step in timed_stream(
@@ -207,7 +205,7 @@ def main(options: argparse.Namespace) -> int:
             if options.logprobs is not None:
                 logprobs[step.row].append(_logprobs(step, options.logprobs, tokenizer))
             if session is None or session.done:
-                printer.show()
+                printer.show(answers, logprobs, timings)
     except KeyboardInterrupt:
         code = 130
     finally:
@@ -215,46 +213,48 @@ def main(options: argparse.Namespace) -> int:
             session.close()
     for answer in answers:
         answer.finish(answer.finish_reason or "interrupted")
-    printer.show()
+    printer.show(answers, logprobs, timings)
+    total.add(timings)
     if options.prompt_cache is not None and cache.length:
-        from llama3_scratch import prompt_cache
-
-        seen = [*prompts[0], *answers[0].tokens]
-        prompt_cache.save(
-            options.prompt_cache, cache, seen, checkpoint.params, checkpoint.config, dtype, origin=checkpoint.origin
-        )
-    if session is not None:
-        session.finish()
-    for prompt, answer, chosen in zip(prompts, answers, logprobs, strict=True):
-        if options.json:
-            result = {
-                "prompt_tokens": prompt,
-                "tokens": answer.tokens,
-                "text": answer.text,
-                "finish_reason": answer.finish_reason,
-                "seed": options.seed,
-                **({"logprobs": chosen} if options.logprobs is not None else {}),
-                "timings": timings.as_dict(),
-            }
-            print(json.dumps(result, ensure_ascii=False))
-        else:
-            for token in chosen:
-                top = "  ".join(f"{other['text']!r} {other['logprob']:.3f}" for other in token["top"])
-                log.info("%r %.3f  | %s", token["text"], token["logprob"], top)
-    log.info("%s · seed %d", timings, options.seed)
-    if session is not None and not code:
-        session.compare()
+        _keep(options.prompt_cache, cache, known, prompts[0], answers[0].tokens, checkpoint, dtype)
     return code
 
 
-def _begin_with(path: Path, cache: Cache, prompt: list[int], checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    """Fill the cache with what the file holds of the prompt."""
+def _begin_with(path: Path, cache: Cache, prompt: list[int], checkpoint: Checkpoint, dtype: torch.dtype) -> list[int]:
+    """Fill the cache with what the file holds of the prompt; all tokens that it holds."""
     from llama3_scratch import prompt_cache
 
     known = prompt_cache.load(path, cache, checkpoint.params, checkpoint.config, dtype, origin=checkpoint.origin)
     # The last token is computed anew: its logits are nowhere kept.
     cache.rewind(min(prompt_cache.common_prefix(known, prompt), len(prompt) - 1))
     log.info("%d of %d tokens of the prompt from %s", cache.length, len(prompt), path)
+    return known
+
+
+def _keep(
+    path: Path,
+    cache: Cache,
+    known: list[int],
+    prompt: list[int],
+    new: list[int],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+) -> None:
+    """Write the cache of prompt and new tokens to the file, unless that would lose any of those that it holds."""
+    from llama3_scratch import prompt_cache
+
+    seen = [*prompt, *new]
+    shared = prompt_cache.common_prefix(known, seen[: cache.length])
+    if shared == len(known) < cache.length:
+        prompt_cache.save(path, cache, seen, checkpoint.params, checkpoint.config, dtype, origin=checkpoint.origin)
+    elif shared < min(len(prompt), cache.length):
+        log.warning(
+            "%s holds another prompt, like this one for %d of %d tokens, and stays as it is; "
+            "give --prompt-cache another file to keep this one too",
+            path,
+            shared,
+            len(prompt),
+        )
 
 
 def warn_if_clamped(prompt_tokens: int, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
@@ -327,27 +327,63 @@ def _logprobs(step: Step, n_top: int, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 class _Printer:
-    """Prints answers in their prompts' order, each as it grows once those before it are done."""
+    """Prints the answers of a batch in their prompts' order, each as it grows once those before it are done; as JSON,
+    each once it is done."""
 
-    def __init__(self, answers: list[Answer], *, enabled: bool) -> None:
-        self._answers, self._enabled = answers, enabled
+    def __init__(
+        self, first: int, n_prompts: int, options: argparse.Namespace, asked: list[Prompt], prompts: list[list[int]]
+    ) -> None:
+        """`first` is the place of the batch's first prompt among all, which are `n_prompts`."""
+        self.prompts = prompts
+        self._first, self._several, self._options, self._asked = first, n_prompts > 1, options, asked
         self._row, self._printed = 0, -1  # -1: not even the heading
         self._terminal = sys.stdout.isatty()
 
-    def show(self) -> None:
-        while self._enabled and self._row < len(self._answers):
-            answer = self._answers[self._row]
-            if self._printed < 0:
-                if len(self._answers) > 1:
-                    print(f"== {self._row + 1} ==")
-                self._printed = 0
-            text = answer.text[self._printed :]
-            self._printed += len(text)
-            print(visible(text) if self._terminal else text, end="", flush=True)
-            if answer.finish_reason is None:
+    @property
+    def done(self) -> int:
+        """How many of all prompts are answered and printed."""
+        return self._first + self._row
+
+    def show(self, answers: list[Answer], logprobs: list[list[dict[str, Any]]], timings: Timings) -> None:
+        while self._row < len(answers):
+            answer = answers[self._row]
+            if self._options.json:
+                if answer.finish_reason is None:
+                    return
+                stdio.print_json(self._as_json(answer, logprobs[self._row], timings))
+            elif not self._as_text(answer):
                 return
-            print(flush=True)
+            else:
+                for token in logprobs[self._row]:
+                    top = "  ".join(f"{other['text']!r} {other['logprob']:.3f}" for other in token["top"])
+                    log.info("%r %.3f  | %s", token["text"], token["logprob"], top)
             self._row, self._printed = self._row + 1, -1
+
+    def _as_text(self, answer: Answer) -> bool:
+        """Print what is new of the answer; whether it's done."""
+        if self._printed < 0:
+            if self._several:
+                print(f"== {self.done + 1} ==")
+            self._printed = 0
+        text = answer.text[self._printed :]
+        self._printed += len(text)
+        print(visible(text) if self._terminal else text, end="", flush=True)
+        if answer.finish_reason is not None:
+            print(flush=True)
+        return answer.finish_reason is not None
+
+    def _as_json(self, answer: Answer, logprobs: list[dict[str, Any]], timings: Timings) -> dict[str, Any]:
+        return {
+            "index": self.done,
+            **self._asked[self._row].as_json(),
+            "prompt_tokens": self.prompts[self._row],
+            "tokens": answer.tokens,
+            "text": answer.text,
+            "finish_reason": answer.finish_reason,
+            "seed": self._options.seed,
+            **({"logprobs": logprobs} if self._options.logprobs is not None else {}),
+            "timings": timings.as_dict(),
+        }
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def plan(
 def available() -> int | None:
     """Bytes of main memory that can be had now, a container's limit included; None where the system doesn't say."""
     try:
-        meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         free = int(meminfo["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         try:
@@ -61,9 +61,9 @@ def available() -> int | None:
             return None
     group = Path("/sys/fs/cgroup")
     try:
-        limit = int((group / "memory.max").read_text())  # "max" where there is none
-        used = int((group / "memory.current").read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limit = int((group / "memory.max").read_text(encoding="utf-8"))  # "max" where there is none
+        used = int((group / "memory.current").read_text(encoding="utf-8"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
         return min(free, limit - used + int(stat["file"]))  # pages of files count as used, but are given up
     except (OSError, KeyError, ValueError):
         return free

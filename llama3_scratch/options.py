@@ -214,7 +214,9 @@ def add_sampling_options(parser: cli.Parser, *, temperature: float, top_p: float
         help="with --speculate: guesses at once, at most (8)",
     )
     group.add_argument("--max-tokens", type=cli.number(int, least=1), default=512, metavar="N", help="(%(default)s)")
-    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    group.add_argument(
+        "--stop", type=cli.text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
 
 
 def check_sampling(options: argparse.Namespace) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import math
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from llama3_scratch import cli, hf_layers
+from llama3_scratch import cli, hf_layers, stdio
 from llama3_scratch.difference import Difference, difference
 from llama3_scratch.errors import MismatchError, UsageError
 
@@ -88,7 +87,7 @@ def _parser() -> cli.Parser:
     parser = cli.Parser("parity", __doc__ or "")
     parser.add_argument("model", metavar="MODEL", help="a folder, a .gguf or .bin file, or a downloaded name")
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--prompt", metavar="TEXT", help="the text to compare on")
+    text.add_argument("--prompt", type=cli.text, metavar="TEXT", help="the text to compare on")
     text.add_argument(
         "--length",
         type=cli.number(int, least=1),
@@ -129,7 +128,7 @@ def main(options: argparse.Namespace) -> int:
     )
     wrong = [difference for difference in found if difference.diverges]
     if options.json:
-        print(json.dumps(_as_json(found, top1, options, tokens_BT.shape[1], tolerance), indent=2))
+        stdio.print_json(_as_json(found, top1, options, tokens_BT.shape[1], tolerance), indent=2)
     else:
         _print_table(found, top1)
     if wrong:

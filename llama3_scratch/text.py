@@ -38,9 +38,14 @@ class Answer:
         return self._stopped
 
     def finish(self, reason: str) -> None:
-        """Let out what was held back, since no token follows; half a character becomes U+FFFD."""
+        """Let out what was held back, since no token follows.
+
+        Half a character becomes U+FFFD where the model ended by itself. Where it was cut short, as by --max-tokens, the
+        text ends before that character, of which only `tokens` has the beginning.
+        """
         self.finish_reason = reason
-        self._release(self._bytes.decode(b"", final=True))
+        if reason == "stop":
+            self._release(self._bytes.decode(b"", final=True))
         self.text, self._held = self.text + self._held, ""
 
     def _release(self, text: str) -> None:
@@ -68,9 +73,11 @@ def piece(token: int, tokenizer: Tokenizer) -> bytes:
         return b""
 
 
-def text_of(tokens: Iterable[int], tokenizer: Tokenizer) -> str:
-    """The text of ids that a model said, `piece` by `piece`; bytes that are no UTF-8 become U+FFFD."""
-    return b"".join(piece(token, tokenizer) for token in tokens).decode("utf-8", errors="replace")
+def text_of(tokens: Iterable[int], tokenizer: Tokenizer, *, cut: bool = False) -> str:
+    """The text of ids that a model said, `piece` by `piece`; bytes that are no UTF-8 become U+FFFD. Where a limit `cut`
+    the answer short, half a character at its end is left out."""
+    said = b"".join(piece(token, tokenizer) for token in tokens)
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(said, final=not cut)
 
 
 def _overlap(text: str, string: str) -> int:

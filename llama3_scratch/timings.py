@@ -15,7 +15,7 @@ def peak_rss_bytes() -> int:
     """The most memory that this process has held so far, pages mapped from files included."""
     with contextlib.suppress(OSError, StopIteration):
         # getrusage's number begins with that of whoever started this process; Linux has one of the process alone.
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
@@ -32,6 +32,13 @@ class Timings:
     decoded_tokens: int = 0  # new tokens but the first of each answer
     proposed: int = 0  # guesses of --speculate, and those that were right
     accepted: int = 0
+
+    def add(self, other: Timings) -> None:
+        """Count another batch in, of the same model."""
+        self.prefill_s, self.decode_s = self.prefill_s + other.prefill_s, self.decode_s + other.decode_s
+        self.prompt_tokens += other.prompt_tokens
+        self.decoded_tokens += other.decoded_tokens
+        self.proposed, self.accepted = self.proposed + other.proposed, self.accepted + other.accepted
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -8,6 +8,7 @@ lies beside it. No torch here.
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import logging
 import operator
@@ -355,7 +356,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | Path, *, extra_file: boo
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     require_file(path, "a tokenizer (base64 and rank on each line)")
-    data = path.read_bytes()
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if b"<unk>" in data[:64]:
         raise FileError(
             f"{path}: this is SentencePiece, Llama 2's tokenizer, expected Llama 3's lines of base64 and rank; "

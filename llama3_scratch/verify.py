@@ -12,7 +12,7 @@ from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.checkpoint.progress import progress
 from llama3_scratch.errors import FileError, MismatchError
-from llama3_scratch.files import require_file, write_whole
+from llama3_scratch.files import read_text, write_whole
 
 CHECKLIST = "checklist.chk"
 _ALGORITHM = {32: "md5", 64: "sha256"}  # by hex digits: Meta lists MD5, other tools SHA-256
@@ -31,9 +31,8 @@ def digest(path: Path, algorithm: str, advance: Callable[[int], None] = lambda c
 
 def read_checklist(path: Path) -> dict[str, str]:
     """File name → hex digest, from lines of `digest  name` as md5sum and sha256sum write them."""
-    require_file(path, "a list of checksums")
     listed: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "a list of checksums").splitlines(), 1):
         if not line.strip():
             continue
         found = re.fullmatch(r"([0-9a-fA-F]+) [ *]?(\S.*?)\s*", line)

@@ -75,7 +75,7 @@ def main(options: argparse.Namespace) -> int:
     if options.adapter:
         checkpoint = add_adapters(checkpoint, options.adapter)
     checkpoint = replace(checkpoint, params=quantize(merge(checkpoint.params), options.quantize))
-    done = sum(1 for _ in options.out.open()) if options.out.exists() else 0
+    done = sum(1 for _ in options.out.open("rb")) if options.out.exists() else 0
     kept = tokens = 0
     begun = time.perf_counter()
     for first in range(done, options.count, options.batch):
@@ -90,7 +90,7 @@ def main(options: argparse.Namespace) -> int:
                 for number in numbers
             ],
         )
-        with options.out.open("a") as file:
+        with options.out.open("a", encoding="utf-8") as file:
             for request, answer in zip(requests, said, strict=True):
                 text = answer.text.strip() if answer.ended else ""  # what was cut short is no story
                 file.write(json.dumps({"prompt": request, "text": text}, ensure_ascii=False) + "\n")

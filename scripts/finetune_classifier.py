@@ -36,7 +36,9 @@ def _parser() -> cli.Parser:
     job = parser.add_mutually_exclusive_group(required=True)
     job.add_argument("--data", type=Path, metavar="FILE", help="texts with a class each, to learn from")
     job.add_argument("--apply", type=Path, metavar="DIR", help="a classifier that was learnt, to ask --text of")
-    parser.add_argument("--text", action="append", metavar="TEXT", help="with --apply; may be given several times")
+    parser.add_argument(
+        "--text", type=cli.text, action="append", metavar="TEXT", help="with --apply; may be given several times"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder, with --data")
     parser.add_argument("--balanced", type=count, default=600, metavar="N", help="texts to learn from (%(default)s)")
     parser.add_argument("--limit", type=count, metavar="N", help="of the others, test on N (all)")

@@ -30,6 +30,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--documents",
+        type=cli.text,
         metavar="HOW",
         help="a text's documents: the file, what ends at a blank-line, each line, or what ends at a line that is HOW "
         "(file)",

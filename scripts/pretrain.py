@@ -56,7 +56,9 @@ def _parser() -> cli.Parser:
     told.add_argument("--save-every", type=count, default=250, metavar="N", help="steps (%(default)s)")
     told.add_argument("--validate-every", type=count, default=250, metavar="N", help="steps (%(default)s)")
     told.add_argument("--sample-every", type=count, default=500, metavar="N", help="steps (%(default)s)")
-    told.add_argument("--sample", default="Once upon a time", metavar="TEXT", help="how samples begin (%(default)r)")
+    told.add_argument(
+        "--sample", type=cli.text, default="Once upon a time", metavar="TEXT", help="how samples begin (%(default)r)"
+    )
     return parser
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT
-from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.errors import UsageError
+from llama3_scratch.files import read_text
 from llama3_scratch.options import FORMS
 
 PEERS = ("Q8_0", "Q4_0", "Q4_1")
@@ -53,10 +54,7 @@ def main(options: argparse.Namespace) -> int:
     checkpoint = load(options.model)
     if checkpoint.tokenizer is None or quantised(checkpoint.params):
         raise UsageError(f"{options.model}: expected float weights and a tokenizer, which this model hasn't both")
-    try:
-        text = options.text.read_text(encoding="utf-8")[: 16 * options.tokens]
-    except OSError as error:
-        raise FileError(f"{options.text}: {error.strerror}") from error
+    text = read_text(options.text, "a text in UTF-8")[: 16 * options.tokens]
     ids = checkpoint.tokenizer.encode(text, bos=False, eos=False)[: options.tokens // WINDOW * WINDOW]
     if len(ids) < WINDOW:
         raise UsageError(f"{options.text}: {len(ids)} tokens, expected at least {WINDOW}")

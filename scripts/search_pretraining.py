@@ -99,7 +99,7 @@ def _held_out(folder: Path, steps: int) -> float | None:
     if not (folder / FILE).exists():
         return None
     lines = list(read(folder / FILE))
-    return next((line["validation"] for line in lines if "validation" in line and line["step"] == steps - 1), None)
+    return next((line["validation"] for line in lines if "validation" in line and line["step"] == steps), None)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llama3_scratch import cli
-from llama3_scratch.files import fresh_file, require_file
+from llama3_scratch.files import fresh_file, read_text
 
 
 def _parser() -> cli.Parser:
@@ -28,8 +28,7 @@ def _parser() -> cli.Parser:
 
 def split(path: Path) -> Iterator[str]:
     """The stories of a file; an empty line parts two paragraphs of one."""
-    require_file(path, "stories")
-    for text in re.split(r"(?<!\n)\n(?!\n)", path.read_text(encoding="utf-8")):
+    for text in re.split(r"(?<!\n)\n(?!\n)", read_text(path, "stories")):
         if text.strip():
             yield text.strip()
 
@@ -56,7 +55,7 @@ def main(options: argparse.Namespace) -> int:
     first = list(split(options.files[0]))
     known = names(first)
     seen: set[str] = set()
-    with fresh_file(options.out) as temporary, temporary.open("w") as file:
+    with fresh_file(options.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for path in options.files:
             for story in split(path):
                 if (key := re.sub(r"\W+", " ", story.lower())) not in seen:

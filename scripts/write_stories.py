@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
         return 0
     if options.show:
         raise UsageError("--show prints stories to be read, --out writes them to train on; give one of them")
-    with fresh_file(options.out) as temporary, temporary.open("w") as file:
+    with fresh_file(options.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(lines)
     return 0
 

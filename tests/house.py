@@ -81,11 +81,13 @@ ROOMS = {
         "training.classifying",
     ],
     "Verbs: `python -m llama3_scratch.<verb>`": [
+        "stdio",
         "cli",
         "verify",
         "download",
         "describe",
         "options",
+        "prompts",
         "trace.session",
         "generate",
         "conversation",

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import runpy
 import subprocess
 import sys
 
 import pytest
 
 import llama3_scratch
-from llama3_scratch import __main__, cli
+from llama3_scratch import __main__, cli, convert
+from llama3_scratch.checkpoint import names
+from llama3_scratch.checkpoint.gguf_out import FILE_TYPES
+from llama3_scratch.config import OFFICIAL
 from llama3_scratch.errors import FileError, Llama3Error, MismatchError, ResourceError, UsageError
+from llama3_scratch.tokenizer import CHAT_FORMATS
+from tests.house import PACKAGE
 
 
 def verb_that(does):
@@ -121,3 +128,27 @@ def test_names_of_the_package_are_there():
     assert llama3_scratch.linear.linear is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = llama3_scratch.nonsense
+
+
+def test_the_names_that_a_message_lists_are_all_there_are():
+    for call, more in ((names.resolve, {names.STORYTELLER}), (names.canonical, set())):
+        with pytest.raises((FileError, UsageError)) as caught:
+            call("no-such-model")
+        listed = re.findall(r"(?:llama\d|smollm)[\w.-]*\w|storyteller", str(caught.value))
+        assert set(listed) == {names.DEFAULT, names.BLOCKS, *OFFICIAL} | more and len(set(listed)) == len(listed)
+    for name in [*OFFICIAL, names.DEFAULT, names.BLOCKS]:
+        assert names.canonical(name)
+    assert names.resolve(names.STORYTELLER).is_dir()
+
+
+@pytest.mark.parametrize("where", ["generate", "chat", "convert", "scripts/finetune_lora"])
+def test_chat_formats_are_offered_as_the_tokenizer_has_them(where):
+    path = PACKAGE.parent / f"{where}.py" if "/" in where else PACKAGE / f"{where}.py"
+    actions = runpy.run_path(str(path))["_parser"]()._actions
+    (choices,) = (action.choices for action in actions if "--chat-format" in action.option_strings)
+    assert set(choices) == set(CHAT_FORMATS)
+
+
+def test_gguf_types_are_offered_as_they_are_written():
+    (choices,) = (action.choices for action in convert._parser()._actions if "--type" in action.option_strings)
+    assert set(choices) == set(FILE_TYPES)

@@ -20,6 +20,7 @@ from llama3_scratch.options import open_model
 from llama3_scratch.quantize import quantize
 from llama3_scratch.stored import stored
 from llama3_scratch.text import Answer
+from llama3_scratch.timings import Timings
 from tests import tiny
 
 
@@ -276,7 +277,8 @@ def test_f120_a_terminal_is_never_driven_by_the_model(capsys, monkeypatch):
         answer.take(byte)
     answer.finish("stop")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    generate._Printer([answer], enabled=True).show()
+    options = generate._parser().parse_args(["hi"])
+    generate._Printer(0, 1, options, [], [[]]).show([answer], [[]], Timings(0.0))
     assert capsys.readouterr().out == "red ␛[31m\n"
 
 
@@ -396,7 +398,23 @@ def test_a_prompt_cache_saves_the_prefill_and_changes_no_token(run, chats, tmp_p
     other = result(run, "hello, you", "--model", chats)[0]["tokens"]
     _, out, err = run("hello, you", *argv, "--json", "--max-tokens", 12)
     assert json.loads(out)["tokens"] == other and "13 of 29 tokens of the prompt from" in err
-    assert file.read_bytes() != first
+    assert f"{file} holds another prompt, like this one for 13 of 29 tokens, and stays as it is" in err
+    assert file.read_bytes() == first
+
+
+def test_a_prompt_cache_only_grows(run, completes, tmp_path):
+    """What it holds is never lost: not to another prompt, another answer, a shorter one or a part of the prompt."""
+    file = tmp_path / "prompt.cache"
+    argv = ["--model", completes, "--prompt-cache", file]
+    result(run, "hello, model", *argv)
+    first = file.read_bytes()
+    for prompt in ["hello, model"], ["hello"], ["hello, model", "--temperature", 3, "--seed", 1]:
+        code, _, err = run(*prompt, *argv, "--max-tokens", 3)
+        assert code == 0 and "another prompt" not in err and file.read_bytes() == first
+    for prompt in ("other words", "hello, modesty"):
+        code, _, err = run(prompt, *argv, "--max-tokens", 12)
+        assert code == 0 and f"{file} holds another prompt" in err and file.read_bytes() == first
+    assert run("hello, model", *argv, "--max-tokens", 30)[0] == 0 and len(file.read_bytes()) > len(first)
 
 
 def test_f221_f222_a_prompt_cache_that_is_of_no_use(run, chats, completes, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 
@@ -37,3 +39,12 @@ def test_generated_parts_of_documents_are_current(document):
     command = [sys.executable, "-m", "cogapp", "--check", "-P", "-I", ".", document]
     done = subprocess.run(command, cwd=house.PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python -m cogapp -r -P -I . {document}"
+
+
+def test_no_text_is_in_the_locales_encoding():
+    for path in [*house.PACKAGE.rglob("*.py"), *(house.PACKAGE.parent / "scripts").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            call = ast.unparse(node) if isinstance(node, ast.Call) else ""
+            if re.match(r"[^(]*(^|[.])open[(]|.*[.](read_text|write_text)[(]|os[.]fdopen", call):
+                assert re.search(r"encoding=|, ?'[rwax+]*b|open[(]'[rwax+]*b|os[.]O_", call), f"{path.name}: {call}"
+            assert not re.match(r"subprocess[.].*(text|universal_newlines)=True", call), f"{path.name}: {call}"

@@ -61,7 +61,7 @@ def test_good(tmp_path, caplog):
         pytest.param(b" \n", [":2:1: not valid JSON"], id="F073-blank"),
         pytest.param(b'{\n  "dim": 48,\n}', [":3:1: not valid JSON"], id="F073-trailing-comma"),
         pytest.param(b'{"dim": 48', [":1:11: not valid JSON"], id="F073-cut"),
-        pytest.param(b'{"dim": "\xff"}', ["in UTF-8, byte 9 isn't"], id="F073-utf8"),
+        pytest.param(b'{"dim": "\xff"}', ["byte 9 isn't UTF-8"], id="F073-utf8"),
         pytest.param(b"<html>", ["looks like a web page"], id="F073-html"),
         pytest.param(b"[]", ["a JSON object, got list"], id="F074"),
         pytest.param(b'"dim"', ["a JSON object, got str"], id="F074-string"),

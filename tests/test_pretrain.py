@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -50,8 +51,12 @@ def test_a_run_leaves_a_model_that_generates(data, tmp_path, capsys):
     assert out == f"{tmp_path / 'run' / 'model'}\n"
     assert "step 12/12 · loss " in err and "tok/s · MFU " in err and "held out " in err and "Once upon a time" in err
     lines = list(record.read(tmp_path / "run" / "log.jsonl"))
-    assert [line["step"] for line in lines if "loss" in line] == list(range(12))
-    assert [line["step"] for line in lines if "validation" in line] == [5, 11]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    shown = re.findall(r"^step (\d+)/12 · loss ([\d.]+)", err, re.MULTILINE)
+    assert shown == [(str(line["step"]), f"{line['loss']:.4f}") for line in lines if "loss" in line]
+    held_out = re.findall(r"^step (\d+) · held out ([\d.]+)", err, re.MULTILINE)
+    assert held_out == [(str(line["step"]), f"{line['validation']:.4f}") for line in lines if "validation" in line]
+    assert [step for step, _ in held_out] == ["6", "12"]
     assert (tmp_path / "run" / "loss.png").exists()
     model = load(tmp_path / "run" / "model")
     assert model.config.tied and model.config.dim == 32 and model.tokenizer is not None

@@ -31,7 +31,19 @@ def test_f117_half_characters_wait_and_are_flushed_at_the_end():
     seen, answer = feed("é€😀".encode())
     assert seen == ["", "é", "é", "é", "é€", "é€", "é€", "é€", "é€😀"]
     assert answer.text == "é€😀"
-    assert feed("é€".encode()[:-1])[1].text == "é�"
+    assert feed("é€".encode()[:-1], reason="stop")[1].text == "é�"
+
+
+@pytest.mark.parametrize("reason", ["length", "interrupted"])
+def test_f117_a_character_that_a_limit_cuts_is_left_out(reason):
+    for text in ("é", "€", "😀", "👩‍🚀", "x\u0301"):
+        data = f"a{text}".encode()
+        for end in range(1, len(data) + 1):
+            seen, answer = feed(data[:end], reason=reason)
+            assert answer.text == data[:end].decode(errors="ignore") and answer.tokens == list(data[:end])
+            assert answer.text.startswith(seen[-1])
+    assert feed(b"a\xffb\xe2", reason=reason)[1].text == "a�b", "what can't become a character isn't cut by a limit"
+    assert feed("ST€".encode()[:-1], stop=["ST€"], reason=reason)[1].text == "ST"
 
 
 def test_f118_a_stop_string_split_over_tokens_never_shows():

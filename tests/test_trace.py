@@ -412,7 +412,7 @@ BAD = {
     "pair": (["--rope-pair", "4"], 2, "the pairs are 0 to 3"),
     "words": (["--trace-layers", "one"], 2, "expected whole numbers with commas"),
     "json": (["--trace", "--json"], 2, "with --json take --trace-out"),
-    "length": (["--length", "3"], 2, "--length and --batch go with --no-weights"),
+    "length": (["--length", "3"], 2, "--length goes with --no-weights"),
     "no-weights": (["--no-weights", "--lens"], 2, "--no-weights has shapes and costs only"),
     "no values": (["--no-weights", "--trace-out", "x.safetensors"], 2, "it holds values, which --no-weights has none"),
     "no factor": (["--no-weights", "--rope-scale-factor", "8"], 2, "changes numbers, --no-weights has only shapes"),

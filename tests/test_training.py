@@ -351,7 +351,7 @@ def test_f195_no_number_ends_the_run_and_keeps_the_batch(data, tmp_path):
     ours = saved(data, tmp_path, 1)
     with torch.no_grad():
         ours.learning["norm.weight"][0] = float("nan")
-    with pytest.raises(NotLearningError, match="no number 5 times in a row, up to step 5"):
+    with pytest.raises(NotLearningError, match="no number 5 times in a row, up to step 6"):
         run(ours, tmp_path, save_every=1000, on_step=lambda step: None)
     kept = torch.load(tmp_path / "bad_batch.pth", weights_only=True)
     assert torch.equal(kept["tokens_BT"], batches(data).batch(11).tokens_BT)
@@ -370,13 +370,13 @@ def test_f196_a_log_that_takes_nothing_ends_no_training(tmp_path, caplog):
 
 def test_the_log_is_one_story_and_draws_a_curve(tmp_path):
     kept = record.Record(tmp_path, 0)
-    for step in range(6):
-        kept.add({"step": step, "loss": 5.0 - step / 2, "skipped": False} | ({"validation": 4.0} if step == 3 else {}))
+    for step in range(1, 7):
+        kept.add({"step": step, "loss": 5.5 - step / 2, "skipped": False} | ({"validation": 4.0} if step == 4 else {}))
     with (tmp_path / record.FILE).open("a") as file:
-        file.write('{"step": 6, "lo')
-    kept = record.Record(tmp_path, 4)  # resumed from the checkpoint behind step 3
-    kept.add({"step": 4, "loss": 2.9, "skipped": False})
-    assert [line["step"] for line in record.read(tmp_path / record.FILE)] == [0, 1, 2, 3, 4]
+        file.write('{"step": 7, "lo')
+    kept = record.Record(tmp_path, 4)  # resumed from step_4
+    kept.add({"step": 5, "loss": 2.9, "skipped": False})
+    assert [line["step"] for line in record.read(tmp_path / record.FILE)] == [1, 2, 3, 4, 5]
     drawn = record.draw(tmp_path)
     assert drawn is not None and drawn.read_bytes().startswith(b"\x89PNG")
 

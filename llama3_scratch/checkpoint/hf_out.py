@@ -92,7 +92,7 @@ def write_safetensors(path: Path, tensors: Params, metadata: dict[str, str] | No
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n")
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def _token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -266,7 +266,9 @@ def write_meta(folder: Path, params: Params, config: Config, tokenizer: Tokenize
     if shards > 1 and (sibling := next((name for name in params if name.endswith(_WHOLE_ONLY)), None)):
         raise UsageError(f"--shards {shards}: quantised weights and adapters go into one shard, here is {sibling}")
     with fresh_folder(folder) as temporary:
-        (temporary / "params.json").write_text(json.dumps(params_json(config, params), indent=2) + "\n")
+        (temporary / "params.json").write_text(
+            json.dumps(params_json(config, params), indent=2) + "\n", encoding="utf-8"
+        )
         if tokenizer is not None:
             write_tokenizer(tokenizer, temporary, extra_file=not says_instruct(folder))
         for index in range(shards):

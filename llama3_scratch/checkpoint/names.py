@@ -8,10 +8,12 @@ from pathlib import Path
 
 from llama3_scratch.config import OFFICIAL, official_name
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import require_utf8_name
 
 DEFAULT = "smollm2-135m"
 BLOCKS = f"{DEFAULT}-blocks"  # the same numbers in 4 and 8 bits, as its file has them: what generates fastest
 STORYTELLER = "storyteller"  # a small model of this project's own, which lies beside its code
+FETCHED = [DEFAULT, BLOCKS, *OFFICIAL]  # the names that `download` knows, beside repo ids
 _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 
 
@@ -47,8 +49,8 @@ def canonical(name: str) -> str:
     if re.fullmatch(_REPO, name, re.ASCII) and ".." not in name:
         return name
     raise UsageError(
-        f"{name!r} isn't a name that can be fetched; use {DEFAULT}, one of {', '.join(OFFICIAL)} "
-        "(each also with -instruct) or a Hugging Face repo id owner/name"
+        f"{name!r} isn't a name that can be fetched; use one of {', '.join(FETCHED)} "
+        "(llama3… also with -instruct) or a Hugging Face repo id owner/name"
     )
 
 
@@ -64,6 +66,7 @@ def resolve(path_or_name: str | Path) -> Path:
     try:
         path = Path(path_or_name).expanduser()
         if path.exists():
+            require_utf8_name(path)
             return path
     except (OSError, RuntimeError) as error:  # too long a name, an unknown ~user
         raise FileError(f"{text[:99]}: can't be a path: {getattr(error, 'strerror', error)}") from error
@@ -75,8 +78,9 @@ def resolve(path_or_name: str | Path) -> Path:
         folder = weights_dir() / canonical(text)
     except UsageError as error:
         raise FileError(
-            f"{text}: no such file or folder, nor a known name; known are {DEFAULT}, "
-            f"{', '.join(OFFICIAL)} and the repo ids that were downloaded"
+            f"{text}: no such file or folder, nor a known name; known are "
+            f"{', '.join([STORYTELLER] * (storyteller() is not None) + FETCHED)} (llama3… also with -instruct) "
+            "and the repo ids that were downloaded"
         ) from error
     if not folder.is_dir():
         raise FileError(

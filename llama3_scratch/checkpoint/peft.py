@@ -320,7 +320,7 @@ def write_peft(folder: Path, params: Params, config: Config, *, base: str | None
         "inference_mode": True,
     }
     with fresh_folder(folder) as temporary:
-        (temporary / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+        (temporary / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         write_safetensors(temporary / _SAFE, tensors)
 
 

@@ -17,6 +17,7 @@ import torch
 from llama3_scratch.data.documents import placed, require_text, rows
 from llama3_scratch.dialog import Message, check_messages, encode_conversation
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.files import read_text
 from llama3_scratch.tokenizer import Tokenizer
 from llama3_scratch.training.batches import IGNORE, Batch
 
@@ -61,9 +62,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     require_text(path)
     try:
-        listed = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise FileError(f"{path}: byte {error.start} isn't UTF-8") from error
+        listed = json.loads(read_text(path, "conversations"))
     except json.JSONDecodeError as error:
         raise FileError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
     if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import require_file
+from llama3_scratch.files import decode, require_file
 
 FILE, BLANK_LINE, LINE = "file", "blank-line", "line"
 
@@ -35,9 +35,9 @@ def documents(paths: Sequence[Path], *, cut: str = BLANK_LINE, field: str = "tex
             yield from _cut(path, cut)
 
 
-def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(path: Path, errors: str = "strict") -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of each line of a JSONL file; empty lines are passed over."""
-    for number, line in lines(path):
+    for number, line in lines(path, errors):
         if not line.strip():
             continue
         try:
@@ -75,18 +75,23 @@ def require_text(path: Path) -> None:
     require_file(path, "text in UTF-8")
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file, a byte order mark left out. Raises FileError where it's empty or isn't UTF-8."""
     require_text(path)
-    offset = 0
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise FileError(f"{path}:{number}: byte {offset + error.start} isn't UTF-8") from error
-            offset += len(raw)
-            yield number, line.rstrip("\r\n")
+        yield from numbered(file, str(path), errors)
+
+
+def numbered(file: Iterable[bytes], source: str, errors: str = "strict") -> Iterator[tuple[int, str]]:
+    """`lines` of what is open already, which messages call `source`."""
+    offset = 0
+    for number, raw in enumerate(file, start=1):
+        try:
+            line = decode(raw, errors, offset=offset)
+        except ValueError as error:
+            raise FileError(f"{source}:{number}: {error}") from error
+        offset += len(raw)
+        yield number, line.rstrip("\r\n")
 
 
 @contextlib.contextmanager

@@ -299,7 +299,6 @@ def add_trace_options(parser: cli.Parser) -> None:
         "--no-weights", action="store_true", help="shapes and costs alone, of any official size or described model"
     )
     group.add_argument("--length", type=cli.number(int, least=1), metavar="N", help="tokens, with --no-weights")
-    group.add_argument("--batch", type=cli.number(int, least=1), metavar="N", help="prompts at once, with --no-weights")
 
 
 def asks_for_trace(options: argparse.Namespace) -> bool:
@@ -311,8 +310,8 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
     views = options.lens or options.heads or options.attention is not None or options.rope_pair is not None
     if views and options.json:
         raise UsageError("--lens, --attention, --heads and --rope-pair print for people; leave --json out")
-    if not options.no_weights and (options.length or options.batch):
-        raise UsageError("--length and --batch go with --no-weights")
+    if not options.no_weights and options.length:
+        raise UsageError("--length goes with --no-weights")
     if options.length and _n_prompts(options):
         raise UsageError("--length stands in the place of a prompt; give one of the two")
     if options.no_weights and (views or options.trace_values or options.json or options.trace_tokens != 1):
@@ -356,7 +355,8 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
 
 
 def _n_prompts(options: argparse.Namespace) -> int:
-    return len(options.prompts) + (options.prompt is not None) + (options.prompt_file is not None)
+    several = 2 * (options.prompts_file is not None)  # how many, only reading it tells
+    return len(options.prompts) + (options.prompt is not None) + (options.prompt_file is not None) + several
 
 
 def check_writable(path: Path) -> None:

@@ -54,9 +54,9 @@ def save(folder: Path, step: int, tensors: dict[str, Any], about: dict[str, Any]
         temporary.mkdir(parents=True)
         for name, value in tensors.items():
             torch.save(value, temporary / f"{name}.pth")
-        (temporary / "about.json").write_text(json.dumps(about, indent=1))
+        (temporary / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         sizes = {path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in temporary.iterdir()}
-        (temporary / MANIFEST).write_text(json.dumps(sizes, indent=1))
+        (temporary / MANIFEST).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
             _to_disk(path)
         if target.exists():  # left there by a run that was told to begin anew, or damaged
@@ -81,7 +81,7 @@ def steps(folder: Path) -> list[Path]:
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint that its manifest says is whole; older ones stand in for damaged ones, with a warning."""
     with contextlib.suppress(OSError):
-        named = (folder / LATEST).read_text().strip()
+        named = (folder / LATEST).read_text(encoding="utf-8").strip()
         if not (folder / named).is_dir():
             log.warning("%s: names %s, which isn't there; looking for the newest that is", folder / LATEST, named)
     for path in steps(folder):

@@ -146,7 +146,7 @@ def finetune(
     before = kept.first_validation() if there is not None else None  # of the run, not of where it goes on
     if check and before is None:
         before = training.validate(check)
-        kept.add({"step": training.step - 1, "validation": before})
+        kept.add({"step": training.step, "validation": before})
         log.info("held-out loss %.4f before", before)
     begun = time.perf_counter()
     with display(training.step, plan.steps) as show:
@@ -155,7 +155,7 @@ def finetune(
     seconds = time.perf_counter() - begun
     after = training.validate(check) if check else None
     if after is not None:
-        kept.add({"step": training.step - 1, "validation": after})
+        kept.add({"step": training.step, "validation": after})
     record.draw(folder)
     if method == "full":
         dtypes = {name: tensor.dtype for name, tensor in checkpoint.params.items()}

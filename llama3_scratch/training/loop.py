@@ -150,8 +150,8 @@ class Training:
         self._skipped = self._skipped + 1 if skipped and not (self._scaler.is_enabled() and math.isfinite(total)) else 0
         if self._skipped >= PATIENCE:
             raise NotLearningError(
-                f"loss or gradient was no number {PATIENCE} times in a row, up to step {done.step}; lower the learning "
-                "rate, or look at the batch that was kept",
+                f"loss or gradient was no number {PATIENCE} times in a row, up to step {done.step + 1}; lower the "
+                "learning rate, or look at the batch that was kept",
                 batches[-1],
             )
         return done

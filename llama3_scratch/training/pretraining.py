@@ -79,7 +79,7 @@ def pretrain(
         if held_out is not None:
             loss = training.validate(held_out, _MOST_VALIDATION)
             log.info("step %d · held out %.4f", training.step, loss)
-            kept.add({"step": training.step - 1, "validation": loss})
+            kept.add({"step": training.step, "validation": loss})
 
     def write_sample() -> None:
         log.info("step %d · %s", training.step, sample(training, shards, telling.sample))
@@ -132,7 +132,7 @@ def sample(training: Training, shards: Shards, begin: str, *, most: int = 100, t
         max_tokens=most,
         stop=lambda row, token: token == tokenizer.eos_id,
     )
-    return begin + text_of((step.token for step in steps if step.token != tokenizer.eos_id), tokenizer)
+    return begin + text_of((step.token for step in steps if step.token != tokenizer.eos_id), tokenizer, cut=True)
 
 
 def export(training: Training, shards: Shards, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:

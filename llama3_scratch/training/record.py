@@ -23,12 +23,15 @@ FILE = "log.jsonl"
 
 
 class Record:
-    """The run's `log.jsonl`: lines of steps and of validations, from the beginning, whatever was stopped in between."""
+    """The run's `log.jsonl`: lines of steps and of validations, from the beginning, whatever was stopped in between.
+
+    A line's `step` is how many are done, as on the display: 1 is the first, 0 is before it.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         self._path, self._failed = folder / FILE, False
         if self._path.exists():  # what was done after the checkpoint is done again
-            kept = [line for line in read(self._path) if line["step"] < step]
+            kept = [line for line in read(self._path) if line["step"] <= step]
             write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def first_validation(self) -> float | None:
@@ -39,7 +42,7 @@ class Record:
     def add(self, line: dict[str, Any]) -> None:
         """Append a line; a disk that takes none is told once, and doesn't end the training."""
         try:
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             if not self._failed:
@@ -49,7 +52,7 @@ class Record:
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a `log.jsonl`; a last one that was cut short isn't one."""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)
         except json.JSONDecodeError:
@@ -97,7 +100,11 @@ def line(step: Step, steps: int, share: float, eta: float) -> str:
 
 
 def as_dict(step: Step) -> dict[str, Any]:
-    return {**dataclasses.asdict(step), "tokens_per_second": round(step.tokens / step.seconds, 1)}
+    return {
+        **dataclasses.asdict(step),
+        "step": step.step + 1,
+        "tokens_per_second": round(step.tokens / step.seconds, 1),
+    }
 
 
 def running_mean(values: Sequence[float], keep: float = 0.95) -> list[float]:
