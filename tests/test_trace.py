@@ -147,7 +147,7 @@ def test_a_name_that_lies_is_found(monkeypatch):
     ):
         forward(torch.zeros(1, 2, dtype=torch.long), tiny.params(), tiny.CONFIG, block=_with_seven_heads)
     with watch(), pytest.raises(ShapeError, match=r"tokens_BT has shape \[2\], its name says B=2 T$"):
-        forward(torch.zeros(2, dtype=torch.long), tiny.params(), tiny.CONFIG)
+        model.embed(torch.zeros(2, dtype=torch.long), tiny.params(), "tok_embeddings")
     with pytest.raises(ShapeError, match=r"gate_BTF has shape \[2, 40, 7\], its name says B=2 T=7 F=40"):
         traced()
 
