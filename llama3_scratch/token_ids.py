@@ -32,8 +32,8 @@ def as_batch(tokens: Ids, params: Params) -> Tensor:
             ) from error
         tokens = tokens if tokens.numel() else tokens.long()
     if tokens.dtype not in (torch.int64, torch.int32) or not 1 <= tokens.ndim <= 2:
-        wanted = "int64 or int32 of one axis or two"
-        raise UsageError(f"expected token ids, {wanted}, got {tokens.dtype} {list(tokens.shape)}")
+        wanted = "in int64 or int32, of one axis or two"
+        raise UsageError(f"expected token ids {wanted}, got {tokens.dtype} {list(tokens.shape)}")
     if tokens.device != device:
         raise UsageError(f"the tokens are on {tokens.device}, the model is on {device}; move one of them with .to(…)")
     seen = device.type == "cpu" and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None

@@ -103,6 +103,7 @@ ROOMS = {
         "word_wrap",
         "repl",
         "chat",
+        "answering",
         "convert",
         "parity",
         "evaluate",

@@ -17,6 +17,7 @@ from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.files import fresh_file, unwritable
 from llama3_scratch.stored import Floats, Params, Tiles, stored
+from llama3_scratch.tied import tie
 from llama3_scratch.tokenizer import Tokenizer
 
 # `general.file_type` of each kind (llama.h, enum llama_ftype).
@@ -36,6 +37,7 @@ def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer 
         raise UsageError("writing GGUF needs the package gguf; pip install 'llama3_scratch[gguf]'") from error
     if kind not in FILE_TYPES:
         raise UsageError(f"GGUF is written as one of {', '.join(FILE_TYPES)}, got {kind!r}")
+    params = tie(params, config)
     names = [name for name in expected(config) if not (config.tied and name == "output.weight")]
     stems = tuple(name.removesuffix("weight") for name in [*names, "output.weight"])
     unwritten = [name for name in params if ".adaptor." in name or not name.startswith(stems)]
