@@ -197,8 +197,7 @@ def main(options: argparse.Namespace) -> int:
     answers = [Answer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in prompts]
     printer = _Printer(answers, enabled=not options.json)
-    pieces = [piece(id, tokenizer).decode(errors="replace") for id in prompts[0]]
-    session = Session(options, checkpoint, dtype, pieces) if traced else None
+    session = Session(options, checkpoint, dtype, prompts[0], texts[0]) if traced else None
     code = 0
     try:
         for step in timed_stream(
@@ -284,7 +283,7 @@ def timed_stream(
     started = time.perf_counter()
     timings.prompt_tokens = sum(map(len, prompts)) - cache.length
     if session is not None:
-        session.start()
+        session.start(answers[0])
     before = len(prompts)
     for step in stream(
         prompts,
