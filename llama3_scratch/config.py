@@ -25,7 +25,11 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Config:
-    """The sizes of one Llama; field names are `params.json`'s where it has one."""
+    """The sizes of one Llama; field names are `params.json`'s where it has one.
+
+    `head_dim` (K) is dim / n_heads unless given, and is one of the fields from then on: a `replace` that changes dim or
+    n_heads keeps it unless told `head_dim=None` too.
+    """
 
     dim: int
     n_layers: int
@@ -39,27 +43,30 @@ class Config:
     rope_divisors: tuple[float, ...] | None = None  # GGUF's rope_freqs where no RopeScaling explains them
     max_seq_len: int = 8192
     tied: bool = False  # output.weight is tok_embeddings.weight
+    head_dim: int = None  # type: ignore[assignment]  # K, the width of one head
 
     def __post_init__(self) -> None:
-        for field in ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim", "max_seq_len"):
+        sizes = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "hidden_dim", "max_seq_len")
+        derived = self.head_dim is None
+        for field in (*sizes, *([] if derived else ["head_dim"])):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UsageError(f"{field} must be a whole number of at least 1, got {value!r}")
-        if self.dim % self.n_heads:
-            raise UsageError(f"n_heads must divide dim, got dim={self.dim}, n_heads={self.n_heads}")
+        if derived:
+            if self.dim % self.n_heads:
+                raise UsageError(
+                    f"n_heads must divide dim, got dim={self.dim}, n_heads={self.n_heads}, unless head_dim is given"
+                )
+            object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         if self.n_heads % self.n_kv_heads:
             raise UsageError(
                 f"n_kv_heads must divide n_heads, got n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
             )
         if self.head_dim % 2:
-            raise UsageError(
-                f"dim / n_heads must be even, since RoPE turns pairs, got {self.dim} / {self.n_heads} = {self.head_dim}"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """K, the width of one head."""
-        return self.dim // self.n_heads
+            what, got = "head_dim", f"{self.head_dim}"
+            if derived:
+                what, got = "dim / n_heads", f"{self.dim} / {self.n_heads} = {self.head_dim}"
+            raise UsageError(f"{what} must be even, since RoPE turns pairs, got {got}")
 
     @property
     def n_parameters(self) -> int:
@@ -116,7 +123,7 @@ OFFICIAL: dict[str, Config] = {
     "llama3.1-70b": _70B_SCALED,
     "llama3.1-405b": replace(_70B_SCALED, dim=16384, n_layers=126, n_heads=128, hidden_dim=53248),
     "llama3.2-1b": _1B,
-    "llama3.2-3b": replace(_1B, dim=3072, n_layers=28, n_heads=24),
+    "llama3.2-3b": replace(_1B, dim=3072, n_layers=28, n_heads=24, head_dim=128),
     "llama3.3-70b": _70B_SCALED,
 }
 
@@ -136,9 +143,8 @@ def rope_factor(config: Config) -> tuple[float, str]:
     `params.json` says only `use_scaled_rope`; Meta's code then takes 8, but Llama 3.2 1B and 3B were trained with 32.
     The whole shape decides, so that a model of one's own isn't taken for one of those two.
     """
-    shape = (config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.hidden_dim)
+    sizes = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "hidden_dim")
     for name in ("llama3.2-1b", "llama3.2-3b"):
-        known = OFFICIAL[name]
-        if shape == (known.dim, known.n_layers, known.n_heads, known.n_kv_heads, known.hidden_dim):
+        if all(getattr(config, size) == getattr(OFFICIAL[name], size) for size in sizes):
             return 32.0, f"the shape is {name}'s, trained with 32 although Meta's code says 8"
     return 8.0, "Llama 3.1's own; the shape is neither llama3.2-1b's nor llama3.2-3b's, which have 32"

@@ -22,6 +22,10 @@ class FileError(Llama3Error):
     exit_code = 3
 
 
+class MissingFileError(FileError):
+    """A file that would be there, were all complete, isn't: not a damaged one (exit 3)."""
+
+
 class MismatchError(Llama3Error):
     """A checksum or a comparison failed (exit 4)."""
 

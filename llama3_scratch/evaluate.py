@@ -69,7 +69,7 @@ def main(options: argparse.Namespace) -> int:
     for path in (options.text, options.choices, options.samples, options.instructions):
         if path is not None:  # before a large model is read
             require_text(path)
-    checkpoint = load(options.model)
+    checkpoint = load(options.model, needs_tokenizer=True)
     if checkpoint.tokenizer is None:
         raise UsageError(f"{options.model}: has no tokenizer, so it can't read text")
     other = _other(checkpoint, options)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama3_scratch.errors import FileError, ResourceError, UsageError
+from llama3_scratch.errors import FileError, MissingFileError, ResourceError, UsageError
 
 log = logging.getLogger("llama3_scratch")
 
@@ -29,7 +29,7 @@ def require_file(path: Path, what: str) -> None:
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError:
-        raise FileError(f"{path}: {what} not found") from None
+        raise MissingFileError(f"{path}: {what} not found") from None
     except OSError as error:
         raise FileError(f"{path}: {what} can't be read: {error.strerror}") from error
     if not head:

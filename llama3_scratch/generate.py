@@ -219,7 +219,9 @@ def main(options: argparse.Namespace) -> int:
         from llama3_scratch import prompt_cache
 
         seen = [*prompts[0], *answers[0].tokens]
-        prompt_cache.save(options.prompt_cache, cache, seen, checkpoint.params, checkpoint.config, dtype)
+        prompt_cache.save(
+            options.prompt_cache, cache, seen, checkpoint.params, checkpoint.config, dtype, origin=checkpoint.origin
+        )
     if session is not None:
         session.finish()
     for prompt, answer, chosen in zip(prompts, answers, logprobs, strict=True):
@@ -248,7 +250,7 @@ def _begin_with(path: Path, cache: Cache, prompt: list[int], checkpoint: Checkpo
     """Fill the cache with what the file holds of the prompt."""
     from llama3_scratch import prompt_cache
 
-    known = prompt_cache.load(path, cache, checkpoint.params, checkpoint.config, dtype)
+    known = prompt_cache.load(path, cache, checkpoint.params, checkpoint.config, dtype, origin=checkpoint.origin)
     # The last token is computed anew: its logits are nowhere kept.
     cache.rewind(min(prompt_cache.common_prefix(known, prompt), len(prompt) - 1))
     log.info("%d of %d tokens of the prompt from %s", cache.length, len(prompt), path)

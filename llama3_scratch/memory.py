@@ -42,7 +42,8 @@ def plan(
     """
     tokens = batch * min(chunk, context)
     # f32 copies on the way: gate, up, their product, one more; the residual stream, its norms, q, k, v and the sums.
-    layer = tokens * (4 * config.hidden_dim + 12 * config.dim) * _F32
+    heads = config.n_heads * config.head_dim
+    layer = tokens * (4 * config.hidden_dim + 8 * config.dim + 4 * heads) * _F32
     mask = tokens * context * (1 + _F32)
     logits = 2 * batch * config.vocab_size * _F32
     return Plan(mapped, weights, config.kv_bytes(context, batch, cache_bytes), layer + mask + logits)

@@ -282,6 +282,7 @@ def read(
     *,
     device: torch.device | str = "cpu",
     blocks: str = "floats",
+    needs_tokenizer: bool = False,
 ) -> Checkpoint:
     """`load` by the options of `add_reading_options`."""
     from llama3_scratch.checkpoint.load import load
@@ -292,6 +293,7 @@ def read(
         rope_scale_factor=options.rope_scale_factor,
         allow_extra=options.allow_extra,
         blocks=blocks,
+        needs_tokenizer=needs_tokenizer,
     )
     if options.chat_format and checkpoint.tokenizer is not None:
         checkpoint.tokenizer.set_chat_format(options.chat_format)
@@ -316,6 +318,7 @@ def open_model(
         raise UsageError(f"--model {options.model}: {_STORIES}; leave --model out to chat with {DEFAULT}")
     import torch
 
+    from llama3_scratch.checkpoint.fingerprint import Origin
     from llama3_scratch.download import download, stored_blocks
     from llama3_scratch.native import kernels
 
@@ -335,7 +338,8 @@ def open_model(
                     f"{error}; what fetches it is python -m llama3_scratch.download {DEFAULT}, and {_STORIES}"
                 ) from error
             log.warning("%s; instead, the storyteller that comes with the code goes on with the text", error)
-    checkpoint = read(path, options, device=device, blocks=blocks)
+    origin = Origin.now([path, *options.adapter], f"{blocks}, {options.quantize or 'as stored'}")
+    checkpoint = read(path, options, device=device, blocks=blocks, needs_tokenizer=True)
     if chats and checkpoint.tokenizer is not None and checkpoint.tokenizer.chat_format is None:
         raise UsageError(
             f"{checkpoint.path}: a base model, which completes text but doesn't chat; take an instruct model, "
@@ -347,6 +351,7 @@ def open_model(
         checkpoint = replace(checkpoint, params=quantize(checkpoint.params, options.quantize))
     if options.adapter:
         checkpoint = _adapted(checkpoint, options.adapter)
+    checkpoint = replace(checkpoint, origin=origin.of(checkpoint.params))
     if options.max_seq_len and options.max_seq_len > checkpoint.config.max_seq_len:
         raise UsageError(
             f"--max-seq-len {options.max_seq_len}: this model was trained for {checkpoint.config.max_seq_len} tokens"

@@ -15,7 +15,18 @@ from torch import Tensor
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.files import listed
-from llama3_scratch.stored import COLUMNS, NF4_GROUP, NF4_LEVELS, ROWS, Params, quantised, stored, tiled, tiled_values
+from llama3_scratch.stored import (
+    COLUMNS,
+    NF4_GROUP,
+    NF4_LEVELS,
+    ROWS,
+    Params,
+    quantised,
+    stored,
+    tiled,
+    tiled_values,
+    units,
+)
 
 log = logging.getLogger("llama3_scratch")
 
@@ -147,7 +158,7 @@ FORMS = {
 def quantize(params: Params, form: str, *, embeddings: str = "int8") -> Params:
     """The same model with its matrices in `form`, embedding and head in the form `embeddings`; norms stay floats.
 
-    A matrix that the form can't divide gets int8-row, and one warning says which. A tied head stays the same tensors
+    A matrix that its form can't divide gets int8-row, and a warning says which. A tied head stays the same tensors
     as its embedding, adapters stay as they are. Beside the result only a piece of one matrix is held as floats.
     Raises UsageError for a form that isn't one of FORMS, weights that aren't floats, and NaN or infinity by name.
     """
@@ -158,26 +169,22 @@ def quantize(params: Params, form: str, *, embeddings: str = "int8") -> Params:
         raise UsageError(f"{sibling}: this model's weights are quantised already; take its float weights")
     made: Params = {}
     done: dict[int, dict[str, Tensor]] = {}  # by the source, so that a tied head is made once
-    undivided: list[str] = []
+    undivided: dict[str, list[str]] = {}  # by form
     for name, weight in params.items():
         if weight.ndim != 2 or ".adaptor." in name:
             made[name] = weight.clone() if weight.ndim == 1 else weight  # a copy doesn't keep the file mapped
             continue
         stem = name.removesuffix(".weight")
-        wanted = FORMS[embeddings if stem in ("tok_embeddings", "output") else form]
+        wanted = embeddings if stem in ("tok_embeddings", "output") else form
         if id(weight) not in done:
-            fits = wanted.takes(*weight.shape)
-            undivided += [] if fits else [f"{stem} ({weight.shape[0]} × {weight.shape[1]})"]
-            done[id(weight)] = _in_pieces(weight, name, wanted if fits else FORMS["int8-row"])
+            if not FORMS[wanted].takes(*weight.shape):
+                undivided.setdefault(wanted, []).append(f"{stem} ({weight.shape[0]} × {weight.shape[1]})")
+                wanted = "int8-row"
+            done[id(weight)] = _in_pieces(weight, name, FORMS[wanted])
         made |= {f"{stem}.{part}": tensor for part, tensor in done[id(weight)].items()}
-    if undivided:
-        log.warning(
-            "%s stored as int8-row: %s takes rows in %ss and columns in %ss",
-            listed(undivided, 4),
-            form,
-            ROWS if FORMS[form].in_tiles else 1,
-            FORMS[form].group,
-        )
+    for asked, matrices in undivided.items():
+        sizes = units(ROWS if FORMS[asked].in_tiles else 1, FORMS[asked].group)
+        log.warning("%s stored as int8-row: %s takes %s", listed(matrices, 4), asked, sizes)
     return made
 
 

@@ -207,6 +207,11 @@ def stored(params: Params, name: str) -> Floats:
     return Floats(values)
 
 
+def units(rows: int, columns: int) -> str:
+    """The sizes that a form takes, for people: `rows in 16s and columns in 32s`; what takes any number is left out."""
+    return " and ".join(f"{what} in {unit}s" for what, unit in (("rows", rows), ("columns", columns)) if unit > 1)
+
+
 def pieces(weight: Floats, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Yield (slice of rows, those rows as floats); a piece is overwritten by the next."""
     n_rows, n_columns = weight.shape

@@ -75,7 +75,11 @@ def check_files(folder: Path) -> list[str]:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("verify", __doc__ or "")
-    parser.add_argument("folder", metavar="FOLDER", help="a folder of weights or the name of downloaded ones")
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="a folder of weights or the name of downloaded ones; with --tensors a file too",
+    )
     parser.add_argument(
         "--tensors", action="store_true", help="load every tensor: NaN, infinity, all zero, absurd size"
     )
@@ -85,8 +89,8 @@ def _parser() -> cli.Parser:
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
     folder = resolve(options.folder)
-    if not folder.is_dir():
-        raise FileError(f"{folder}: expected a folder of weights, found a file")
+    if not folder.is_dir() and not options.tensors:
+        raise FileError(f"{folder}: expected a folder of weights, found a file; --tensors scans a file's numbers too")
     if (folder / CHECKLIST).exists():
         for name in check_files(folder):
             print(f"{name}: OK")

@@ -11,10 +11,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
+from llama3_scratch.checkpoint import names
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.download import download
 from llama3_scratch.errors import FileError
 from llama3_scratch.native import kernels
+
+
+@pytest.fixture(autouse=True)
+def own_user_cache(monkeypatch, tmp_path_factory):
+    """What a test remembers isn't the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(names, "user_cache", lambda: folder)
 
 
 @pytest.fixture

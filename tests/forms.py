@@ -91,7 +91,12 @@ def fitting(form: str, config: Config = tiny.CONFIG) -> Config:
     """`config`, or one like it with sizes that the form divides."""
     if not form.endswith(_TILED):
         return config
-    sizes = {"dim": tiny.TILED.dim, "vocab_size": tiny.TILED.vocab_size, "hidden_dim": tiny.TILED.hidden_dim}
+    sizes = {
+        "dim": tiny.TILED.dim,
+        "head_dim": None,
+        "vocab_size": tiny.TILED.vocab_size,
+        "hidden_dim": tiny.TILED.hidden_dim,
+    }
     return replace(config, **sizes)
 
 

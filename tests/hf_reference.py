@@ -65,6 +65,7 @@ def hf_config(config: Config):
         num_hidden_layers=config.n_layers,
         num_attention_heads=config.n_heads,
         num_key_value_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
         vocab_size=config.vocab_size,
         intermediate_size=config.hidden_dim,
         rms_norm_eps=config.norm_eps,

@@ -43,6 +43,7 @@ ROOMS = {
         "checkpoint.llama2c",
         "checkpoint.remote",
         "checkpoint.names",
+        "checkpoint.fingerprint",
         "checkpoint.load",
     ],
     "Other caches: shorter, endless, on disk": ["cache_forms", "sliding", "prompt_cache"],

@@ -24,7 +24,9 @@ from llama3_scratch.tokenizer import PATTERN, Tokenizer
 from tests import tiny
 
 # Rows and columns in whole tiles, so that the integers fit too; D=64 L=2 H=4 G=2 V=288 F=96, K=16
-CONFIG = replace(tiny.CONFIG, dim=64, n_layers=2, n_heads=4, vocab_size=288, hidden_dim=96, max_seq_len=128)
+CONFIG = replace(
+    tiny.CONFIG, dim=64, n_layers=2, n_heads=4, vocab_size=288, hidden_dim=96, max_seq_len=128, head_dim=16
+)
 SMALL = ["--pp", "8", "--tg", "4", "-r", "2", "--threads", "1"]
 MACHINE = {"bandwidth": 1e9, "f32": 1e9, "int8": 4e9}
 PP, TG, LATER = Trial(8), Trial(4, 0), Trial(4, 20)

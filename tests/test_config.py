@@ -37,6 +37,7 @@ def test_official_rope(name):
         factor = 32.0 if "3.2" in name else 8.0
         assert (config.rope_scaling, config.max_seq_len) == (RopeScaling(factor, 1.0, 4.0, 8192), 131_072)
     assert rope_factor(config)[0] == (32.0 if "3.2" in name else 8.0)
+    assert rope_factor(replace(config, head_dim=32))[0] == 8.0, "another model than Meta's"
     assert (config.rope_theta, config.norm_eps, config.vocab_size) == (500_000.0, 1e-5, 128_256)
 
 
@@ -112,10 +113,17 @@ def test_every_tensor():
         pytest.param({"dim": 48.0}, "dim must be a whole number of at least 1, got 48.0", id="F077"),
         pytest.param({"n_layers": True}, "n_layers must be a whole number", id="F077-true"),
         pytest.param({"vocab_size": 0}, "vocab_size must be a whole number of at least 1, got 0", id="F079"),
-        pytest.param({"n_heads": 5}, "n_heads must divide dim, got dim=48, n_heads=5", id="F081"),
         pytest.param(
-            {"n_heads": 48}, "dim / n_heads must be even, since RoPE turns pairs, got 48 / 48 = 1", id="F081-odd"
+            {"n_heads": 5, "head_dim": None}, "n_heads must divide dim, got dim=48, n_heads=5, unless head", id="F081"
         ),
+        pytest.param(
+            {"n_heads": 48, "head_dim": None},
+            "dim / n_heads must be even, since RoPE turns pairs, got 48 / 48 = 1",
+            id="F081-odd",
+        ),
+        pytest.param({"head_dim": 7}, "head_dim must be even, since RoPE turns pairs, got 7$", id="head_dim-odd"),
+        pytest.param({"head_dim": 0}, "head_dim must be a whole number of at least 1, got 0", id="head_dim-0"),
+        pytest.param({"head_dim": 8.0}, "head_dim must be a whole number of at least 1, got 8.0", id="head_dim-float"),
         pytest.param({"n_kv_heads": 4}, "n_kv_heads must divide n_heads, got n_heads=6, n_kv_heads=4", id="F082"),
     ],
 )

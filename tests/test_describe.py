@@ -97,7 +97,7 @@ def test_hf(tmp_path, caplog):
 
 def test_gguf(tmp_path):
     pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
-    config = replace(tiny.CONFIG, dim=96, hidden_dim=64, n_heads=6, n_kv_heads=2, rope_scaling=RopeScaling(8.0))
+    config = replace(tiny.CONFIG, dim=96, hidden_dim=64, head_dim=16, rope_scaling=RopeScaling(8.0))
     gguf_out.write_gguf(tmp_path / "m.gguf", tiny.params(config), config, None, kind="Q8_0")
     found = describe(tmp_path / "m.gguf")
     assert found.config == config and found.tokenizer is None
@@ -184,7 +184,7 @@ def test_f140_shards_are_refused_before_they_are_merged(tmp_path, monkeypatch):
 
 def test_f140_blocks_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
-    config = replace(tiny.CONFIG, dim=96, hidden_dim=64)
+    config = replace(tiny.CONFIG, dim=96, hidden_dim=64, head_dim=16)
     gguf_out.write_gguf(tmp_path / "m.gguf", tiny.params(config), config, None, kind="Q8_0")
     monkeypatch.setattr(gguf, "available", lambda: 100_000)
     with pytest.raises(ResourceError, match=r"needs 912 kB of memory \(weights .*\), 100 kB are free"):

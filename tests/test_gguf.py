@@ -286,7 +286,12 @@ FAULTS = [
     (
         "head-width",
         lambda: with_value("x", u32("llama.attention.key_length", 32)),
-        ["llama.attention.key_length is 32", "head_count = 16"],
+        ["'blk.0.attn_q.weight' has shape (64, 64)", "want (128, 64)"],
+    ),
+    (
+        "rotated-width",
+        lambda: with_value("x", u32("llama.rope.dimension_count", 32)),
+        ["llama.rope.dimension_count is 32, expected embedding_length / head_count = 16"],
     ),
     (
         "F071-tokens-type",
@@ -598,6 +603,17 @@ def test_rows_that_are_not_whole_tiles_are_written_as_f16(tmp_path, caplog):
     name = "layers.0.feed_forward.w2"
     wanted = stored(params, name).floats(slice(None), torch.float32).half()
     assert read_gguf(path)[1][f"{name}.weight"].equal(wanted)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "F32"])
+def test_rows_that_are_not_whole_blocks_are_said_to_be_f16(tmp_path, caplog, kind):
+    pytest.importorskip("gguf")
+    config = replace(tiny.TILED, hidden_dim=40, n_layers=1)
+    write_gguf(tmp_path / "m.gguf", tiny.params(config), config, None, kind=kind)
+    said = f"layers.0.feed_forward.w2.weight is stored as F16: {kind} takes columns in 32s"
+    assert caplog.messages == ([said] if kind != "F32" else [])
+    found = read_header(tmp_path / "m.gguf").tensors["blk.0.ffn_down.weight"].kind
+    assert found == ("F32" if kind == "F32" else "F16")
 
 
 def with_rope(tmp_path: Path, divisors: np.ndarray, **values: bytes) -> Path:

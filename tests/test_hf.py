@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama3_scratch import convert, verify
 from llama3_scratch.checkpoint.hf import halves, hf_name, neighbours, read_hf, read_hf_header
 from llama3_scratch.checkpoint.hf_out import write_hf
+from llama3_scratch.checkpoint.load import Checkpoint, weight_files
 from llama3_scratch.config import RopeScaling, expected
+from llama3_scratch.describe import describe
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.init import init
 from llama3_scratch.model import forward
@@ -344,13 +347,14 @@ def test_f047_index_leads_elsewhere(sharded, name):
         pytest.param({"hidden_size": ...}, "hidden_size is missing", id="F075"),
         pytest.param({"hidden_size": "48"}, "hidden_size must be a whole number", id="F077"),
         pytest.param({"num_attention_heads": 0}, "num_attention_heads must be a whole number", id="F079"),
-        pytest.param({"num_attention_heads": 5}, "head_dim is 8, expected .* = 48 / 5", id="F081"),
+        pytest.param({"num_attention_heads": 5, "head_dim": ...}, "n_heads must divide dim, got dim=48", id="F081"),
         pytest.param({"num_key_value_heads": 4}, "n_kv_heads must divide n_heads", id="F082"),
         pytest.param({"num_hidden_layers": 10**9}, "num_hidden_layers is 10{9}, but", id="layers"),
-        pytest.param({"head_dim": 16}, "head_dim is 16, expected", id="head_dim"),
+        pytest.param({"head_dim": 15}, "head_dim must be even, since RoPE turns pairs, got 15", id="head_dim"),
         pytest.param({"hidden_act": "gelu"}, 'hidden_act is "gelu", a Llama 3 has "silu"', id="hidden_act"),
         pytest.param({"attention_bias": True}, "attention_bias is true, a Llama 3 has false", id="attention_bias"),
         pytest.param({"mlp_bias": True}, "mlp_bias is true", id="mlp_bias"),
+        pytest.param({"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0\.5, a Llama 3 has 1", id="rotated"),
         pytest.param({"quantization_config": {"quant_method": "awq"}}, "quantization_config: 'awq'", id="quantised"),
         pytest.param({"rope_scaling": {"type": "linear", "factor": 2.0}}, "disagree|'linear' isn't", id="linear"),
         pytest.param({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' isn't supported", id="yarn"),
@@ -422,6 +426,43 @@ def test_f017_a_head_that_should_be_there(tmp_path):
     edit_json(tmp_path / "out" / "config.json", tie_word_embeddings=False)
     with pytest.raises(FileError, match=r"lm_head.weight is missing; .*; tie_word_embeddings isn't true"):
         read_hf(tmp_path / "out")
+
+
+@pytest.mark.parametrize("shards", ["single", "indexed"])
+def test_of_a_tied_pair_either_end_is_both_as_in_transformers(tmp_path, shards):
+    config = replace(tiny.CONFIG, tied=True)
+    params = tiny.params(config, std=STD)
+    folder = tmp_path / "m"
+    write_hf(folder, params, config, None, max_shard_bytes=10**9 if shards == "single" else 40_000)
+    files = [json.loads(path.read_text()) for path in folder.glob("*.index.json")]
+    name = files[0]["weight_map"]["model.embed_tokens.weight"] if files else "model.safetensors"
+    header, body = split(folder / name)
+    header["lm_head.weight"] = header.pop("model.embed_tokens.weight")
+    join(folder / name, header, body)
+    if files:
+        edit = files[0]["weight_map"]
+        edit["lm_head.weight"] = edit.pop("model.embed_tokens.weight")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(files[0]))
+    found, weights = read_hf(folder)
+    assert found == config and weights["output.weight"] is weights["tok_embeddings.weight"]
+    assert all(weights[name].equal(tensor) for name, tensor in params.items())
+    assert_same_logits(opened(folder), found, weights)
+    assert read_hf_header(folder)[0].tied
+    checkpoint = Checkpoint(found, weights, None, folder)
+    assert weight_files(checkpoint)["output.weight"] == weight_files(checkpoint)["tok_embeddings.weight"] == name
+    assert describe(folder).config == config and convert.main([str(folder), str(tmp_path / "w"), "--to", "hf"]) == 0
+    assert verify.main([str(folder), "--tensors"]) == 0
+    edit_json(folder / "config.json", tie_word_embeddings=False)
+    with pytest.raises(FileError, match=r"embed_tokens.weight is missing; .*; tie_word_embeddings isn't true"):
+        read_hf(folder)
+
+
+def test_neither_end_of_a_tied_pair(tmp_path):
+    config = replace(tiny.CONFIG, tied=True)
+    write_hf(tmp_path / "m", tiny.params(config), config, None)
+    damage(tmp_path / "m" / "model.safetensors", lambda h: h.update({"x": h.pop("model.embed_tokens.weight")}))
+    with pytest.raises(FileError, match=r"model.embed_tokens.weight is missing; expected 47 tensors, got 47$"):
+        read_hf(tmp_path / "m")
 
 
 def test_f018_unexpected_keys(folder):

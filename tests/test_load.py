@@ -4,15 +4,18 @@ import json
 import logging
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import llama3_scratch as l3
-from llama3_scratch import generate
+from llama3_scratch import bench, chat, convert, describe, evaluate, generate, parity, verify
 from llama3_scratch.checkpoint import load as module
 from llama3_scratch.checkpoint import meta
+from llama3_scratch.checkpoint.gguf import read_header
+from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.hf_out import write_hf
-from llama3_scratch.checkpoint.load import find_tokenizer, layout, load
+from llama3_scratch.checkpoint.load import find_tokenizer, layout, load, weight_files
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import RopeScaling
 from llama3_scratch.errors import FileError, UsageError
@@ -21,6 +24,8 @@ from llama3_scratch.stream import stream
 from llama3_scratch.tokenizer import write_tokenizer
 from tests import tiny
 from tests.reference import llama3
+from tests.test_llama2c import CONFIG as LLAMA2C
+from tests.test_llama2c import write as write_llama2c
 
 
 @pytest.fixture
@@ -108,6 +113,65 @@ def test_f034_mixed_folder_says_which_it_takes(tmp_path, caplog):
     )
 
 
+@pytest.mark.parametrize("name", ["sha256-" + 64 * "a", "M.GGUF", "ggml-model.bin", "model", "m.safetensors"])
+def test_a_gguf_is_known_by_its_first_letters(tmp_path, name, capsys):
+    pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
+    config = replace(tiny.CONFIG, vocab_size=272)
+    write_gguf(tmp_path / "source.gguf", tiny.params(config), config, tiny.tokenizer(), kind="F32")
+    (path := tmp_path / "blobs").mkdir()
+    path /= name
+    path.symlink_to(tmp_path / "source.gguf")  # as in Hugging Face's cache
+    assert layout(path) == "gguf"
+    checkpoint = load(path)
+    assert checkpoint.config == config and set(weight_files(checkpoint).values()) == {name}
+    assert describe.main([str(path)]) == 0
+    assert convert.main([str(path), str(tmp_path / "out"), "--to", "meta"]) == 0
+    assert generate.main(["hi", "--model", str(path), "--max-tokens", "2"]) == 0
+    assert parity.main([str(path), "--length", "5"]) == 0
+    assert verify.main([str(path), "--tensors"]) == 0 and verify.main([str(path)]) == 3
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["meta", "sha256-" + 64 * "a"])
+def test_bench_needs_neither_a_suffix_nor_a_tokenizer(tmp_path, name):
+    pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
+    if name == "meta":
+        write_meta(tmp_path / name, tiny.params(), tiny.CONFIG, None)
+    else:
+        write_gguf(tmp_path / name, tiny.params(), tiny.CONFIG, None, kind="F32")
+    assert bench.main([str(tmp_path / name), "--pp", "4", "--tg", "2", "-r", "1"]) == 0
+
+
+def test_parts_in_capitals_are_one_model(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
+    for part in (1, 2):
+        writer = gguf.GGUFWriter(tmp_path / f"M-0000{part}-of-00002.GGUF", "llama")
+        writer.add_uint16("split.count", 2)
+        writer.add_tensor(f"t{part}", np.zeros(4, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    assert set(read_header(tmp_path / "M-00002-of-00002.GGUF").tensors) == {"t1", "t2"}
+
+
+def test_ollamas_list_of_files_names_the_weights(tmp_path):
+    manifest = tmp_path / "models/manifests/registry.ollama.ai/library/llama3.2/1b"
+    manifest.parent.mkdir(parents=True)
+    digest = "sha256:" + 64 * "b"
+    layers = [
+        {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:" + 64 * "c"},
+        {"mediaType": "application/vnd.ollama.image.model", "digest": digest},
+    ]
+    manifest.write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
+    blob = tmp_path / "models/blobs" / digest.replace(":", "-")
+    refused(lambda: load(manifest), str(manifest), f"its weights are {blob}, give that")
+    for other in ({"layers": [{"mediaType": layers[1]["mediaType"], "digest": "../../x"}]}, {"layers": 3}, [1], {}):
+        manifest.write_text(json.dumps(other))
+        refused(lambda: load(manifest), str(manifest), "expected a folder, a .gguf or a .bin file")
+
+
 # The tokenizer
 
 
@@ -124,13 +188,65 @@ def test_f080_tokenizer_of_another_model(folder, caplog):
     assert load(folder).tokenizer.n_words == 263  # an embedding with rows to spare is common
 
 
-def test_f090_missing_tokenizer_is_told_before_shards_are_merged(tmp_path, monkeypatch):
+def test_f090_missing_tokenizer_is_told_before_shards_are_merged(tmp_path, monkeypatch, capsys):
     folder = tiny.folder(tmp_path / "model", shards=2)
     (folder / "tokenizer.model").unlink()
     monkeypatch.setattr(meta, "open_pth", lambda path: pytest.fail("weights were opened"))
-    refused(
-        lambda: load(folder), str(folder / "tokenizer.model"), f"not found, nor in {tmp_path} or {folder / 'original'}"
-    )
+    said = f"not found, nor in {tmp_path} or {folder / 'original'}; it comes with the weights"
+    refused(lambda: load(folder, needs_tokenizer=True), str(folder / "tokenizer.model"), said)
+    text = tmp_path / "text.txt"
+    text.write_text("hello")
+    for verb, argv in (
+        (generate, ["hi", "--model", str(folder)]),
+        (chat, ["--model", str(folder)]),
+        (evaluate, [str(folder), "--text", str(text)]),
+    ):
+        assert verb.main(argv) == 3
+        assert capsys.readouterr().err == f"error: {folder / 'tokenizer.model'}: {said}\n"
+
+
+@pytest.mark.parametrize("kind", ["meta", "hf"])
+def test_f090_tokens_need_no_tokenizer(tmp_path, kind, caplog, capsys):
+    config, folder = replace(tiny.CONFIG, vocab_size=272), tmp_path / "model"
+    name = "tokenizer.json" if kind == "hf" else "tokenizer.model"
+    (write_hf if kind == "hf" else write_meta)(folder, tiny.params(config), config, None)
+    checkpoint = load(folder)
+    assert checkpoint.tokenizer is None
+    [said] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert str(folder / name) in said and said.endswith("; tokens can be given, but no text")
+    assert generate.main(["hi", "--model", str(folder)]) == 3
+    assert f"error: {folder / name}: " in capsys.readouterr().err
+    steps = list(stream([[1, 2, 3]], checkpoint.params, config, samplers=[sampler()], max_tokens=2))
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("kind", ["meta", "hf"])
+def test_f090_a_damaged_tokenizer_is_an_error_as_ever(tmp_path, kind):
+    config, folder = replace(tiny.CONFIG, vocab_size=272), tmp_path / "model"
+    (write_hf if kind == "hf" else write_meta)(folder, tiny.params(config), config, tiny.tokenizer())
+    name = "tokenizer.json" if kind == "hf" else "tokenizer.model"
+    for damaged in (b"", b"{", b"version https://git-lfs.github.com/spec/v1\nsize 12\n"):
+        (folder / name).write_bytes(damaged)
+        refused(lambda: load(folder), str(folder / name))
+
+
+def test_what_convert_makes_of_llama2c_opens_everywhere(tmp_path, capsys):
+    """It has no tokenizer to write: nothing but text needs one."""
+    pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
+    config = replace(LLAMA2C, vocab_size=272)
+    params = tiny.params(config)
+    write_llama2c(tmp_path / "m.bin", params, config)
+    chain = [("m.bin", "meta", "meta"), ("meta", "hf", "hf"), ("hf", "m.gguf", "gguf"), ("m.gguf", "again", "meta")]
+    for source, target, to in chain:
+        assert convert.main([str(tmp_path / source), str(tmp_path / target), "--to", to]) == 0
+        found = load(tmp_path / target)
+        assert found.tokenizer is None and found.config == config
+        assert all(found.params[name].equal(tensor) for name, tensor in params.items())
+        assert describe.main([str(tmp_path / target)]) == 0
+        assert "not here" in capsys.readouterr().out
+    assert verify.main([str(tmp_path / "hf"), "--tensors"]) == 0
+    assert generate.main(["hi", "--model", str(tmp_path / "m.gguf")]) == 3
+    assert "has no tokenizer, so it can't take text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", [".", "..", "original"])

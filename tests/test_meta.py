@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import pickle
 import random
 import subprocess
 import sys
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +141,34 @@ class Bomb:
         return os.system, (self.command,)
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("kind", ["pickle", "old format", "TorchScript", "quantised"])
+def test_f010_nothing_but_our_sentence_is_said(folder, kind, protocol, recwarn):
+    """Torch warns of the pickle's protocol, of archives of programs and of its old storages."""
+    path = folder / SHARD
+    tensors = torch.load(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind == "pickle":
+            path.write_bytes(pickle.dumps(tensors, protocol=protocol))
+        elif kind == "old format":
+            torch.save(tensors, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+        elif kind == "TorchScript":
+            torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
+        else:
+            torch.save({name: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8) for name, t in tensors.items()}, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if (kind, protocol) == ("old format", 2):
+            assert len(open_pth(path)) == len(tensors)
+        else:
+            said = "got a quantised one" if kind == "quantised" else "not a torch checkpoint"
+            if (kind, protocol) == ("pickle", 2):
+                said = "refused: contains code (GLOBAL torch.storage._load_from_bytes)"
+            refused(lambda: open_pth(path), str(path), said)
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("zipped", [pytest.param(True, id="F009"), pytest.param(False, id="F009-legacy")])
 def test_malicious_pickle_is_refused_and_not_run(folder, zipped):
     marker = folder / "was-run"
@@ -163,7 +193,6 @@ def test_f011_compressed(folder, caplog):
     assert f"{folder / SHARD}: compressed, so it's read into memory instead of mapped" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore:'torch.load' received")
 def test_a_torchscript_archive_is_refused_without_torchs_advice(folder):
     rezip(folder / SHARD, lambda entries: entries.update({record(entries, "/data.pkl")[:-8] + "constants.pkl": b"."}))
     refused(lambda: load(folder), str(folder / SHARD), "not a torch checkpoint")

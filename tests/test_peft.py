@@ -55,6 +55,31 @@ def their_model(params, config, **options):
 
 OPTIONS = {
     "LoRA": {},
+    "all-linear": {"target_modules": "all-linear"},
+    "all biases": {"bias": "all"},
+    "biases of adapters": {"bias": "lora_only"},
+    "a name that isn't there": {"target_modules": ["q_proj", "c_attn"]},
+    "fan in, fan out": {"fan_in_fan_out": True},
+    "nothing to save": {"modules_to_save": []},
+    "a layer's number": {"layers_to_transform": 1},
+    "layers and a pattern": {"layers_to_transform": [0], "layers_pattern": "layers"},
+    "layers and patterns": {"layers_to_transform": [1], "layers_pattern": ["h", "layers"]},
+    "no layers": {"layers_to_transform": []},
+    "a path and layers": {"target_modules": ["q_proj", "model.layers.0.mlp.up_proj"], "layers_to_transform": [1]},
+    "but for some": {"exclude_modules": ["q_proj", "layers.1.mlp.up_proj"]},
+    "but for a pattern": {"exclude_modules": r".*\.0\..*"},
+    "all-linear but for some": {"target_modules": "all-linear", "exclude_modules": ["gate_proj"]},
+    "a pattern with an end": {"target_modules": r"model\.layers\.\d\.self_attn\.(q|o)_proj"},
+    "a pattern with a flag": {"target_modules": r"(?i).*\.(K_PROJ|up_proj)"},
+    "alternatives of which the first is shorter": {
+        "target_modules": r"model.layers.0.mlp.up|model.layers.0.mlp.up_proj"
+    },
+    "anchored patterns": {
+        "rank_pattern": {r"^model\.layers\.0\.self_attn\.q_proj": 2},
+        "alpha_pattern": {"q_proj|v_proj": 3},
+    },
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
     "of some": {"target_modules": ["q_proj", "down_proj"]},
     "with the head": {"target_modules": [*ALL, "lm_head"]},
     "a pattern": {"target_modules": r".*\.(k|v)_proj"},
@@ -124,7 +149,12 @@ def test_f206_whole_weights_that_are_missing_or_of_other_sizes(folder):
     refused(folder, r"lm_head is missing, though adapter_config.json names 5 modules")
     holds(folder, lambda its: its.update({"base_model.model.lm_head.weight": torch.ones(68, 48)}))
     refused(
-        folder, r"lm_head.weight: shape \[68, 48\], expected \[67, 48\] \(this model's weight is 67 × 48; the adapter"
+        folder,
+        r"lm_head.weight: 68 rows, this model's vocabulary has 67: the adapter was trained after its size was ch",
+    )
+    holds(folder, lambda its: its.update({"base_model.model.lm_head.weight": torch.ones(67, 49)}))
+    refused(
+        folder, r"lm_head.weight: shape \[67, 49\], expected \[67, 48\] \(this model's weight is 67 × 48; the adapter"
     )
     says(folder, modules_to_save=["score"])
     refused(folder, r"modules_to_save: 'score' is no module of a Llama, expected some of embed_tokens, ")
@@ -146,6 +176,66 @@ def test_f209_the_copy_of_a_tied_head_leaves_it_tied(tmp_path):
     with torch.no_grad(), wide():
         wanted = model.double()(TOKENS_BT).logits
     check(forward(TOKENS_BT, doubled(made.params), CONFIG), wanted, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": "ALL-LINEAR"},
+        {"target_modules": [*ALL, "c_attn"], "bias": "all"},
+        {"fan_in_fan_out": True, "inference_mode": False, "task_type": None},
+        {"modules_to_save": None, "layers_pattern": None, "megatron_config": None, "trainable_token_indices": None},
+    ],
+    ids=str,
+)
+def test_f206_a_configuration_written_by_hand_means_here_what_it_means_there(tmp_path, changes):
+    """PEFT writes what it made of its options; others write the options themselves."""
+    peft = pytest.importorskip("peft", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    params = tiny.params(CONFIG)
+    their_model(params, CONFIG).save_pretrained(tmp_path)
+    says(tmp_path, **changes)
+    model = peft.PeftModel.from_pretrained(hf_model(params, CONFIG), tmp_path).eval()
+    with torch.no_grad(), wide():
+        wanted = model.double()(TOKENS_BT).logits
+    check(forward(TOKENS_BT, doubled(stack(params, read_peft(tmp_path, CONFIG))), CONFIG), wanted, 1e-6)
+
+
+def test_f206_an_adapter_that_the_configuration_leaves_out(folder):
+    """PEFT would ignore it without a word."""
+    for change in (
+        {"target_modules": ["q_proj"]},
+        {"exclude_modules": ["down_proj"]},
+        {"target_modules": "all-linear", "exclude_modules": ".*down_proj"},
+        {"target_modules": ["q_proj", "model.layers.0.mlp.down_proj"], "layers_to_transform": [0, 1]},
+    ):
+        says(folder, **{"target_modules": ["q_proj", "down_proj"], "exclude_modules": None} | change)
+        refused(folder, r"mlp.down_proj has an adapter, which adapter_config.json doesn't name among its modules and P")
+
+
+def test_f206_a_bias_among_the_tensors(folder):
+    says(folder, bias="all")
+    for key in (f"{Q}.bias", f"{Q}.base_layer.bias", f"{Q}.lora_B.bias"):
+        holds(folder, lambda its, key=key: its.update({key: torch.ones(48)}))
+        refused(folder, rf"{key}: a bias, and no linear of a Llama has one")
+        holds(folder, lambda its, key=key: its.pop(key))
+
+
+@pytest.mark.parametrize("how", ["modules_to_save", "save_embedding_layers", "lm_head's adapter"])
+def test_an_adapter_with_more_tokens_says_so(tmp_path, how):
+    peft = pytest.importorskip("peft", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    model = hf_model(tiny.params(CONFIG), CONFIG)
+    model.resize_token_embeddings(69)
+    options = {
+        "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        "save_embedding_layers": {"target_modules": ["q_proj"]},
+        "lm_head's adapter": {"target_modules": ["q_proj", "lm_head"]},
+    }[how]
+    model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, **options))
+    model.save_pretrained(tmp_path, save_embedding_layers=how == "save_embedding_layers")
+    refused(
+        tmp_path, r"(embed_tokens|lm_head)\.\S+: 69 rows, this model's vocabulary has 67: the adapter was trained after"
+    )
 
 
 def loss(logits_BTV):
@@ -265,7 +355,7 @@ def test_f200_another_models_sizes(folder):
         replace(tiny.TILED, n_layers=2),
     )
     refused(folder, r"layers.1.mlp.down_proj.lora_A.weight isn't part of an", replace(CONFIG, n_layers=1))
-    refused(folder, r"layers.2.mlp.down_proj, .* are missing, though .* names 6 ", replace(CONFIG, n_layers=3))
+    refused(folder, r"layers.2.self_attn.q_proj, .* are missing, though .* names 6 ", replace(CONFIG, n_layers=3))
 
 
 def checkpoint(path, *, config=CONFIG, params=None, chat_format=None):
@@ -291,13 +381,12 @@ def test_f200_another_models_name(folder, base, path, warns, tmp_path, caplog):
     assert [f"an adapter for {base}, the model is" in message for message in messages] == [True] * warns
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "query_key_value"], "h\\..*query"])
-def test_f201_a_module_that_no_llama_has(folder, targets):
-    says(folder, target_modules=targets)
-    wrong = "query_key_value" if isinstance(targets, list) else "query"
-    refused(
-        folder, rf"adapter_config.json: target_modules: '.*{wrong}' is no module of a Llama, expected some of embed_"
-    )
+@pytest.mark.parametrize("field", ["target_modules", "modules_to_save"])
+@pytest.mark.parametrize("names", [["c_attn", "query_key_value"], "h\\..*query"])
+def test_f201_modules_that_no_llama_has(folder, field, names):
+    says(folder, **{field: names})
+    wrong = "'c_attn', 'query_key_value' is" if isinstance(names, list) else ".*query' fits"
+    refused(folder, rf"adapter_config.json: {field}: {wrong} no module of a Llama, expected some of embed_")
 
 
 def test_f201_a_tensor_of_a_module_that_no_llama_has(folder):
@@ -355,11 +444,19 @@ def test_f205_alpha_is_nan(folder):
     [
         ("peft_type", "LOHA"),
         ("task_type", "SEQ_CLS"),
-        ("bias", "all"),
-        ("bias", "lora_only"),
+        ("bias", "some"),
         ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "lora_ga"),
+        ("init_lora_weights", "mica"),
         ("init_lora_weights", "loftq"),
-        ("fan_in_fan_out", True),
+        ("task_type", "FEATURE_EXTRACTION"),
+        ("task_type", "SEQ_2_SEQ_LM"),
+        ("megatron_config", {"tensor_model_parallel_size": 1}),
+        ("kasa_config", {"beta": 1}),
+        ("ensure_weight_tying", True),
         ("lora_bias", True),
         ("use_qalora", True),
         ("layer_replication", [[0, 2]]),
@@ -394,10 +491,13 @@ def test_f206_an_adapter_of_the_embedding(folder):
     [
         ("rank_pattern", {"q_proj": 0}, "q_proj must be a whole number from 1"),
         ("rank_pattern", [1], r"rank_pattern must be an object, got \[1\]"),
-        ("alpha_pattern", {"q_(proj": 2}, "alpha_pattern: a key isn't a pattern"),
+        ("alpha_pattern", {"q_(proj": 2}, "alpha_pattern: .* isn't a pattern"),
+        ("exclude_modules", "q_(proj", r"exclude_modules: .* isn't a pattern"),
+        ("exclude_modules", 3, r"exclude_modules must be a list of names or a pattern, got 3"),
+        ("layers_to_transform", ["1"], r"layers_to_transform must be a list of whole numbers, got \['1'\]"),
         ("target_modules", [1], r"target_modules must be a list of names or a pattern, got \[1\]"),
         ("target_modules", {"q_proj": 1}, "target_modules must be a list of names or a pattern, got"),
-        ("target_modules", "q_(proj", r"target_modules 'q_\(proj' isn't a pattern"),
+        ("target_modules", "q_(proj", r"target_modules: .*q_\(proj.* isn't a pattern"),
     ],
 )
 def test_f206_patterns(folder, field, value, said):

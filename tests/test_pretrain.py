@@ -6,13 +6,15 @@ import importlib.util
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from llama3_scratch.checkpoint.load import load
-from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training import checkpoints, pretraining, record
+from tests import tiny
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SHAPE = ["--dim", "32", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--length", "48", "--batch", "4"]
@@ -223,3 +225,9 @@ def test_what_a_search_cannot_try(data, tmp_path, capfd):
     assert search([*asked, "--try", "lr="]) == 2 and "expected NAME=VALUE" in capfd.readouterr().err
     assert search([*asked, "--try", "lr=1", "--try", "lr=2"]) == 2 and "tried twice" in capfd.readouterr().err
     assert search([*asked, "--try", "nothing=1"]) == 2 and "--nothing" in capfd.readouterr().err
+
+
+def test_runs_from_before_heads_had_a_width_of_their_own_go_on():
+    """What a run is held against when it's resumed names the width only where it's an unusual one."""
+    assert "head_dim" not in pretraining._plain(tiny.CONFIG)
+    assert pretraining._plain(replace(tiny.CONFIG, head_dim=22))["head_dim"] == 22

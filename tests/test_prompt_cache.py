@@ -21,6 +21,7 @@ from tests import tiny
 
 CONFIG, F32 = tiny.CONFIG, torch.float32
 IDS = tiny.tokens(1, 30)[0].tolist()
+KEY = "layers.0.attention.keys.values"
 FORMS = {
     "f32": (Kept, Kept),
     "bf16": (KeptBf16, KeptBf16),
@@ -167,19 +168,43 @@ def test_common_prefix(a, b, n):
     assert common_prefix(a, b) == n == common_prefix(b, a)
 
 
-@pytest.mark.parametrize("change", ["gone", "cut", "another dtype"])
-def test_f222_a_whole_file_of_other_tensors_is_refused(file, change):
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ("gone", rf"{KEY}: expected float32 \[1, 20, .*got none"),
+        ("cut", rf"{KEY}: expected float32 \[1, 20, .*got float32 \[1, 19"),
+        ("another dtype", rf"{KEY}: expected float32 \[1, 20, .*got float64"),
+        ("more", r"layers\.9\.attention\.keys\.values is no part of a cache of this model; delete it"),
+        ("a token beyond", r"holds tokens from \d+ to 67, the vocabulary has 67; delete it"),
+        ("a token below", r"holds tokens from -1 to \d+, the vocabulary has 67; delete it"),
+        ("tokens of another dtype", r"expected the tokens as a row of int64, got float32 \[20\]"),
+        ("tokens as a table", r"expected the tokens as a row of int64, got int64 \[20, 1\]"),
+        ("fewer tokens", rf"{KEY}: expected float32 \[1, 19, .*got float32 \[1, 20"),
+    ],
+)
+def test_f222_a_whole_file_of_other_tensors_is_refused(file, change, said):
     """Its checksum is right, so nothing is damaged: whoever wrote it wrote something else."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    path, key = file(), "layers.0.attention.keys.values"
+    path, key = file(), KEY
     with safe_open(path, framework="pt") as stored:
         metadata, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    changes = {
+        "gone": lambda: {},
+        "cut": lambda: {key: tensors[key][:, 1:].contiguous()},
+        "another dtype": lambda: {key: tensors[key].double()},
+        "more": lambda: {"layers.9.attention.keys.values": tensors[key].clone()},
+        "a token beyond": lambda: {"tokens": tensors["tokens"].clamp(min=0).index_fill(0, torch.tensor([3]), 67)},
+        "a token below": lambda: {"tokens": tensors["tokens"].index_fill(0, torch.tensor([3]), -1)},
+        "tokens of another dtype": lambda: {"tokens": tensors["tokens"].float()},
+        "tokens as a table": lambda: {"tokens": tensors["tokens"][:, None]},
+        "fewer tokens": lambda: {"tokens": tensors["tokens"][1:].clone()},
+    }
+    tensors |= changes[change]()
     if change == "gone":
         del tensors[key]
-    else:
-        tensors[key] = tensors[key][:, 1:].contiguous() if change == "cut" else tensors[key].double()
     save_file(tensors, path, metadata | {"crc32": str(prompt_cache._checksum(tensors))})
-    with pytest.raises(FileError, match=rf"{key}: expected float32 \[1, 20, .*got"):
+    with pytest.raises(FileError, match=said) as caught:
         load(path)
+    assert str(caught.value).startswith(f"{path}: ")

@@ -200,16 +200,29 @@ def test_a_tied_head_stays_the_same_tensors(form, tmp_path):
     ) + embedding / 2 + 100_000  # stored once
 
 
-def test_one_warning_says_what_did_not_fit(caplog):
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("embeddings", FORMS)
+def test_a_warning_for_each_form_says_what_did_not_fit(form, embeddings, caplog):
     """tiny.CONFIG: D=48 and F=40 aren't in 32s, V=67 isn't in 16s."""
-    params = quantize(tiny.params(), "int4")
+    params = quantize(tiny.params(), form, embeddings=embeddings)
     assert {stored(params, name.removesuffix(".weight")).name for name in params if name.endswith("w2.weight")} == {
         "int8-row"
     }
-    assert len(caplog.records) == 1
-    said = caplog.messages[0]
-    assert "tok_embeddings (67 × 48), layers.0.attention.wq (48 × 48)" in said and "and 33 more are" in said
-    assert "stored as int8-row: int4 takes rows in 16s and columns in 32s" in said
+    its = {"int8-row": None, "nf4": "columns in 64s"} | dict.fromkeys(
+        ("int8", "int4", "int4-sym"), "rows in 16s and columns in 32s"
+    )
+    ends = ["tok_embeddings (67 × 48)", "output (67 × 48)"]
+    first = "layers.0.attention.wq (48 × 48), layers.0.attention.wk (16 × 48)"
+    wanted = {
+        embeddings: [f"{', '.join(ends)} are stored as int8-row: {embeddings} takes {its[embeddings]}"],
+        form: [f"{first}, ", f" and 31 more are stored as int8-row: {form} takes {its[form]}"],
+    }
+    if form == embeddings:
+        wanted = {form: [ends[0], f"{first}, ", f" and 33 more are stored as int8-row: {form} takes {its[form]}"]}
+    wanted.pop("int8-row", None)
+    assert len(caplog.messages) == len(wanted)
+    for parts in wanted.values():
+        assert any(all(part in said for part in parts) for said in caplog.messages), caplog.messages
 
 
 def test_a_model_that_fits_warns_of_nothing(caplog):

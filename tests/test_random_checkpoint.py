@@ -21,7 +21,9 @@ spec.loader.exec_module(recipe)
 @pytest.fixture
 def small(monkeypatch):
     """The shape of 3.2 1B with a hundredth of its width, so that a test can afford it."""
-    config = replace(OFFICIAL["llama3.2-1b"], dim=64, n_heads=8, n_kv_heads=4, hidden_dim=96, vocab_size=304)
+    config = replace(
+        OFFICIAL["llama3.2-1b"], dim=64, n_heads=8, n_kv_heads=4, hidden_dim=96, vocab_size=304, head_dim=8
+    )
     monkeypatch.setitem(OFFICIAL, "llama3.2-1b", config)
     return config
 

@@ -19,7 +19,7 @@ from llama3_scratch.tokenizer import PATTERN, Tokenizer
 # D=48 L=5 H=6 G=2 (R=3) V=67 F=40, K=8, J=4
 CONFIG = Config(48, 5, 6, 2, 67, 40, rope_scaling=RopeScaling(32.0), max_seq_len=4096)
 # The same for forms in tiles and groups of 64: D=192 L=5 H=6 G=2 (R=3) V=80 F=64, K=32, J=16
-TILED = replace(CONFIG, dim=192, vocab_size=80, hidden_dim=64)
+TILED = replace(CONFIG, dim=192, vocab_size=80, hidden_dim=64, head_dim=32)
 
 META_SPECIAL = [
     f"<|{name}|>"

@@ -13,7 +13,7 @@ from torch import Tensor
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
 from llama3_scratch.files import listed
-from llama3_scratch.stored import COLUMNS, NF4_GROUP, ROWS, SIBLINGS, Params
+from llama3_scratch.stored import COLUMNS, NF4_GROUP, ROWS, SIBLINGS, Params, units
 
 log = logging.getLogger("llama3_scratch")
 
@@ -116,8 +116,7 @@ def _check_form(params: Params, stem: str, shape: tuple[int, ...], form: str, so
     row_unit, column_unit, dtype = _BESIDE[form]
     if rows % row_unit or columns % column_unit:
         raise FileError(
-            f"{source}: {stem}.{form}: a weight of {rows} × {columns}, expected rows in {row_unit}s and columns in "
-            f"{column_unit}s"
+            f"{source}: {stem}.{form}: a weight of {rows} × {columns}, expected {units(row_unit, column_unit)}"
         )
     groups = columns // column_unit
     of_groups: tuple[int, ...] = (rows, groups) if row_unit == 1 else (rows // ROWS, groups, ROWS)

@@ -242,16 +242,25 @@ def _table_row(cursor: _Cursor) -> tuple[tuple[int, ...], str, int, int]:
     return shape, kind, offset, size
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF does, whatever it's called: a blob of Ollama's has no suffix."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
 def read_header(path: Path) -> Header:
     """Metadata and tensor table of a GGUF file; of a split model all parts are read, whichever is named."""
     header = _read_part(path)
     n_parts = header.values.get("split.count", 1)
     if not isinstance(n_parts, int) or n_parts < 2:
         return header
-    found = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", path.name)
+    found = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(\.gguf)", path.name, re.IGNORECASE)
     if not found or int(found[2]) != n_parts:
         raise FileError(f"{path}: is one of {n_parts} parts and must be named …-00001-of-{n_parts:05}.gguf")
-    paths = [path.with_name(f"{found[1]}-{part:05}-of-{n_parts:05}.gguf") for part in range(1, n_parts + 1)]
+    paths = [path.with_name(f"{found[1]}-{part:05}-of-{n_parts:05}{found[3]}") for part in range(1, n_parts + 1)]
     missing = [part.name for part in paths if not part.exists()]
     if missing:
         raise FileError(f"{path}: the model has {n_parts} parts, missing beside this one: {', '.join(missing)}")
@@ -293,15 +302,15 @@ def header_config(header: Header) -> Config:
             rope_theta=real(values, "llama.rope.freq_base", path, 10_000.0),
             max_seq_len=whole(values, "llama.context_length", path),
             tied="output.weight" not in tensors,
+            head_dim=whole(values, "llama.attention.key_length", path, None),
         )
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error
-    for key in ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"):
+    for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
         if whole(values, key, path, config.head_dim) != config.head_dim:
-            raise FileError(
-                f"{path}: {key} is {values[key]}, expected embedding_length / head_count = {config.head_dim}; "
-                "heads of another width aren't supported"
-            )
+            stated = "llama.attention.key_length" in values
+            wide = "llama.attention.key_length" if stated else "embedding_length / head_count"
+            raise FileError(f"{path}: {key} is {values[key]}, expected {wide} = {config.head_dim}, as a Llama has it")
     _check_tensors(header, config)
     return _with_rope(header, config)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from llama3_scratch.checkpoint.gguf import ROPE_FREQS, gguf_name, scaling_diviso
 from llama3_scratch.checkpoint.gguf_vocab import vocabulary
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
-from llama3_scratch.files import fresh_file, unwritable
-from llama3_scratch.stored import Floats, Params, Tiles, stored
+from llama3_scratch.files import fresh_file, listed, unwritable
+from llama3_scratch.stored import COLUMNS, Floats, Params, Tiles, stored, units
 from llama3_scratch.tied import tie
 from llama3_scratch.tokenizer import Tokenizer
+
+log = logging.getLogger("llama3_scratch")
 
 # `general.file_type` of each kind (llama.h, enum llama_ftype).
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2, "Q4_1": 3}
@@ -50,6 +53,9 @@ def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer 
         )
     path = Path(path)
     kinds = {name: _kind(weights[name], name, kind) for name in names}
+    odd = [name for name in names if type(weights[name]) is Floats and kind.startswith("Q") and kinds[name] == "F16"]
+    if odd:
+        log.warning("%s stored as F16: %s takes %s", listed(odd, 4), kind, units(1, COLUMNS))
     divisors = _divisors(config)
     words = {"tokenizer.ggml.model": "none"} if tokenizer is None else vocabulary(tokenizer, config.vocab_size)
     try:
@@ -86,6 +92,9 @@ def _add_sizes(writer: Any, config: Config) -> None:
     writer.add_head_count(config.n_heads)
     writer.add_head_count_kv(config.n_kv_heads)
     writer.add_rope_dimension_count(config.head_dim)
+    if config.head_dim * config.n_heads != config.dim:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_vocab_size(config.vocab_size)
@@ -121,7 +130,7 @@ def _kind(weight: Floats, name: str, kind: str) -> str:
     if type(weight) is not Floats:
         return block_format(weight) or "F16"
     if kind.startswith("Q"):
-        if weight.shape[1] % 32:
+        if weight.shape[1] % COLUMNS:
             return "F16"
         if name in ("tok_embeddings.weight", "output.weight"):
             return "Q8_0"

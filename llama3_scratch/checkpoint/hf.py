@@ -43,10 +43,10 @@ _NAMES = {"tok_embeddings": "model.embed_tokens", **LAYER, "norm": "model.norm",
 _FIELDS = {
     "embed_tokens": "vocab_size, hidden_size",
     "lm_head": "vocab_size, hidden_size",
-    "q_proj": "hidden_size",
-    "o_proj": "hidden_size",
-    "k_proj": "num_key_value_heads, num_attention_heads, hidden_size",
-    "v_proj": "num_key_value_heads, num_attention_heads, hidden_size",
+    "q_proj": "num_attention_heads, head_dim, hidden_size",
+    "o_proj": "num_attention_heads, head_dim, hidden_size",
+    "k_proj": "num_key_value_heads, head_dim, hidden_size",
+    "v_proj": "num_key_value_heads, head_dim, hidden_size",
     "gate_proj": "intermediate_size, hidden_size",
     "up_proj": "intermediate_size, hidden_size",
     "down_proj": "intermediate_size, hidden_size",
@@ -181,11 +181,14 @@ def _headers(folder: Path, allow_extra: bool) -> tuple[Config, dict[str, _Entry]
 def _matched(stored: dict[str, _Entry], config: Config, folder: Path, allow_extra: bool) -> dict[str, _Entry]:
     """`stored` under Meta's names, or FileError unless names, shapes and dtypes are what `config` means."""
     shapes = expected(config)
-    if config.tied and "lm_head.weight" not in stored:
-        del shapes["output.weight"]
     names = {name: hf_name(name) for name in shapes}
+    if config.tied and not {"lm_head.weight", "model.embed_tokens.weight"} <= stored.keys():
+        if "lm_head.weight" in stored:  # of the pair, which is one tensor, the head is what was written
+            names["tok_embeddings.weight"] = "lm_head.weight"
+        del names["output.weight"]
     if missing := [key for key in names.values() if key not in stored]:
-        hint = "; tie_word_embeddings isn't true" if missing == ["lm_head.weight"] else ""
+        one_end = missing in (["lm_head.weight"], ["model.embed_tokens.weight"])
+        hint = "; tie_word_embeddings isn't true" if one_end and not config.tied else ""
         raise FileError(f"{folder}: {listed(missing)} missing; expected {len(names)} tensors, got {len(stored)}{hint}")
     known = set(names.values())
     extra = [key for key in stored if key not in known and not key.endswith("rotary_emb.inv_freq")]
@@ -193,8 +196,8 @@ def _matched(stored: dict[str, _Entry], config: Config, folder: Path, allow_extr
         raise FileError(
             f"{stored[extra[0]].path}: {listed(extra)} not part of a Llama of this config; --allow-extra ignores that"
         )
-    for name, shape in shapes.items():
-        entry = stored[names[name]]
+    for name, key in names.items():
+        entry, shape = stored[key], shapes[name]
         if entry.shape != shape:
             field = _FIELDS.get(entry.key.split(".")[-2], "hidden_size")
             raise FileError(
@@ -312,15 +315,15 @@ def _config(data: dict[str, Any], path: Path) -> Config:
     if quantization := data.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise FileError(f"{path}: quantization_config: {method!r} weights aren't read; take the unquantised model")
-    for field, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+    for field, only in (
+        ("hidden_act", "silu"),
+        ("attention_bias", False),
+        ("mlp_bias", False),
+        ("partial_rotary_factor", 1),
+    ):
         if (value := data.get(field) or only) != only:
             raise FileError(f"{path}: {field} is {json.dumps(value)}, a Llama 3 has {json.dumps(only)}")
     hidden, heads = whole(data, "hidden_size", path), whole(data, "num_attention_heads", path)
-    head_dim = whole(data, "head_dim", path, default=hidden // heads)
-    if head_dim * heads != hidden:
-        raise FileError(
-            f"{path}: head_dim is {head_dim}, expected hidden_size / num_attention_heads = {hidden} / {heads}"
-        )
     context = whole(data, "max_position_embeddings", path, default=2048)
     theta, scaling = _rope(data, path)
     try:
@@ -335,6 +338,7 @@ def _config(data: dict[str, Any], path: Path) -> Config:
             rope_theta=theta,
             rope_scaling=scaling,
             max_seq_len=context,
+            head_dim=whole(data, "head_dim", path, default=None),
         )
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error

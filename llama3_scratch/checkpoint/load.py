@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,9 +14,10 @@ import torch
 from llama3_scratch.checkpoint import gguf, hf, llama2c, meta
 from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
 from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, each, n_bytes, scan
+from llama3_scratch.checkpoint.fingerprint import Origin
 from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.config import Config, expected
-from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.errors import FileError, MissingFileError, UsageError
 from llama3_scratch.stored import Params, stored
 from llama3_scratch.tokenizer import EXTRA_FILE, Tokenizer, read_tokenizer, with_rows
 
@@ -22,12 +26,16 @@ log = logging.getLogger("llama3_scratch")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that was read: its sizes, its weights under Meta's names, its tokenizer, and where it came from."""
+    """A model that was read: its sizes, its weights under Meta's names, its tokenizer, and where it came from.
+
+    By its origin, where it has one, the hash of its weights is remembered.
+    """
 
     config: Config
     params: Params
     tokenizer: Tokenizer | None
     path: Path
+    origin: Origin | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         forms = {stored(self.params, name.removesuffix(".weight")).name for name in expected(self.config)}
@@ -40,8 +48,12 @@ def layout(path: Path) -> str:
     if not path.exists():
         raise FileError(f"{path}: not found; expected a folder with weights, a .gguf or .bin file, or a known name")
     if path.is_file():
-        if path.suffix in (".gguf", ".bin"):
-            return "gguf" if path.suffix == ".gguf" else "llama2c"
+        if path.suffix.lower() == ".gguf" or gguf.is_gguf(path):
+            return "gguf"
+        if path.suffix == ".bin":
+            return "llama2c"
+        if blob := _ollamas_blob(path):
+            raise FileError(f"{path}: Ollama's list of a model's files; its weights are {blob}, give that")
         raise FileError(f"{path}: expected a folder, a .gguf or a .bin file; give the folder that it lies in")
     names = [entry.name for entry in path.iterdir()]
     has_hf = any(
@@ -53,10 +65,24 @@ def layout(path: Path) -> str:
         return "meta"
     if has_hf:
         return "hf"
-    ggufs = sorted(name for name in names if name.endswith(".gguf"))
+    ggufs = sorted(name for name in names if name.lower().endswith(".gguf"))
     inside = ["original"] if (path / "original").is_dir() else ggufs[:1]
     hint = "".join(f"; there is {path / name}, give that" for name in inside)
     raise FileError(f"{path}: no weights: looked for consolidated.*.pth, model*.safetensors and *.gguf{hint}")
+
+
+def _ollamas_blob(path: Path) -> Path | None:
+    """The weights that a manifest of Ollama's names: they lie in `blobs`, beside `manifests`."""
+    try:
+        with path.open("rb") as file:
+            layers = json.loads(file.read(100_000))["layers"]
+        digests = [layer["digest"] for layer in layers if layer["mediaType"] == "application/vnd.ollama.image.model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    root = next((parent.parent for parent in path.parents if parent.name == "manifests"), None)
+    if root is None or not digests or not re.fullmatch(r"sha256:[0-9a-f]{64}", str(digests[0])):
+        return None
+    return root / "blobs" / digests[0].replace(":", "-")
 
 
 def load(
@@ -66,13 +92,16 @@ def load(
     rope_scale_factor: float | None = None,
     allow_extra: bool = False,
     blocks: str = "floats",
+    needs_tokenizer: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint, its weights in their stored dtype and, on a CPU, mapped from the file where that can be.
 
     A GGUF file's quantised tensors become floats; `blocks="stored"` keeps those in Q8_0, Q4_0 and Q4_1 as they are, in
     a quarter of the memory or less, and with the same logits.
     `path_or_name` is Meta's or Hugging Face's folder, a `.gguf` or llama2.c `.bin` file, or a name that
-    `python -m llama3_scratch.download` knows. Raises FileError, with one sentence, for anything that isn't whole.
+    `python -m llama3_scratch.download` knows. Raises FileError, with one sentence, for anything that isn't whole. A
+    folder without a tokenizer is, its `tokenizer` is None; unless the caller `needs_tokenizer`, whose FileError comes
+    before a weight is read.
     """
     path = resolve(path_or_name)
     kind = layout(path)
@@ -82,10 +111,10 @@ def load(
         raise UsageError(f"--allow-extra is for Meta's and Hugging Face's folders, {path} is a file of its own kind")
     tokenizer: Tokenizer | None = None
     if kind == "meta":
-        tokenizer = find_tokenizer(path)  # first, because shards are merged into memory
+        tokenizer = if_there(find_tokenizer, path, needed=needs_tokenizer)  # first: shards are merged into memory
         config, params = meta.read_meta(path, rope_scale_factor=rope_scale_factor, allow_extra=allow_extra)
     elif kind == "hf":
-        tokenizer = read_tokenizer_json(path)
+        tokenizer = if_there(read_tokenizer_json, path, needed=needs_tokenizer)
         config, params = hf.read_hf(path, allow_extra=allow_extra)
     elif kind == "gguf":
         config, params, tokenizer = gguf.read_gguf(path, blocks=blocks)
@@ -120,12 +149,23 @@ def weight_files(checkpoint: Checkpoint) -> dict[str, str]:
     return tied | found
 
 
+def if_there(read: Callable[[Path], Tokenizer], folder: Path, *, needed: bool = False) -> Tokenizer | None:
+    """The tokenizer; None, with a warning, where there is none and it isn't `needed`. A damaged one is an error."""
+    try:
+        return read(folder)
+    except MissingFileError as error:
+        if needed:
+            raise
+        log.warning("%s; tokens can be given, but no text", error)
+        return None
+
+
 def find_tokenizer(folder: Path) -> Tokenizer:
     """The `tokenizer.model` of Meta's folder, of its parent or of `original/`."""
     places = [place / "tokenizer.model" for place in (folder, folder.parent, folder / "original")]
     found = next((place for place in places if place.exists()), None)
     if found is None:
-        raise FileError(
+        raise MissingFileError(
             f"{places[0]}: not found, nor in {folder.parent} or {places[2].parent}; it comes with the weights"
         )
     tokenizer = read_tokenizer(found)

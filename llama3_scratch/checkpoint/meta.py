@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -94,13 +95,15 @@ def open_pth(path: Path) -> dict[str, Tensor]:
     require_file(path, "a torch checkpoint")
     stored, unmappable = _archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=unmappable is None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, on how the file was written: what matters of it follows
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=unmappable is None)
     except Exception as error:  # whatever a damaged pickle can raise
         # torch's own message may go on to advise weights_only=False, which would run what the file says.
         if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise FileError(f"{path}: refused: contains code (GLOBAL {code[1]}), expected tensors only") from None
         size = f"{path.stat().st_size} bytes"
-        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        if isinstance(error, pickle.UnpicklingError | LookupError) or "weights_only" in str(error):
             raise FileError(f"{path}: not a torch checkpoint ({size}); download it again") from None
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise FileError(f"{path}: damaged: {reason} ({size}); download it again") from None

@@ -22,6 +22,11 @@ def weights_dir() -> Path:
     checkout = Path(__file__).parents[2]
     if (checkout / "pyproject.toml").exists():
         return checkout / "weights"
+    return user_cache()
+
+
+def user_cache() -> Path:
+    """The folder of what can be made again: within $XDG_CACHE_HOME, else ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama3_scratch"
 
 

@@ -17,8 +17,9 @@ from llama3_scratch.linear import Params
 log = logging.getLogger("llama3_scratch")
 
 _KNOWN = {
-    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
-    "rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size", "context_length",
+    "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "multiple_of", "ffn_dim_multiplier",
+    "norm_eps", "rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size",
+    "context_length",
     "quantization_args", "lora_args", "vision_model", "vision_chunk_size", "vision_max_num_chunks",
     "vision_num_cross_attention_layers",
 }  # fmt: skip
@@ -43,7 +44,8 @@ def read_params_json(
         raise FileError(
             f"{path}: vocab_size 32000 without rope_theta is Llama 1 or 2, which needs SentencePiece; take a Llama 3"
         )
-    _check_count(path, shards, dim, vocab_size)
+    head_dim = whole(data, "head_dim", path, None)
+    _check_count(path, shards, dim, n_heads * head_dim if head_dim else dim, vocab_size)
     n_layers = whole(data, "n_layers", path)
     if shards[0] and n_layers > len(shards[0]):  # before a table is made of what may be a billion layers
         raise FileError(f"{path}: n_layers is {n_layers}, but the weights have only {len(shards[0])} tensors")
@@ -58,6 +60,7 @@ def read_params_json(
             norm_eps=real(data, "norm_eps", path, 1e-5),
             rope_theta=real(data, "rope_theta", path, 500_000.0),
             max_seq_len=whole(data, "context_length", path, _context(data, scaled)),
+            head_dim=head_dim,
         )
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error
@@ -81,12 +84,12 @@ def _vocab_size(data: dict[str, Any], path: Path, shards: list[dict[str, Tensor]
     return rows
 
 
-def _check_count(path: Path, shards: list[dict[str, Tensor]], dim: int, vocab_size: int) -> None:
-    """Raise FileError if a part of wq, of which all shards together have `dim` rows, means more or fewer shards."""
+def _check_count(path: Path, shards: list[dict[str, Tensor]], dim: int, n_rows: int, vocab_size: int) -> None:
+    """Raise FileError if a part of wq, of which all shards together have `n_rows`, means more or fewer shards."""
     wq, tok = _matrix(shards, "layers.0.attention.wq"), _matrix(shards, "tok_embeddings")
-    if wq is None or wq.shape[1] != dim or dim % wq.shape[0] or dim // wq.shape[0] == len(shards):
+    if wq is None or wq.shape[1] != dim or n_rows % wq.shape[0] or n_rows // wq.shape[0] == len(shards):
         return
-    implied, rows = dim // wq.shape[0], f"{wq.shape[0]} rows of wq"
+    implied, rows = n_rows // wq.shape[0], f"{wq.shape[0]} rows of wq"
     if tok is not None:
         rows = f"{tok.shape[0]} rows of tok_embeddings and {rows}"
     remedy = "the others are missing" if len(shards) < implied else "some belong to another model"
@@ -171,6 +174,7 @@ def params_json(config: Config, params: Params) -> dict[str, Any]:
         "n_layers": config.n_layers,
         "n_heads": config.n_heads,
         "n_kv_heads": config.n_kv_heads,
+        **({} if config.head_dim * config.n_heads == config.dim else {"head_dim": config.head_dim}),
         "vocab_size": config.vocab_size,
         "multiple_of": multiple_of,
         **({} if multiplier is None else {"ffn_dim_multiplier": multiplier}),

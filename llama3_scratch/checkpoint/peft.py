@@ -11,6 +11,7 @@ import logging
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ log = logging.getLogger("llama3_scratch")
 
 _CONFIG, _SAFE, _PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
+_VOCABULARY = ("model.embed_tokens", "lm_head")  # what has a row a token
 _ENDS = {"A.weight": ".lora_A.weight", "B.weight": ".lora_B.weight", "magnitude": ".lora_magnitude_vector"}
 
 # What adapter_config.json may say: fields that are read here, fields that say how the adapter was trained or began and
@@ -46,17 +48,20 @@ _READ = (
     "use_rslora",
     "use_dora",
     "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
     "modules_to_save",
 )
 _TRAINING = (
     *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version"),
-    *("layers_to_transform", "layers_pattern", "exclude_modules", "megatron_core", "qalora_group_size"),
-    *("runtime_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+    *("megatron_core", "qalora_group_size", "runtime_config", "loftq_config", "eva_config", "corda_config"),
+    *("lora_ga_config", "fan_in_fan_out"),  # the latter is for weights that are stored transposed, which PEFT sees
 )
 _ONLY: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "task_type": (None, "CAUSAL_LM"),
-    "bias": ("none",),
+    "bias": ("none", "all", "lora_only"),  # no linear of a Llama has one; a bias among the tensors is refused
     # Of other beginnings (pissa, olora, corda, loftq …) the weights were changed too, which this folder doesn't hold.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
@@ -71,14 +76,21 @@ def read_peft(folder: Path, config: Config) -> Params:
     _check_settings(settings, path)
     shapes = expected(config)
     modules = {hf_name(name).removesuffix(".weight"): name for name in shapes}
-    targeted = _named(settings, "target_modules", path, [m for m in modules if len(shapes[modules[m]]) == 2])
+    targeted = _targeted(settings, path, [module for module in modules if len(shapes[modules[module]]) == 2])
     if "model.embed_tokens" in targeted:
         raise FileError(f"{path}: target_modules: an adapter of the embedding (embed_tokens) isn't supported")
     file, found = _tensors(folder)
     parts = _by_module(found, modules, file)
-    chosen_by_more = settings.get("exclude_modules") or settings.get("layers_to_transform") is not None
-    missing = [module for module in targeted if not chosen_by_more and "A.weight" not in parts.get(module, ())]
-    saved = _named(settings, "modules_to_save", path, list(modules))
+    adapted_ones = [module for module, its in parts.items() if its.keys() != {"weight"}]
+    if settings.get("target_modules") and (
+        more := [module for module in adapted_ones if module not in targeted and len(shapes[modules[module]]) == 2]
+    ):
+        raise FileError(
+            f"{file}: {_PREFIX}{more[0]} has an adapter, which {_CONFIG} doesn't name among its modules and PEFT "
+            "ignores; correct one of the two"
+        )
+    saved = _chosen(settings, "modules_to_save", path, list(modules))
+    missing = [module for module in targeted if "A.weight" not in parts.get(module, ())]
     missing += [module for module in saved if "weight" not in parts.get(module, ())]
     made: Params = {}
     for module, its in parts.items():
@@ -122,10 +134,7 @@ def _setting(settings: dict[str, Any], field: str, module: str, path: Path) -> A
     patterns = settings.get(field) or {}
     if not isinstance(patterns, dict):
         raise FileError(f"{path}: {field} must be an object, got {patterns!r:.99}")
-    try:
-        key = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
-    except re.error as error:
-        raise FileError(f"{path}: {field}: a key isn't a pattern: {error}") from error
+    key = next((key for key in patterns if _match(rf"(.*\.)?({key})$", module, field, path)), None)
     if key is None:
         return None
     return (whole if field == "rank_pattern" else real)(patterns, key, path)
@@ -138,23 +147,70 @@ def _tensors(folder: Path) -> tuple[Path, Params]:
     raise FileError(f"{folder}: {_SAFE} is missing, and {_PICKLED} too; expected one of them beside {_CONFIG}")
 
 
-def _named(settings: dict[str, Any], field: str, path: Path, modules: list[str]) -> list[str]:
-    """The modules that target_modules or modules_to_save means: whose names end so, or that a pattern fits."""
+def _targeted(settings: dict[str, Any], path: Path, modules: list[str]) -> list[str]:
+    """The matrices that an adapter stands beside, as PEFT's `check_target_module_exists` finds them."""
+    said = settings.get("target_modules")
+    if isinstance(said, str) and said.lower() == "all-linear":
+        chosen = [module for module in modules if module.startswith("model.layers.")]
+    else:
+        chosen = _chosen(settings, "target_modules", path, modules)
+    excluded = [*_matching(settings, "exclude_modules", path, modules), *_whole(settings, path, modules)]
+    layers = settings.get("layers_to_transform")
+    if layers is not None and layers != [] and not isinstance(said, str):
+        numbers = layers if isinstance(layers, list) else [layers]
+        if not all(type(number) is int for number in numbers):
+            raise FileError(f"{path}: layers_to_transform must be a list of whole numbers, got {layers!r:.99}")
+        chosen = [module for module in chosen if module in (said or []) or _layer(settings, path, module) in numbers]
+    return [module for module in chosen if module not in excluded]
+
+
+def _layer(settings: dict[str, Any], path: Path, module: str) -> int | None:
+    """The number of a module's layer, found as layers_pattern says."""
+    said = settings.get("layers_pattern") or [r"[^.]*"]
+    patterns = [said] if isinstance(said, str) else said
+    if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise FileError(f"{path}: layers_pattern must be a name or a list of names, got {said!r:.99}")
+    for pattern in patterns:
+        if found := _match(rf"(?:^|.*?\.)(?:{pattern})\.(\d+)\.", module, "layers_pattern", path):
+            return int(found[found.re.groups])
+    return None
+
+
+def _whole(settings: dict[str, Any], path: Path, modules: list[str]) -> list[str]:
+    """The modules within modules_to_save, which get no adapters."""
+    names = settings.get("modules_to_save") or []
+    names = names if isinstance(names, list) else []
+    return [m for m in modules for n in names if _match(rf"(^|.*\.){n}($|\..*)", m, "modules_to_save", path)]
+
+
+def _chosen(settings: dict[str, Any], field: str, path: Path, modules: list[str]) -> list[str]:
+    """The modules that a field names, FileError if it names some and none is a Llama's."""
+    chosen = _matching(settings, field, path, modules)
+    if settings.get(field) and not chosen:
+        said = settings[field]
+        names = f"{said!r} fits" if isinstance(said, str) else f"{', '.join(map(repr, said))} is"
+        kinds = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in modules))
+        raise FileError(f"{path}: {field}: {names} no module of a Llama, expected some of {kinds}")
+    return chosen
+
+
+def _matching(settings: dict[str, Any], field: str, path: Path, modules: list[str]) -> list[str]:
+    """The modules whose names end as one of a list says, or that a pattern fits. Other names of a list fit nothing."""
     said = settings.get(field) or []
-    if not isinstance(said, str) and not (isinstance(said, list) and all(isinstance(end, str) for end in said)):
+    if isinstance(said, str):
+        return [module for module in modules if _match(said, module, field, path, re.fullmatch)]
+    if not (isinstance(said, list) and all(isinstance(end, str) for end in said)):
         raise FileError(f"{path}: {field} must be a list of names or a pattern, got {said!r:.99}")
-    pattern = said if isinstance(said, str) else None
-    chosen: list[str] = []
-    for end in said if pattern is None else [pattern]:
-        try:
-            its = [m for m in modules if (re.fullmatch(pattern, m) if pattern else f".{m}".endswith(f".{end}"))]
-        except re.error as error:
-            raise FileError(f"{path}: {field} {end!r} isn't a pattern: {error}") from error
-        if not its:
-            kinds = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in modules))
-            raise FileError(f"{path}: {field}: {end!r} is no module of a Llama, expected some of {kinds}")
-        chosen += its
-    return list(dict.fromkeys(chosen))
+    return [module for module in modules if any(f".{module}".endswith(f".{end}") for end in said)]
+
+
+def _match(
+    pattern: str, module: str, field: str, path: Path, how: Callable[[str, str], re.Match[str] | None] = re.match
+) -> re.Match[str] | None:
+    try:
+        return how(pattern, module)
+    except re.error as error:
+        raise FileError(f"{path}: {field}: {pattern!r:.99} isn't a pattern: {error}") from error
 
 
 def _by_module(found: Params, modules: dict[str, str], file: Path) -> dict[str, Params]:
@@ -167,6 +223,8 @@ def _by_module(found: Params, modules: dict[str, str], file: Path) -> dict[str, 
         part = next((part for part, end in _ENDS.items() if key.endswith(end)), "weight")
         module = key.removeprefix(_PREFIX).removesuffix(_ENDS.get(part, ".weight")).removesuffix(".base_layer")
         if module not in modules or not key.startswith(_PREFIX):
+            if key.endswith(".bias"):
+                raise FileError(f"{file}: {key}: a bias, and no linear of a Llama has one; its adapter isn't supported")
             raise FileError(
                 f"{file}: {key} isn't part of an adapter of this model, expected names as "
                 f"{_PREFIX}model.layers.0.self_attn.q_proj{_ENDS['A.weight']}"
@@ -199,6 +257,12 @@ def _check_module(module: str, its: Params, rank: int, shape: tuple[int, ...], d
             )
         if tensor.dtype not in FLOATS:
             raise FileError(f"{file}: {key}: dtype {dtype_name(tensor.dtype)}, expected float32, bfloat16 or float16")
+        if found != expects and part != "A.weight" and module in _VOCABULARY and found[1:] == expects[1:]:
+            raise FileError(
+                f"{file}: {key}: {found[0]} rows, this model's vocabulary has {expects[0]}: the adapter was trained "
+                "after its size was changed; merge it with PEFT into the base model of that size "
+                "(resize_token_embeddings, merge_and_unload) and give the merged model"
+            )
         if found != expects:
             other = {"A.weight": found[1:] != expects[1:], "B.weight": found[:1] != expects[:1]}.get(part, True)
             size = " × ".join(map(str, shape))

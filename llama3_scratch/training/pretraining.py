@@ -145,4 +145,7 @@ def export(training: Training, shards: Shards, folder: Path, *, dtype: torch.dty
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    said = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    if config.head_dim * config.n_heads == config.dim:
+        del said["head_dim"]  # runs from before heads could have another width go on too
+    return said
