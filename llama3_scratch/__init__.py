@@ -3,7 +3,8 @@
     import llama3_scratch as l3
 
     ck = l3.load("smollm2-135m")
-    logits_BTV = l3.forward(tokens_BT, ck.params, ck.config)
+    l3.answer(ck, "What is the capital of France?")
+    logits_BTV = l3.forward(ck.tokenizer.encode("The capital of France is"), ck.params, ck.config)
 
 Every module is an attribute too: `l3.linear.linear`, `l3.stream.stream`.
 """
@@ -12,9 +13,11 @@ Every module is an attribute too: `l3.linear.linear`, `l3.stream.stream`.
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llama3_scratch.answering import Talk, answer, stream_answer
     from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
     from llama3_scratch.checkpoint.load import Checkpoint, load
     from llama3_scratch.config import OFFICIAL, Config, RopeScaling, expected
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 # Imported at first use: torch takes seconds, and `--help` needs none of it.
 _HOME = {
+    "answering": ("Talk", "answer", "stream_answer"),
     "cache": ("NO_CACHE", "Cache", "RaggedCache"),
     "checkpoint.load": ("Checkpoint", "load"),
     "config": ("OFFICIAL", "Config", "RopeScaling", "expected"),
@@ -43,4 +47,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_MODULE]
+    """What a person may want: the functions and classes above, and every module; nothing that this file imports."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    special = (name for name in globals() if name.startswith("__"))
+    return sorted({*_MODULE, *modules, *special})

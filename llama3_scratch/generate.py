@@ -132,10 +132,7 @@ def main(options: argparse.Namespace) -> int:
     timings = Timings(load_s=time.perf_counter() - started)
     tokenizer = require_tokenizer(checkpoint)
     prompts = _encoded(asked, checkpoint, tokenizer, options)
-    session = None
-    if traced:
-        pieces = [piece(id, tokenizer).decode(errors="replace") for id in prompts[0]]
-        session = Session(options, checkpoint, dtype, pieces)
+    session = Session(options, checkpoint, dtype, prompts[0], asked[0].text) if traced else None
     code, at_once = 0, len(prompts) if traced else options.batch or AT_ONCE
     for first in range(0, len(prompts), at_once):
         batch = slice(first, first + at_once)
@@ -286,7 +283,7 @@ def timed_stream(
     started = time.perf_counter()
     timings.prompt_tokens = sum(map(len, prompts)) - cache.length
     if session is not None:
-        session.start()
+        session.start(answers[0])
     before = len(prompts)
     for step in stream(
         prompts,

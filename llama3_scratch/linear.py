@@ -6,14 +6,14 @@ Beside any form may stand a low-rank adapter, which is added: `{name}.adaptor.A.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llama3_scratch.native import kernels
 from llama3_scratch.stored import Floats, Params, pieces, stored
+
+_CPU_HAS_BF16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def at_least_f32(dtype: torch.dtype) -> torch.dtype:
@@ -57,8 +57,8 @@ def product(x: Tensor, weight: Floats) -> Tensor:
     plain = type(weight) is Floats
     if plain and weight.values.dtype == x.dtype and multiplies(x.dtype, x.device.type):
         return F.linear(x, weight.values)
-    if weight.values.requires_grad:
-        return F.linear(x, weight.values.to(x.dtype))
+    if weight.values.requires_grad or torch.compiler.is_compiling():  # a compiler turns it into floats as it multiplies
+        return F.linear(x, weight.floats(slice(None), x.dtype))
     return _TiledLinear.apply(x, weight)
 
 
@@ -73,12 +73,9 @@ def embed(tokens_BT: Tensor, params: Params, name: str, *, dtype: torch.dtype | 
     return weight.floats(tokens_BT, dtype or weight.dtype)
 
 
-@functools.cache
 def multiplies(dtype: torch.dtype, device: str) -> bool:
     """Whether a matmul in `dtype` is worth calling there: bf16 on a CPU without its instructions runs 80× slower."""
-    if device != "cpu" or dtype in (torch.float32, torch.float64):
-        return True
-    return dtype == torch.bfloat16 and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device != "cpu" or dtype in (torch.float32, torch.float64) or (dtype == torch.bfloat16 and _CPU_HAS_BF16)
 
 
 class _TiledLinear(torch.autograd.Function):

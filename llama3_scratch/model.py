@@ -18,6 +18,8 @@ from torch import Tensor
 from llama3_scratch.cache import NO_CACHE, NoCache
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.linear import Params, at_least_f32, embed, linear
+from llama3_scratch.tied import warn_if_apart
+from llama3_scratch.token_ids import Ids, as_batch
 
 Block = Callable[..., Tensor]
 
@@ -91,13 +93,12 @@ def attend_fused(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, visible_BTS: T
     """
     q_BHTK = q_BTGRK.flatten(2, 3).transpose(1, 2)
     k_BGSK, v_BGSK = k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
-    fresh = q_BTGRK.shape[1] == k_BSGK.shape[1]
-    mask_B1TS = None if fresh else visible_BTS[:, None]
-    out_BHTK = F.scaled_dot_product_attention(
-        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, is_causal=fresh, enable_gqa=True
-    )
-    if fresh:  # torch makes 0 of a query that isn't a number there, which would hide it
-        out_BHTK = out_BHTK + 0 * q_BHTK.sum(-1, keepdim=True)
+    if q_BTGRK.shape[1] == k_BSGK.shape[1]:
+        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, is_causal=True, enable_gqa=True)
+        out_BHTK = out_BHTK + 0 * q_BHTK.sum(-1, keepdim=True)  # torch makes 0 of a NaN query, which would hide it
+    else:
+        mask_B1TS = visible_BTS[:, None]
+        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, enable_gqa=True)
     return out_BHTK.transpose(1, 2).unflatten(2, q_BTGRK.shape[2:4])
 
 
@@ -197,7 +198,7 @@ def unembed(x_BTD: Tensor, params: Params) -> Tensor:
 
 
 def forward(
-    tokens_BT: Tensor,
+    tokens: Ids,
     params: Params,
     config: Config,
     *,
@@ -205,7 +206,8 @@ def forward(
     block: Block = fused_block,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Tokens in, logits_BTV out. `dtype` is the activations' (the stored embedding's where it isn't given)."""
-    x_BTD = embed(tokens_BT, params, "tok_embeddings", dtype=dtype)
+    """Token ids in, (B, T) or of one prompt (T,), logits_BTV out. `dtype` is the activations' (else the weights')."""
+    warn_if_apart(params, config)
+    x_BTD = embed(as_batch(tokens, params), params, "tok_embeddings", dtype=dtype)
     x_BTD = decode(x_BTD, params, config, cache=cache, block=block)
     return unembed(x_BTD, params)

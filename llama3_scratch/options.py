@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llama3_scratch.config import Config
     from llama3_scratch.sample import Sampler
     from llama3_scratch.speculate import NoGuesses
+    from llama3_scratch.stored import Params
 
 log = logging.getLogger("llama3_scratch")
 
@@ -357,16 +358,21 @@ def open_model(
         raise UsageError(
             f"--max-seq-len {options.max_seq_len}: this model was trained for {checkpoint.config.max_seq_len} tokens"
         )
-    if options.dtype != "auto":
-        dtype = getattr(torch, options.dtype)
-    else:
-        dtype = torch.float32 if device.type == "cpu" else checkpoint.params["norm.weight"].dtype
+    dtype = getattr(torch, options.dtype) if options.dtype != "auto" else activations(checkpoint.params)
     if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
         from llama3_scratch.linear import multiplies
 
         if not multiplies(dtype, "cpu"):
             log.warning("this CPU doesn't multiply in %s: sums run in float32, results are rounded", options.dtype)
     return checkpoint, dtype
+
+
+def activations(params: Params) -> torch.dtype:
+    """The activations' dtype unless another is asked for: float32 on a CPU, else the weights' own."""
+    import torch
+
+    own = params["norm.weight"]
+    return torch.float32 if own.device.type == "cpu" else own.dtype
 
 
 def _adapted(checkpoint: Checkpoint, folders: list[Path]) -> Checkpoint:

@@ -29,6 +29,13 @@ class Prompt:
     asked: str | list[dict[str, Any]]
     source: str
 
+    @property
+    def text(self) -> str:
+        """What a person reads of it: the text, or a line with its role for each message."""
+        if isinstance(self.asked, str):
+            return self.asked
+        return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in self.asked)
+
     def as_json(self) -> dict[str, Any]:
         return {"prompt" if isinstance(self.asked, str) else "messages": self.asked}
 

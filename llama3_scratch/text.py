@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from llama3_scratch.errors import UsageError
@@ -78,6 +79,41 @@ def text_of(tokens: Iterable[int], tokenizer: Tokenizer, *, cut: bool = False) -
     the answer short, half a character at its end is left out."""
     said = b"".join(piece(token, tokenizer) for token in tokens)
     return codecs.getincrementaldecoder("utf-8")("replace").decode(said, final=not cut)
+
+
+def legible(data: bytes) -> str:
+    """The text that the bytes are; those that are no whole character as numbers, ⟨E4 BD⟩, and never as U+FFFD."""
+    return data.decode(errors="llama3_scratch.numbers")
+
+
+def _numbers(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return f"⟨{error.object[error.start : error.end].hex(' ').upper()}⟩", error.end
+
+
+codecs.register_error("llama3_scratch.numbers", _numbers)
+
+
+def label(token: int, tokenizer: Tokenizer) -> str:
+    """A token's text for people, on a line: blanks at its ends, line ends and all that has no glyph can be seen."""
+    text = legible(piece(token, tokenizer))
+    inner = text.strip(" ")
+    begin = len(text) - len(text.lstrip(" "))
+    return "␣" * begin + "".join(map(_glyph, inner)) + "␣" * (len(text) - begin - len(inner)) or "∅"
+
+
+def _glyph(character: str) -> str:
+    if character < " ":
+        return {"\n": "⏎", "\t": "⇥"}.get(character, chr(0x2400 + ord(character)))
+    return character if character.isprintable() else f"⟨{ord(character):X}⟩"
+
+
+def width(text: str) -> int:
+    """Columns that the text takes on a terminal: two for a wide character, none for one that joins the one before."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
 
 
 def _overlap(text: str, string: str) -> int:

@@ -152,6 +152,11 @@ class Tokenizer:
         except regex.error as error:
             raise UsageError(f"the split pattern {error.pattern!r} isn't a regular expression: {error}") from error
 
+    def __repr__(self) -> str:
+        framed = {None: "completes text", "template": "chats by a template of its own"}
+        chats = framed.get(self.chat_format) or f"chats in {self.chat_format}"
+        return f"Tokenizer({self.n_words:,} tokens, {len(self.special_tokens)} of them special, {chats})"
+
     def set_chat_format(self, chat_format: str | None) -> None:
         """Frame chats so, and so alone; with a chat format, whatever ends a turn becomes a stop token."""
         self._frame_chats(chat_format)
@@ -169,16 +174,22 @@ class Tokenizer:
             self.stop_tokens += [id for id in ends if id not in self.stop_tokens]
 
     def encode(
-        self, text: str, *, bos: bool, eos: bool, allowed_special: Literal["all"] | Collection[str] = frozenset()
+        self,
+        text: str,
+        *,
+        bos: bool | None = None,
+        eos: bool = False,
+        allowed_special: Literal["all"] | Collection[str] = frozenset(),
     ) -> list[int]:
-        """Ids of `text`. Special tokens in it are ordinary text but for those named in `allowed_special` (or "all").
+        """Ids of `text`, BOS before it as `add_bos` has it unless `bos` says whether.
 
+        Special tokens in the text are ordinary text but for those named in `allowed_special` (or "all").
         Hugging Face's libraries take the names of special tokens in a text for the tokens unless told otherwise; here
         what somebody typed is text. Added words are one token each. They are found before long texts are cut.
         """
         text = _whole_characters(text)
         allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
-        ids = [self._require("bos_id")] if bos else []
+        ids = [self._require("bos_id")] if (self.add_bos if bos is None else bos) else []
         parts = self._words.split(text, allowed)
         self._check_bytes(parts, text)
         for part in parts:

@@ -9,7 +9,18 @@ PACKAGE = Path(__file__).parents[1] / "llama3_scratch"
 
 # A module imports only what stands above it.
 ROOMS = {
-    "The core: read this first": ["errors", "config", "stored", "native.kernels", "linear", "cache", "model", "init"],
+    "The core: read this first": [
+        "errors",
+        "config",
+        "stored",
+        "native.kernels",
+        "linear",
+        "cache",
+        "token_ids",
+        "tied",
+        "model",
+        "init",
+    ],
     "Text": ["files", "added_tokens", "tokenizer", "text", "chat_template_worker", "chat_template", "dialog"],
     "Doors in and out": [
         "memory",
@@ -95,6 +106,7 @@ ROOMS = {
         "word_wrap",
         "repl",
         "chat",
+        "answering",
         "convert",
         "parity",
         "evaluate",

@@ -114,11 +114,104 @@ def test_tokens_and_layers_are_all_there(visit, traced):
     assert page.locator(".layers tbody tr").nth(1).locator("td").count() == len(IDS)
     tokens = page.locator(".layers thead .token").all_text_contents()
     assert tokens[0] == "H" and tokens[2] == HOSTILE[0] and tokens[-2:] == ["!", "⏎"]
-    assert tokens[8:10] == [r"\xf0", r"\x9f"], "half a character is shown as its bytes"
+    assert tokens[8:10] == ["⟨F0⟩", "⟨9F⟩"], "half a character is shown as its bytes"
     assert tokens[5] == "⏎⇥ ␛[2J␀" and tokens[6].startswith("⟨202E⟩abc")
     norm = traced[1]["layers.2.block.return"].value[0, 4].norm().item()
     label = page.locator("tr[data-group='2'] td").nth(4).get_attribute("aria-label")
     assert number(label.split()[-1]) == pytest.approx(norm, rel=1e-3)
+
+
+def written(path, n: int, asked: str = "", answered: str = ""):
+    """The page of a prompt of n tokens, every tenth of them Chinese."""
+    words = [bytes([byte]) for byte in range(256)] + ["名".encode(), "字。".encode(), "한".encode()]
+    tokenizer = Tokenizer(
+        {word: id for id, word in enumerate(words)}, pattern=PATTERN, special_tokens={}, bos_id=None, eos_id=None,
+        stop_tokens=[], chat_format=None, add_bos=False,
+    )  # fmt: skip
+    page = Page(PARAMS, CONFIG, tokenizer, "a model")
+    page.asked, page.answered, page.n_answered = asked, answered, 3
+    ids = [256 + i // 10 % 3 if i % 10 == 0 else 65 + i % 26 for i in range(n)]
+    with torch.inference_mode(), watch(keep=needs, on_step=page.take):
+        forward(torch.tensor([ids]), PARAMS, CONFIG, block=block)
+    page.write(path)
+    return path
+
+
+def test_prompt_and_answer_stand_on_top(visit, traced, tmp_path):
+    hostile = "<img src=x onerror='window.hacked = 1'>\n  and  blanks"
+    page = visit(written(tmp_path / "run.html", 5, hostile, "one\n" * 40))
+    assert page.locator("#asked").inner_text() == hostile and page.locator("#answered").inner_text().startswith(
+        "one\none"
+    )
+    assert "5 tokens in this pass, 3 answered" in page.locator("#about").inner_text()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("#answered").bounding_box()["y"] < 200
+    page.wait_for_selector("#answered.cut", timeout=2000)
+    assert "cut" not in (page.locator("#asked").get_attribute("class") or "")
+    assert not visit(traced[0]).locator("#said").is_visible()
+
+
+IN_SIGHT = """(view) => {
+  const box = document.querySelector(`.${view}`).closest(".scroll").getBoundingClientRect();
+  const label = document.querySelector(`.${view} tbody th`).getBoundingClientRect();
+  const last = [...document.querySelectorAll(`.${view} tbody tr`)].at(1).lastElementChild.getBoundingClientRect();
+  return label.left >= box.left - 1 && label.right <= box.right && last.right <= box.right + 1
+    && last.right <= innerWidth && last.left >= label.right - 1;
+}"""
+
+
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+@pytest.mark.parametrize("n", [37, 120])
+def test_the_token_that_answers_is_in_sight_and_what_is_hidden_is_said(visit, tmp_path, width, n):
+    page = visit(written(tmp_path / "run.html", n, "what?", "that"), width=width, height=900)
+    for key, view in (("1", "layers"), ("3", "lens")):
+        page.keyboard.press(key)
+        assert page.evaluate(IN_SIGHT, view), view
+        sign = page.locator(".sign")
+        page.wait_for_timeout(100)
+        if (n, width, view) == (37, 1440, "layers"):
+            assert not sign.is_visible(), "README's prompt fits"
+            continue
+        hidden = int(re.search(r"← (\d+) more tokens before these", sign.inner_text())[1])
+        assert 0 < hidden < n
+        page.evaluate("document.querySelector('main .scroll').scrollTo(0, 0)")
+        page.wait_for_timeout(100)
+        assert re.fullmatch(r"→ \d+ more tokens? behind these", sign.inner_text())
+
+
+def test_a_token_opens_the_lens_behind_it(visit, tmp_path):
+    page = visit(written(tmp_path / "run.html", 60), width=1024, height=900)
+    for column, last in ((60, True), (7, False)):
+        page.keyboard.press("1")
+        page.locator(".layers thead th").nth(column).click()
+        assert page.locator("#tab-lens").get_attribute("aria-selected") == "true"
+        focused = page.evaluate("document.activeElement.cellIndex")
+        assert focused == column and page.evaluate("document.activeElement.parentNode.rowIndex") == CONFIG.n_layers
+        assert page.evaluate(IN_SIGHT, "lens") == last
+
+
+def test_chinese_and_korean_stand_upright(visit, tmp_path):
+    page = visit(written(tmp_path / "run.html", 21))
+    labels = page.locator(".layers thead .token")
+    for index, text in ((0, "名"), (10, "字。"), (20, "한")):
+        assert labels.nth(index).inner_text() == text
+        style = labels.nth(index).evaluate(
+            "(e) => [getComputedStyle(e).transform, getComputedStyle(e).textOrientation]"
+        )
+        assert style == ["none", "upright"]
+    assert labels.nth(1).evaluate("(e) => getComputedStyle(e).transform") != "none"
+    page.evaluate("""() => {
+      window.drawn = [];
+      const fill = CanvasRenderingContext2D.prototype.fillText;
+      CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+        window.drawn.push([text, Math.abs(this.getTransform().b) > 0.1]);
+        return fill.call(this, text, x, y);
+      };
+    }""")
+    page.keyboard.press("2")
+    drawn = page.evaluate("window.drawn")
+    assert ["名", False] in drawn and ["名", True] not in drawn and ["B", True] in drawn
+    assert ["字", False] in drawn and ["。", False] in drawn, "one below the other"
 
 
 def test_what_a_prompt_says_is_inert(visit, traced):

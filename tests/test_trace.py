@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 import llama3_scratch as l3
-from llama3_scratch import generate, model, stream
+from llama3_scratch import generate, model, stream, text
 from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
 from llama3_scratch.cache_forms import KeptBf16, KeptInt4, KeptInt8
 from llama3_scratch.checkpoint.gguf_out import write_gguf
@@ -26,6 +26,7 @@ from llama3_scratch.linear import linear
 from llama3_scratch.machine import Machine, measure
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.sliding import SlidingCache
+from llama3_scratch.text import label
 from llama3_scratch.trace import roofline, views
 from llama3_scratch.trace.cost import Cost
 from llama3_scratch.trace.tracer import ShapeError, summarise, watch
@@ -147,7 +148,7 @@ def test_a_name_that_lies_is_found(monkeypatch):
     ):
         forward(torch.zeros(1, 2, dtype=torch.long), tiny.params(), tiny.CONFIG, block=_with_seven_heads)
     with watch(), pytest.raises(ShapeError, match=r"tokens_BT has shape \[2\], its name says B=2 T$"):
-        forward(torch.zeros(2, dtype=torch.long), tiny.params(), tiny.CONFIG)
+        model.embed(torch.zeros(2, dtype=torch.long), tiny.params(), "tok_embeddings")
     with pytest.raises(ShapeError, match=r"gate_BTF has shape \[2, 40, 7\], its name says B=2 T=7 F=40"):
         traced()
 
@@ -303,9 +304,30 @@ def test_each_weights_file_is_known(tmp_path):
 
 def test_the_last_layers_lens_is_the_models_own_choice(run):
     out = run("--lens")[1]
-    last = next(line for line in out.splitlines() if line.startswith("layers.4"))
+    last = [line for line in out.partition("the likeliest")[0].splitlines() if line.startswith("layers.4")][-1]
     answer = json.loads(run("--json")[1])
-    assert last.endswith(repr(tiny.tokenizer().decode(answer["tokens"][:1]))) or answer["tokens"][0] >= 258
+    assert last.endswith(label(answer["tokens"][0], tiny.tokenizer()))
+
+
+def test_the_lens_names_its_tokens_whatever_they_are():
+    """Columns under the tokens that were read, wide characters counted as two, nothing lost where lines are cut."""
+    ids = [256, *"a 名\n\t ".encode(), 0x1B, 0xFF]
+    config = replace(tiny.CONFIG, vocab_size=272, n_layers=2)
+    params = tiny.params(config)
+    with torch.inference_mode(), watch(keep=lambda step: step.kind == "return") as steps:
+        forward(ids, params, config, block=block)
+    for columns in (200, 40):
+        lines = views.lens(steps, params, config, tiny.tokenizer(), ids, columns=columns)
+        tables = "\n".join(lines).partition("\n\nthe likeliest")[0].split("\n\n")
+        heads = [line for table in tables for line in table.splitlines() if line.startswith("after ")]
+        shown = [cell for line in heads for cell in line.split()[1:]]
+        assert shown == ["<|im_start|>", "a", "␣", "⟨E5⟩", "⟨90⟩", "⟨8D⟩", "⏎", "⇥", "␣", "␛", "⟨FF⟩"]
+        assert (len(tables) > 1) == (columns == 40) and all(text.width(line) <= columns for line in lines[:4])
+        for table in tables:
+            places = [[match.start() for match in re.finditer(r"\S+", line)][1:] for line in table.splitlines()[:2]]
+            assert places[0] == places[1], "a token stands below its position"
+    assert any(line.startswith("the likeliest after 10, ⟨FF⟩") for line in lines)
+    assert "�" not in "".join(lines)
 
 
 def test_attention_and_rope_views(run):

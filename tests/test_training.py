@@ -425,10 +425,11 @@ def test_a_run_doesnt_fail_for_a_picture(tmp_path, monkeypatch, caplog):
 def test_flops_are_those_that_torch_counts():
     from torch.utils.flop_counter import FlopCounterMode
 
-    params = {name: weight.requires_grad_() for name, weight in init(replace(CONFIG, tied=False), seed=0).items()}
+    untied = replace(CONFIG, tied=False)
+    params = {name: weight.requires_grad_() for name, weight in init(untied, seed=0).items()}
     tokens_BT = tiny.tokens(2, 32, CONFIG)
     with FlopCounterMode(display=False) as counter:
-        forward(tokens_BT, params, CONFIG, block=block).sum().backward()
+        forward(tokens_BT, params, untied, block=block).sum().backward()
     per_token = counter.get_total_flops() / 64
     # The readable attention computes the masked half too, and the first layer needs no gradient of its input's input.
     assert record.flops_per_token(CONFIG, 32) == pytest.approx(per_token, rel=0.12)

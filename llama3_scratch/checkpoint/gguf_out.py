@@ -18,6 +18,7 @@ from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.files import fresh_file, listed, unwritable
 from llama3_scratch.stored import COLUMNS, Floats, Params, Tiles, stored, units
+from llama3_scratch.tied import tie
 from llama3_scratch.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
@@ -39,6 +40,7 @@ def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer 
         raise UsageError("writing GGUF needs the package gguf; pip install 'llama3_scratch[gguf]'") from error
     if kind not in FILE_TYPES:
         raise UsageError(f"GGUF is written as one of {', '.join(FILE_TYPES)}, got {kind!r}")
+    params = tie(params, config)
     names = [name for name in expected(config) if not (config.tied and name == "output.weight")]
     stems = tuple(name.removesuffix("weight") for name in [*names, "output.weight"])
     unwritten = [name for name in params if ".adaptor." in name or not name.startswith(stems)]

@@ -19,6 +19,7 @@ from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.files import fresh_folder
 from llama3_scratch.linear import Params
+from llama3_scratch.tied import tie
 from llama3_scratch.tokenizer import Tokenizer
 
 
@@ -35,6 +36,7 @@ def write_hf(
     More than `max_shard_bytes` of weights become several files and an index. A tied head is left out, as transformers
     does.
     """
+    params = tie(params, config)
     names = [name for name in expected(config) if not (config.tied and name == "output.weight")]
     if config.rope_divisors is not None:
         raise UsageError("this model's RoPE divides each frequency by a number of its own, which config.json can't say")

@@ -16,9 +16,9 @@ from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
 from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, each, n_bytes, scan
 from llama3_scratch.checkpoint.fingerprint import Origin
 from llama3_scratch.checkpoint.names import resolve
-from llama3_scratch.config import Config
+from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError, MissingFileError, UsageError
-from llama3_scratch.linear import Params
+from llama3_scratch.stored import Params, stored
 from llama3_scratch.tokenizer import EXTRA_FILE, Tokenizer, read_tokenizer, with_rows
 
 log = logging.getLogger("llama3_scratch")
@@ -36,6 +36,11 @@ class Checkpoint:
     tokenizer: Tokenizer | None
     path: Path
     origin: Origin | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        forms = {stored(self.params, name.removesuffix(".weight")).name for name in expected(self.config)}
+        size = f"{self.config.n_parameters:,} parameters in {', '.join(sorted(forms))}"
+        return f"Checkpoint({self.path}: {size}, {self.tokenizer or 'no tokenizer'})"
 
 
 def layout(path: Path) -> str:

@@ -23,6 +23,7 @@ from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import fresh_folder, read_json, real, require_file
 from llama3_scratch.memory import Plan, available, require
 from llama3_scratch.stored import FORMS, SIBLINGS, Params
+from llama3_scratch.tied import tie
 from llama3_scratch.tokenizer import Tokenizer, write_tokenizer
 
 log = logging.getLogger("llama3_scratch")
@@ -260,6 +261,7 @@ def _head(params: Params) -> Params:
 
 def write_meta(folder: Path, params: Params, config: Config, tokenizer: Tokenizer | None, *, shards: int = 1) -> None:
     """Write Meta's layout: shards, `params.json`, the tokenizer. The folder appears whole or not at all."""
+    params = tie(params, config)
     for field in ("n_heads", "n_kv_heads", "hidden_dim", "vocab_size"):
         if getattr(config, field) % shards:
             raise UsageError(f"--shards {shards} doesn't divide {field} {getattr(config, field)}")

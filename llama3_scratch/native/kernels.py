@@ -97,19 +97,20 @@ def weight(form: Floats) -> Weight | None:
 
 def usable(x: Tensor) -> bool:
     """Whether the kernels may compute with x: f32 on a CPU, outside of autograd."""
-    if x.dtype != torch.float32 or x.device.type != "cpu" or library() is None:
+    # Under a compiler or a trace the operations have to be torch's, or they couldn't be seen. The compiler's question
+    # stands first: it would follow whatever came before, the loading of the library too.
+    if torch.compiler.is_compiling() or x.dtype != torch.float32 or x.device.type != "cpu" or library() is None:
         return False
     if torch.is_grad_enabled() and x.requires_grad:
         return False
-    # Under a trace or a compiler the operations have to be torch's, or they couldn't be seen.
-    return _get_current_dispatch_mode() is None and not torch.compiler.is_compiling()
+    return _get_current_dispatch_mode() is None
 
 
 def fits(x: Tensor, form: Floats) -> bool:
     """Whether `product` can take the place of torch here, and is worth it."""
-    if type(form) is Floats and x.numel() > FEW * x.shape[-1]:
+    if not usable(x) or (type(form) is Floats and x.numel() > FEW * x.shape[-1]):
         return False
-    return usable(x) and not (torch.is_grad_enabled() and form.values.requires_grad)
+    return not (torch.is_grad_enabled() and form.values.requires_grad)
 
 
 def product(x: Tensor, form: Floats) -> Tensor | None:

@@ -54,6 +54,8 @@ function amount(value, unit) {
 }
 
 const token = (position) => visible(run.tokens[position] ?? "");
+/** Whether the text has characters that stand upright in a line that runs down: Chinese, Japanese, Korean, emoji. */
+const upright = (text) => /[\p{sc=Han}\p{sc=Hira}\p{sc=Kana}\p{sc=Hang}\p{Extended_Pictographic}\u3000-\u303f\uff01-\uff60]/u.test(text);
 const groupName = (group) => (group < 0 ? "input" : group === run.config.layers ? "output" : `layer ${group}`);
 
 // ── making elements ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -173,11 +175,11 @@ function tips(root, of) {
 }
 
 // ── a grid that arrows move in ────────────────────────────────────────────────────────────────────────────────────
-function roving(table, open) {
+function roving(table, open, begin = [0, 0]) {
   const rows = [...table.tBodies[0].rows].map((row) => [...row.cells]);
-  let at = [0, 0];
+  let at = begin;
   for (const row of rows) for (const cell of row) cell.tabIndex = -1;
-  rows[0][0].tabIndex = 0;
+  rows[at[0]][at[1]].tabIndex = 0;
   const focus = (row, column) => {
     rows[at[0]][at[1]].tabIndex = -1;
     at = [Math.max(0, Math.min(row, rows.length - 1)), Math.max(0, Math.min(column, rows[0].length - 1))];
@@ -205,6 +207,26 @@ function roving(table, open) {
     event.preventDefault();
   });
   return focus;
+}
+
+/** A box that a table of tokens may be wider than: it begins at the last token, and a line above says what is hidden. */
+function scroller(table, positions, tall = "") {
+  const sign = make("p", { class: "sign", hidden: true }), box = make("div", { class: `scroll ${tall}` }, table);
+  const tell = () => {
+    const [first, ...heads] = table.tHead.rows[0].cells, { left, right } = box.getBoundingClientRect();
+    const seen = heads.flatMap((head, i) => {
+      const at = head.getBoundingClientRect();
+      return at.left >= left + first.offsetWidth - 2 && at.right <= right + 2 ? [i] : [];
+    });
+    sign.hidden = box.scrollWidth <= box.clientWidth + 1;
+    const hidden = [[seen[0], "←"], [heads.length - 1 - seen[seen.length - 1], "→"]];
+    sign.textContent = !seen.length ? "More tokens to the side: scroll." : hidden.filter(([n]) => n > 0)
+      .map(([n, way]) => `${way} ${n} more token${n === 1 ? "" : "s"} ${way === "←" ? "before" : "behind"} these`).join(" · ");
+  };
+  box.addEventListener("scroll", tell);
+  new ResizeObserver(tell).observe(box);
+  box.toEnd = () => box.scrollTo(box.scrollWidth, 0);
+  return make("div", { class: "scroller" }, sign, box);
 }
 
 // ── state ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -242,7 +264,7 @@ function render() {
   const panel = make("div", { role: "tabpanel", id: "panel", "aria-labelledby": `tab-${state.view}` });
   find("#main").replaceChildren(panel);
   VIEWS[state.view][1](panel);
-  document.querySelectorAll("main .scroll").forEach((box, i) => scrolled[i] && box.scrollTo(...scrolled[i]));
+  document.querySelectorAll("main .scroll").forEach((box, i) => (scrolled[i] ? box.scrollTo(...scrolled[i]) : box.toEnd?.()));
 }
 
 function choose(view, focus = false) {
@@ -293,12 +315,12 @@ function layersView(panel) {
   });
   const table = make("table", { class: "grid layers", role: "grid", "aria-label": "Tokens across, layers down" },
     tokenHeads(rows.map((_, i) => positions[i])), make("tbody", {}, ...body));
-  const room = (innerWidth < 1000 ? innerWidth : innerWidth * 0.54) - 140;
-  table.style.setProperty("--cell", `${Math.max(19, Math.min(34, Math.floor(room / rows.length)))}px`);
+  const room = (innerWidth < 1000 ? innerWidth : innerWidth * 0.54) - 90;
+  table.style.setProperty("--cell", `${Math.max(15, Math.min(34, Math.floor(room / rows.length) - 2))}px`);
   const split = make("div", { class: "split" },
-    make("div", {}, make("div", { class: "scroll" }, table)), make("section", { id: "steps", tabindex: -1 }));
+    make("div", {}, scroller(table, positions)), make("section", { id: "steps", tabindex: -1 }));
   panel.append(
-    lead(`The residual stream after each layer, at each token. Choose a layer to see its steps.${cut(rows, pass().rowsOf, "tokens")}`),
+    lead(`The residual stream after each layer, at each token. Choose a layer to see its steps, a token to see what each layer would say behind it.${cut(rows, pass().rowsOf, "tokens")}`),
     make("div", { class: "controls" },
       selector("colour", Object.values(STATISTICS), Object.keys(STATISTICS).indexOf(state.statistic),
         (i) => set({ statistic: Object.keys(STATISTICS)[i] })),
@@ -307,8 +329,9 @@ function layersView(panel) {
   const open = (row) => openGroup(groups[row], true);
   const focus = roving(table, open);
   table.addEventListener("click", (event) => {
-    const row = event.target.closest("tbody tr");
+    const row = event.target.closest("tbody tr"), head = event.target.closest("thead th");
     if (row) open(row.sectionRowIndex);
+    else if (head?.cellIndex) openLens(head.cellIndex - 1);
   });
   tips(table, (target) => target.closest("td")?.getAttribute("aria-label"));
   layersView.back = () => focus(Math.max(0, groups.indexOf(state.group)), 0);
@@ -318,7 +341,7 @@ function layersView(panel) {
 function tokenHeads(positions) {
   return make("thead", {}, make("tr", { role: "row" }, make("th", {}),
     ...positions.map((position) => make("th", { scope: "col", role: "columnheader", title: `${position}  ${token(position)}` },
-      make("span", { class: "token" }, bdi(token(position)))))));
+      make("span", { class: upright(token(position)) ? "token upright" : "token" }, bdi(token(position)))))));
 }
 
 function openGroup(group, focus) {
@@ -539,7 +562,7 @@ function attentionView(panel) {
       stage === "weights" ? scale("sequence", "0", "1 (square root)")
         : scale("diverging", number(-Math.max(Math.abs(matrix.low), Math.abs(matrix.high)), 3), number(Math.max(Math.abs(matrix.low), Math.abs(matrix.high)), 3))),
     make("div", { class: "attention" },
-      make("div", {}, readout, make("div", { class: "scroll tall" }, map)),
+      make("div", {}, readout, mapBox(map)),
       make("div", {}, make("h2", { class: "heads-title" }, `All heads of layer ${layer}`),
         make("p", { class: "lead" }, "“First token” is the mean weight that a head gives it."),
         make("div", { class: "heads" }, ...heads), everyHead())));
@@ -581,6 +604,16 @@ function everyHead() {
     make("div", { class: "scroll" }, table));
 }
 
+/** The box of the map, and a line that says so where it is larger. */
+function mapBox(map) {
+  const sign = make("p", { class: "sign", hidden: true }, "The map goes on: scroll. Its last row is the token that answers."),
+    box = make("div", { class: "scroll tall" }, map);
+  new ResizeObserver(() => {
+    sign.hidden = box.scrollHeight <= box.clientHeight + 1 && box.scrollWidth <= box.clientWidth + 1;
+  }).observe(box);
+  return make("div", {}, sign, box);
+}
+
 function attentionMap(matrix, stage, readout) {
   const { rows, columns, positions } = pass();
   const room = Math.min(720, Math.max(240, innerWidth - 150));
@@ -617,10 +650,17 @@ function attentionMap(matrix, stage, readout) {
     columns.forEach((position, column) => {
       context.save();
       context.translate(label + (column + 0.5) * cell, label - 6);
-      context.rotate(-Math.PI / 2);
-      context.textAlign = "left";
       context.fillStyle = at?.[1] === column ? palettes.ink : palettes.quiet;
-      context.fillText(clip(token(position)), 0, 0);
+      if (upright(token(position))) { // one character below the other
+        const characters = [...token(position)], most = Math.floor((label - 10) / (font * 1.1));
+        const shown = characters.length > most ? [...characters.slice(0, most - 1), "⋮"] : characters;
+        context.textAlign = "center";
+        shown.forEach((char, i) => context.fillText(char, 0, (i - shown.length + 0.5) * font * 1.1));
+      } else {
+        context.rotate(-Math.PI / 2);
+        context.textAlign = "left";
+        context.fillText(clip(token(position)), 0, 0);
+      }
       context.restore();
     });
     context.fillStyle = palettes.ink;
@@ -680,12 +720,22 @@ function lensView(panel) {
     make("thead", {}, make("tr", { role: "row" }, make("th", {}), ...positions.map((position) =>
       make("th", { scope: "col", role: "columnheader", title: `${position}  ${token(position)}` }, bdi(token(position)))))),
     make("tbody", {}, ...body));
-  const box = make("div", { class: "scroll tall" }, table);
+  const box = scroller(table, positions, "tall");
   panel.append(
-    lead(`What the head would say next, were each layer the last. The last layer’s row is the model’s own choice.${cut(rows, pass().rowsOf, "tokens")}`),
+    lead(`What the head would say behind each token, were each layer the last. The last layer’s row is the model’s own choice.${cut(rows, pass().rowsOf, "tokens")}`),
     make("div", { class: "controls" }, scale("sequence", "0 %", "100 %")), box);
-  roving(table);
+  roving(table, null, [body.length - 1, (state.token ?? rows.length - 1) + 1]);
   tips(table, (target) => target.closest("td")?.tip());
+}
+
+/** The lens, with the column of the i-th token that is shown in sight. */
+function openLens(i) {
+  state.token = i;
+  choose("lens");
+  state.token = null;
+  const cell = find('.lens [tabindex="0"]');
+  cell.scrollIntoView({ block: "nearest", inline: "center" });
+  cell.focus({ preventScroll: true });
 }
 
 // ── RoPE ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -905,7 +955,14 @@ function describe() {
   const c = run.config, { rows, rowsOf } = pass();
   document.title = `${run.title}: every step`;
   find("#title").textContent = run.title;
-  find("#about").textContent = `${rowsOf} token${rowsOf === 1 ? "" : "s"} · ${c.layers} layers · ${c.heads} query and ${c.kv_heads} key heads of ${c.head_dim} · width ${c.width}`;
+  const [asked, answered, n] = run.said;
+  find("#said").hidden = !asked && !answered;
+  for (const [id, text] of [["asked", asked], ["answered", answered || "∅"]]) {
+    const box = find(`#${id}`);
+    box.textContent = text;
+    new ResizeObserver(() => box.classList.toggle("cut", box.scrollHeight > box.clientHeight + 2)).observe(box);
+  }
+  find("#about").textContent = `${rowsOf} token${rowsOf === 1 ? "" : "s"}${n ? ` in this pass, ${n} answered` : ""} · ${c.layers} layers · ${c.heads} query and ${c.kv_heads} key heads of ${c.head_dim} · width ${c.width}`;
   find("#limits").textContent = rows.length < rowsOf ? `Of ${rowsOf} tokens the views show ${rows.length}.` : "";
 }
 

@@ -28,7 +28,7 @@ from llama3_scratch.checkpoint.check import dtype_name
 from llama3_scratch.config import Config
 from llama3_scratch.files import write_whole
 from llama3_scratch.linear import Params
-from llama3_scratch.text import piece
+from llama3_scratch.text import legible, piece
 from llama3_scratch.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import Step
 from llama3_scratch.trace.views import likeliest
@@ -43,7 +43,8 @@ SCORES = 63  # steps between a head's least and largest score: more of them are 
 class Page:
     """What the page shows of a run of one prompt: `take` every step, then `write`. Keeps no tensor.
 
-    `files` says where each weight was read from, `pieces` how many passes take the prompt in.
+    `files` says where each weight was read from, `pieces` how many passes take the prompt in. `asked` and `answered`
+    are what stands on top: the prompt as it was given, and what the model said.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Page:
         pieces: int = 1,
     ) -> None:
         self._params, self._config, self._tokenizer, self._title, self._files = params, config, tokenizer, title, files
+        self.asked = self.answered = ""
+        self.n_answered = 0  # tokens
         self._left, self._pieces = int(ATTENTION_BYTES), pieces
         self._heat_rows = max(ROWS // 8, ROWS // pieces)
         self._strings: dict[str, int] = {}
@@ -93,6 +96,7 @@ class Page:
         c = self._config
         known = {
             "title": self._title,
+            "said": [self.asked, self.answered, self.n_answered],
             "config": {"layers": c.n_layers, "heads": c.n_heads, "kv_heads": c.n_kv_heads, "width": c.dim,
                        "head_dim": c.head_dim, "theta": c.rope_theta},
             "tokens": [self._text(id) for id in self._tokens],
@@ -213,8 +217,7 @@ class Page:
         return self._strings.setdefault(text, len(self._strings))
 
     def _text(self, id: int) -> str:
-        """A token's text; bytes that are no character by themselves are written as numbers."""
-        return piece(id, self._tokenizer).decode(errors="backslashreplace") if self._tokenizer else str(id)
+        return legible(piece(id, self._tokenizer)) if self._tokenizer else str(id)
 
 
 def needs(step: Step) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from llama3_scratch import cli
 from llama3_scratch.errors import FileError, MismatchError, UsageError
 from llama3_scratch.hf_layers import require_transformers
+from llama3_scratch.text import label
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.config import Config
     from llama3_scratch.machine import Machine
+    from llama3_scratch.text import Answer
     from llama3_scratch.trace.compare import Reference
     from llama3_scratch.trace.page import Page
     from llama3_scratch.trace.tracer import Step
@@ -36,9 +39,9 @@ class Session:
     """A watch over the first passes of a run, from `start` until `passed` has heard of enough of them."""
 
     def __init__(
-        self, options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype, tokens: Sequence[str]
+        self, options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype, ids: Sequence[int], asked: str
     ) -> None:
-        """`tokens` are the texts of the first prompt's tokens, which the views are about."""
+        """`ids` are the first prompt's tokens, which the views are about, and `asked` is what it was made from."""
         import torch
 
         from llama3_scratch.checkpoint.load import weight_files
@@ -51,7 +54,8 @@ class Session:
         self._reference = _reference(options, checkpoint, dtype) if options.trace_compare else None
         self._machine = measure(torch.device(options.device), dtype) if options.trace_cost else None
         self._left = options.trace_tokens
-        self._tokens = tokens
+        self._ids, self._asked = ids, asked
+        self._answer: Answer | None = None  # to the first prompt
         self._prompt_steps: int | None = None  # how many of the steps took the prompt in, once it's known
         layers = (0,) if options.trace_layers is None else options.trace_layers
         self._files = weight_files(checkpoint) if options.trace or options.trace_out else {}
@@ -60,11 +64,13 @@ class Session:
         self._stack = contextlib.ExitStack()
         self._steps: list[Step] = []
         self._looks: dict[int, Looks] = {}
-        self._page = _page(options, checkpoint, self._files, len(tokens))
+        self._page = _page(options, checkpoint, self._files, len(ids))
 
-    def start(self) -> None:
+    def start(self, answer: Answer) -> None:
+        """Watch from now on; `answer` is that to the first prompt, as it grows."""
         from llama3_scratch.trace.tracer import watch
 
+        self._answer = answer
         log.info("tracing the readable attention and block, not the fused ones")
         self._steps = self._stack.enter_context(watch(keep=self._keep, costs=self._costs, on_step=self._show))
 
@@ -98,6 +104,9 @@ class Session:
         options, checkpoint = self._options, self._checkpoint
         if options.trace_out is not None:
             if self._page is not None:
+                if self._answer is not None:
+                    self._page.asked, self._page.answered = self._asked, self._answer.text
+                    self._page.n_answered = len(self._answer.tokens)
                 self._page.write(options.trace_out)
             else:
                 files.write(options.trace_out, self._steps, checkpoint.params, self._files)
@@ -108,13 +117,17 @@ class Session:
             show(f"cost of pass 0 · {_limits(self._machine)}", roofline.lines(first, self._machine))
             if later:
                 show(f"cost of passes 1 to {later[-1].call} together", roofline.lines(later, self._machine))
-        of_prompt, length = self._steps[: self._prompt_steps], len(self._tokens)
+        of_prompt, length = self._steps[: self._prompt_steps], len(self._ids)
         if options.lens and checkpoint.tokenizer is not None:
-            said = views.lens(of_prompt, checkpoint.params, checkpoint.config, checkpoint.tokenizer, length)
+            columns = max(60, shutil.get_terminal_size((120, 0)).columns)
+            said = views.lens(
+                of_prompt, checkpoint.params, checkpoint.config, checkpoint.tokenizer, self._ids, columns=columns
+            )
             _print("logit lens", said)
-        if options.attention is not None:
+        if options.attention is not None and checkpoint.tokenizer is not None:
             layer, head = options.attention
-            _print("attention", views.attention(of_prompt, layer, head, self._tokens))
+            labels = [label(id, checkpoint.tokenizer) for id in self._ids]
+            _print("attention", views.attention(of_prompt, layer, head, labels))
         if self._looks:
             looks = [self._looks[layer] for layer in sorted(self._looks)]
             _print("the heads of each layer that look most at", views.heads(looks))
@@ -155,7 +168,7 @@ class Session:
         if self._page is not None:
             self._page.take(step)
         if self._looked(step) and step.value is not None and step.layer is not None:
-            self._looks[step.layer] = views.look(self._looks.get(step.layer), step.value, len(self._tokens))
+            self._looks[step.layer] = views.look(self._looks.get(step.layer), step.value, len(self._ids))
         if not self._keep_whole(step):
             step.value = None
 

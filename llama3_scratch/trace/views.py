@@ -12,7 +12,7 @@ from torch import Tensor
 from llama3_scratch.config import Config
 from llama3_scratch.linear import Params
 from llama3_scratch.model import rms_norm, unembed
-from llama3_scratch.text import piece
+from llama3_scratch.text import label, width
 from llama3_scratch.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import Step
 
@@ -21,22 +21,60 @@ _LENSES = 4  # the last positions whose likeliest tokens are listed
 
 
 def lens(
-    steps: Sequence[Step], params: Params, config: Config, tokenizer: Tokenizer, length: int, n: int = 3
+    steps: Sequence[Step],
+    params: Params,
+    config: Config,
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    *,
+    n: int = 3,
+    columns: int = 120,
 ) -> list[str]:
-    """The logit lens: after each layer, the token that the head would choose at every position, were it the last, and
-    for the last positions the n likeliest.
+    """The logit lens: a column for each of the prompt's tokens, and below it, layer by layer, the token that the head
+    would choose behind it, were the layer the last; then for the last tokens the n likeliest.
 
-    Reads the kept `x_BTD` that each block returned, of the passes that took in a first prompt of `length` tokens.
+    Reads the kept `x_BTD` that each block returned, of the passes that took in a first prompt of these `ids`. Tables of
+    more than `columns` characters a line are cut into several, one below the other.
     """
-    lines = []
-    for path, x_BTD in _joined(steps, "block", "return", length).items():
-        ids, shares = likeliest(x_BTD, params, config, n)
-        lines.append(f"{path:10} {' '.join(repr(_text(id, tokenizer)) for id in ids[0, :, 0].tolist())}")
-        for position in range(max(0, length - _LENSES), length):
-            top = zip(ids[0, position].tolist(), shares[0, position].tolist(), strict=True)
-            said = ", ".join(f"{_text(id, tokenizer)!r} {share:.1%}" for id, share in top)
-            lines.append(f"{'':10} at {position}: {said}")
+    found = {
+        path: likeliest(x_BTD, params, config, n) for path, x_BTD in _joined(steps, "block", "return", len(ids)).items()
+    }
+    rows = {
+        "position": [str(position) for position in range(len(ids))],
+        "after": [label(id, tokenizer) for id in ids],
+        **{path: [label(id, tokenizer) for id in top[0, :, 0].tolist()] for path, (top, _) in found.items()},
+    }
+    lines = _table(rows, columns)
+    for position in range(max(0, len(ids) - _LENSES), len(ids)):
+        lines += ["", f"the likeliest after {position}, {label(ids[position], tokenizer)}"]
+        for path, (top, shares) in found.items():
+            each = zip(top[0, position].tolist(), shares[0, position].tolist(), strict=True)
+            lines.append(f"{path:10} {'   '.join(f'{label(id, tokenizer)} {share:.1%}' for id, share in each)}")
     return lines
+
+
+def _table(rows: dict[str, list[str]], columns: int) -> list[str]:
+    """The rows under each other, cut into blocks of as many cells as `columns` characters hold."""
+    names = max(map(len, rows))
+    cells = {name: [_clipped(cell) for cell in row] for name, row in rows.items()}
+    widths = [max(map(width, column)) for column in zip(*cells.values(), strict=True)]
+    lines: list[str] = []
+    first = 0
+    while first < len(widths):
+        end = first + 1
+        while end < len(widths) and names + sum(2 + w for w in widths[first : end + 1]) <= columns:
+            end += 1
+        lines += [""] if lines else []
+        for name, row in cells.items():
+            padded = (cell + " " * (w - width(cell)) for cell, w in zip(row[first:end], widths[first:end], strict=True))
+            lines.append("  ".join([f"{name:{names}}", *padded]).rstrip())
+        first = end
+    return lines
+
+
+def _clipped(text: str, most: int = 16) -> str:
+    """The text, or its beginning and … where it's longer."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def likeliest(x_BTD: Tensor, params: Params, config: Config, n: int) -> tuple[Tensor, Tensor]:
@@ -65,11 +103,12 @@ def attention(steps: Sequence[Step], layer: int, head: int, tokens: Sequence[str
                 matrix[first - begin : end - begin, : end - begin] = of_head_TS[first - past : end - past, begin:end]
     lines = []
     for key, matrix in matrices.items():
-        labels = [repr(text)[1:-1][:7] for text in shown]
+        labels = [_clipped(text, 7) for text in shown]
         lines.append(f"{key}, head {head}")
-        lines.append(" " * 9 + "".join(f"{label:>8}" for label in labels))
-        for label, row in zip(labels, matrix.tolist(), strict=True):
-            lines.append(f"{label:>8} " + "".join(f"{_cell(value):>8}" for value in row))
+        labels = [" " * max(1, 8 - width(text)) + text for text in labels]
+        lines.append(" " * 9 + "".join(labels))
+        for text, row in zip(labels, matrix.tolist(), strict=True):
+            lines.append(f"{text} " + "".join(f"{_cell(value):>8}" for value in row))
     return lines
 
 
@@ -141,7 +180,3 @@ def _joined(steps: Sequence[Step], function: str, name: str, length: int) -> dic
         if step.function == function and step.name == name and step.value is not None:
             parts.setdefault(step.path, []).append(step.value[:1])
     return {path: torch.cat(of_path, dim=1)[:, :length] for path, of_path in parts.items()}
-
-
-def _text(id: int, tokenizer: Tokenizer) -> str:
-    return piece(id, tokenizer).decode(errors="replace")

@@ -20,6 +20,7 @@ from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
 from llama3_scratch.linear import Params
 from llama3_scratch.model import Block
+from llama3_scratch.tied import tie
 from llama3_scratch.training import checkpoints
 from llama3_scratch.training.batches import IGNORE, Batch, Batches
 from llama3_scratch.training.compiled import compiled
@@ -103,6 +104,7 @@ class Training:
         about: dict[str, Any] | None = None,
         loss: Loss = next_token_loss,
     ) -> None:
+        params = tie(params, config)
         fresh: dict[int, Tensor] = {}  # a tied head stays its embedding
         for name in learning:
             fresh.setdefault(id(params[name]), params[name].detach().float().clone().requires_grad_())
