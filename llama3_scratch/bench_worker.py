@@ -68,7 +68,12 @@ def _start(kind: str, settings: dict[str, Any]) -> Any:
         return (bench_ours.Ours if kind == "ours" else bench_ours.Roof)(**settings)
     from llama3_scratch import bench_peers
 
-    classes = {"files": bench_peers.Files, "hf": bench_peers.HuggingFace, "llama.cpp": bench_peers.LlamaCpp}
+    classes = {
+        "files": bench_peers.Files,
+        "hf": bench_peers.HuggingFace,
+        "llama.cpp": bench_peers.LlamaCpp,
+        "llama-bench": bench_peers.LlamaBench,
+    }
     return classes[kind](**settings)
 
 

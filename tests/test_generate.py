@@ -316,7 +316,7 @@ def test_a_ggufs_blocks_stay_as_stored_where_the_kernels_take_them(tmp_path, mon
         return stored(checkpoint.params, "layers.0.attention.wq").name
 
     assert form() == ("int4-sym" if kernels.library() else "float32")
-    assert form("--dtype", "float64") == form(traced=True) == "float32"
+    assert form("--dtype", "float64") == form(as_floats=True) == "float32"
     assert form("--quantize", "int8") == "int8"
     monkeypatch.setattr(kernels, "library", lambda: None)
     assert form() == "float32"
