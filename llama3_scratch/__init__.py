@@ -6,6 +6,9 @@
     logits_BTV = l3.forward(tokens_BT, ck.params, ck.config)
 
 Every module is an attribute too: `l3.linear.linear`, `l3.stream.stream`.
+
+Importing the package has one effect on the process: OpenMP's threads, which are torch's, sleep while they wait instead
+of spinning (`wait_policy`). Set OMP_WAIT_POLICY yourself, before Python starts, to keep your own.
 """
 
 # ruff: noqa: F401
@@ -14,6 +17,8 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from llama3_scratch.wait_policy import sleep_while_waiting
+
 if TYPE_CHECKING:
     from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
     from llama3_scratch.checkpoint.load import Checkpoint, load
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
     from llama3_scratch.errors import Llama3Error
     from llama3_scratch.model import block, decode, embed, forward, fused_block, unembed
     from llama3_scratch.sample import sampler
+
+sleep_while_waiting()
 
 # Imported at first use: torch takes seconds, and `--help` needs none of it.
 _HOME = {
