@@ -17,7 +17,7 @@ done
 there=$root/root/llama3_scratch
 mkdir -p "$there"
 git -C "$project" ls-files -z --cached --others --exclude-standard | tar -C "$project" --null -T - -c | tar -C "$there" -x
-export HOME=/root PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8
+export HOME=/root PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin LANG=C.UTF-8
 exec unshare --mount --fork bash -euo pipefail -c '
   mount -t proc proc "$1/proc" && mount -t tmpfs shm "$1/dev/shm"
   exec chroot "$1" bash -euo pipefail -c "
