@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,7 +183,8 @@ class Here:
     def __call__(self, method, **arguments):
         if self._measured is None:
             return {"threads": 1} if method == "about" else MACHINE
-        return json.loads(json.dumps(getattr(self._measured, method)(**arguments)))
+        with contextlib.redirect_stdout(sys.stderr):
+            return json.loads(json.dumps(getattr(self._measured, method)(**arguments)))
 
     def close(self):
         pass
@@ -332,6 +335,82 @@ def test_llama_cpp_answers_beside_ours(model, capsys):
         assert ours["ratios"] == {"llama.cpp Q8_0": pytest.approx(ours["median"] / theirs["median"])}
 
 
+# What llama-bench prints with --output json, shortened: half a second a run. Its arguments go to a file beside it.
+LLAMA_BENCH = """#!{python}
+import json, pathlib, sys
+with pathlib.Path(__file__).with_suffix(".log").open("a") as log:
+    print(json.dumps(sys.argv[1:]), file=log)
+if "{fails}":
+    sys.exit("{fails}")
+found = {{"build_number": 7, "build_commit": "abc, native", "backends": "CPU", "n_threads": 1, "avg_ns": 500_000_000}}
+print(json.dumps([found], indent=2))
+"""
+
+
+def llama_bench(folder, fails=""):
+    program = folder / "llama-bench"
+    program.write_text(LLAMA_BENCH.format(python=sys.executable, fails=fails))
+    program.chmod(0o755)
+    return program
+
+
+def test_a_llama_bench_of_ones_own_takes_the_wheels_place(model, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    there = bench.importlib.util.find_spec
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else there(name))
+    monkeypatch.setattr(bench, "Worker", Here)
+    program = llama_bench(tmp_path)
+    arguments = ["--forms", "int8", "--against", "llama.cpp", "--llama-bench", str(program), "--contexts", "0,20"]
+    assert bench.main([str(model), *arguments, *SMALL, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    ours, theirs = found["rows"]
+    assert (theirs["engine"], theirs["form"], theirs["kv"]) == ("llama.cpp", "Q8_0", 16)
+    assert {test: cell["samples"] for test, cell in theirs["tests"].items()} == {
+        "pp8": [16.0, 16.0],
+        "tg4": [8.0, 8.0],
+        "tg4@20": [8.0, 8.0],
+    }
+    assert ours["tests"]["pp8"]["ratios"] == {"llama.cpp Q8_0": pytest.approx(ours["tests"]["pp8"]["median"] / 16)}
+    assert markdown(found).endswith(f"\nllama.cpp: {program}, build 7 (abc, native), on CPU")
+    asked = [json.loads(line) for line in program.with_suffix(".log").read_text().splitlines()]
+    assert all(line[0] == "--model" and line[1].endswith("Q8_0.gguf") for line in asked)
+    of_runs = {tuple(line[line.index("json") + 1 :]) for line in asked}
+    assert of_runs == {
+        ("--n-prompt", "0", "--n-gen", "1", "--no-warmup"),  # what loading takes
+        ("--n-prompt", "8", "--n-gen", "0"),
+        ("--n-prompt", "0", "--n-gen", "4", "--n-depth", "0"),
+        ("--n-prompt", "0", "--n-gen", "4", "--n-depth", "20"),
+    }
+
+
+@pytest.mark.parametrize(
+    "fails, more, message",
+    [
+        ("main: error: no such model", [], "ended with 1 and no result: main: error: no such model"),
+        ("", ["--batch", "2"], "llama-bench takes one prompt at once, not 2; the wheel's llama.cpp takes more"),
+    ],
+)
+def test_a_llama_bench_that_cant_is_left_out(model, capsys, tmp_path, monkeypatch, fails, more, message):
+    pytest.importorskip("gguf")
+    monkeypatch.setattr(bench, "Worker", Here)
+    program = llama_bench(tmp_path, fails)
+    arguments = ["--against", "llama.cpp", "--llama-bench", str(program), *more]
+    assert bench.main([str(model), *arguments, *SMALL]) == 0
+    captured = capsys.readouterr()
+    assert f"is left out: {program}" in captured.err or "is left out: llama-bench" in captured.err
+    assert message in captured.err and "| llama.cpp |" not in captured.out
+
+
+def test_the_wheels_build_is_named(model, capsys):
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("gguf")
+    assert bench.main([str(model), "--against", "llama.cpp", *SMALL, "-r", "1"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.match(
+        r"llama.cpp: the wheel xllamacpp [\d.]+, compiled for (\w+, )*AVX2?,.* it is faster: see --llama-bench", last
+    )
+
+
 def test_llama_cpp_reads_a_random_shape(tmp_path, monkeypatch):
     pytest.importorskip("xllamacpp")
     pytest.importorskip("gguf")
@@ -367,6 +446,7 @@ def test_a_missing_peer_is_named_and_left_out(model, capsys, monkeypatch):
         pytest.param(["--kv", "5"], "--kv 5: a cache is kept in 32, 16, 8, 4 bits", id="F212"),
         (["--kv", "x"], "expected a whole number at least 1, got 'x'"),
         (["--batch", "1,0"], "expected a whole number at least 1, got '0'"),
+        (["--llama-bench", "llama-bench"], "--llama-bench goes with --against llama.cpp"),
         (["--against", "vllm"], "--against vllm: expected hf or llama.cpp"),
         (["--shape", "llama5"], "--shape llama5: expected one of llama3-8b"),
         (["--pp", "0", "--tg", "0"], "leave nothing to measure"),
@@ -380,6 +460,12 @@ def test_usage(model, capsys, arguments, message):
     assert bench.main([str(model), *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
+
+
+def test_a_llama_bench_that_isnt_there_is_refused(model, tmp_path, capsys):
+    arguments = ["--against", "llama.cpp", "--llama-bench", str(tmp_path / "llama-bench")]
+    assert bench.main([str(model), *arguments, *SMALL]) == 3
+    assert "llama-bench: no such program; scripts/native_llama_bench.sh builds it" in capsys.readouterr().err
 
 
 def test_integers_arent_turned_into_other_forms():

@@ -1,4 +1,4 @@
-"""The README's commands and the default suite, the tracer with it, on the Pythons of a clean Debian: by hand, -m long."""
+"""The README's commands and the default suite, the tracer included, on the Pythons of a clean Debian: -m long."""
 
 from __future__ import annotations
 
