@@ -36,8 +36,8 @@ def spent_waiting(imports, **environment):
 )
 def test_threads_sleep_while_they_wait():
     spinning = spent_waiting(["torch"])
-    assert spent_waiting(["llama3_scratch", "torch"]) < spinning / 4
-    assert spent_waiting(["torch", "llama3_scratch"]) < spinning / 4
+    assert spent_waiting(["llama3_scratch", "torch"]) < spinning / 2
+    assert spent_waiting(["torch", "llama3_scratch"]) < spinning / 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU's OpenMP on Linux alone")
