@@ -313,9 +313,7 @@ def model_options(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def find_model(
-    options: argparse.Namespace, *, as_floats: bool = False, chats: bool = False
-) -> tuple[Path, str]:
+def find_model(options: argparse.Namespace, *, as_floats: bool = False, chats: bool = False) -> tuple[Path, str]:
     """Where the model lies that the options mean, fetched first if it's the default one, and as what its blocks are
     read: "stored" or "floats".
 
