@@ -251,7 +251,7 @@ class LlamaBench:
         return self._run("--n-prompt", "0", "--n-gen", str(tokens), "--n-depth", str(context))["avg_ns"] / 1e9
 
     def _run(self, *arguments: str) -> dict[str, Any]:
-        done = subprocess.run([*self._command, *arguments], capture_output=True, text=True, errors="replace")
+        done = subprocess.run([*self._command, *arguments], capture_output=True, encoding="utf-8", errors="replace")
         try:
             [found] = json.loads(done.stdout)
         except ValueError:

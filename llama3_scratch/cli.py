@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import functools
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence

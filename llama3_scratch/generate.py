@@ -342,7 +342,7 @@ class _Printer:
         prompts: list[list[int]],
         weights: str,
     ) -> None:
-        """`first` is the place of the batch's first prompt among all, which are `n_prompts`; `weights` is their form."""
+        """`first` is the place of the batch's first prompt among all `n_prompts`; `weights` is their form's name."""
         self.prompts, self._weights = prompts, weights
         self._first, self._several, self._options, self._asked = first, n_prompts > 1, options, asked
         self._row, self._printed = 0, -1  # -1: not even the heading

@@ -33,7 +33,7 @@ def sleep_while_waiting() -> None:
 def _loaded_runtimes() -> set[str]:
     """The files of GNU's OpenMP runtime in this process, on Linux: torch's own, and perhaps other packages'."""
     try:
-        maps = Path("/proc/self/maps").read_text(errors="replace")
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return set()
     return {line.split(maxsplit=5)[5] for line in maps.splitlines() if "libgomp" in line}
