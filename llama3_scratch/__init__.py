@@ -7,6 +7,9 @@
     logits_BTV = l3.forward(ck.tokenizer.encode("The capital of France is"), ck.params, ck.config)
 
 Every module is an attribute too: `l3.linear.linear`, `l3.stream.stream`.
+
+Importing the package has one effect on the process: OpenMP's threads, which are torch's, sleep while they wait instead
+of spinning (`wait_policy`). Set OMP_WAIT_POLICY yourself, before Python starts, to keep your own.
 """
 
 # ruff: noqa: F401
@@ -16,6 +19,8 @@ import importlib.util
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
+from llama3_scratch.wait_policy import sleep_while_waiting
+
 if TYPE_CHECKING:
     from llama3_scratch.answering import Talk, answer, stream_answer
     from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
     from llama3_scratch.errors import Llama3Error
     from llama3_scratch.model import block, decode, embed, forward, fused_block, unembed
     from llama3_scratch.sample import sampler
+
+sleep_while_waiting()
 
 # Imported at first use: torch takes seconds, and `--help` needs none of it.
 _HOME = {

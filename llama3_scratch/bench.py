@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,8 @@ from llama3_scratch.bench_report import (
 )
 from llama3_scratch.bench_worker import Worker
 from llama3_scratch.config import OFFICIAL, Config, official_name
-from llama3_scratch.errors import Llama3Error, UsageError
+from llama3_scratch.errors import FileError, Llama3Error, UsageError
+from llama3_scratch.options import add_device_options, find_model, model_options
 
 log = logging.getLogger("llama3_scratch")
 
@@ -60,9 +62,12 @@ def _parser() -> cli.Parser:
         "--forms",
         type=_several(str),
         metavar="F,…",
-        help="of the weights: f32, bf16, f16, int8, int4, int4-sym, nf4, int8-row; as stored",
+        help="of the weights: f32, bf16, f16, int8, int4, int4-sym, nf4, int8-row; as `generate` runs them",
     )
-    parser.add_argument("--kv", type=_several(count), default=[32], metavar="BITS,…", help="of the cache (32)")
+    add_device_options(parser)
+    parser.add_argument(
+        "--kv", type=_several(count), default=[None], metavar="BITS,…", help="of the cache: 32, 16, 8, 4; as --dtype"
+    )
     parser.add_argument("--batch", type=_several(count), default=[1], metavar="N,…", help="prompts at once (1)")
     parser.add_argument("--pp", type=size, default=512, metavar="N", help="tokens of a prompt, 0: none (%(default)s)")
     parser.add_argument("--tg", type=size, default=128, metavar="N", help="new tokens, 0: none (%(default)s)")
@@ -75,6 +80,12 @@ def _parser() -> cli.Parser:
         "--against", type=_several(str), default=[], metavar="PEER,…", help=f"also measure {', '.join(PEERS)}"
     )
     parser.add_argument(
+        "--llama-bench",
+        metavar="FILE",
+        help="with --against llama.cpp: its own program in the place of the wheel, which is built for AVX2; "
+        "scripts/native_llama_bench.sh builds it for this processor",
+    )
+    parser.add_argument(
         "--startup", action="store_true", help="measure `generate --max-tokens 1` from start to end instead"
     )
     parser.add_argument("--json", action="store_true", help="print all samples as JSON, in the place of the table")
@@ -84,11 +95,12 @@ def _parser() -> cli.Parser:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model: a path, or an official shape to fill with random weights."""
+    """A model: a path, or an official shape to fill with random weights. `given` is what --model would say."""
 
     name: str
     path: str | None
     shape: str | None
+    given: str | None = None
 
     @property
     def source(self) -> dict[str, str | None]:
@@ -117,6 +129,13 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--pp 0 and --tg 0 leave nothing to measure")
     if unknown := [peer for peer in options.against if peer not in PEERS]:
         raise UsageError(f"--against {unknown[0]}: expected {' or '.join(PEERS)}")
+    if options.llama_bench:
+        if "llama.cpp" not in options.against:
+            raise UsageError("--llama-bench goes with --against llama.cpp")
+        if shutil.which(options.llama_bench) is None:
+            raise FileError(
+                f"--llama-bench {options.llama_bench}: no such program; scripts/native_llama_bench.sh builds it"
+            )
     if unknown := [name for name in options.shape if official_name(name) is None]:
         raise UsageError(f"--shape {unknown[0]}: expected one of {', '.join(OFFICIAL)}")
     if options.plot:
@@ -127,37 +146,41 @@ def _check(options: argparse.Namespace) -> None:
 
     if unknown := [form for form in options.forms or [] if form not in FORMS]:
         raise UsageError(f"--forms {unknown[0]}: expected some of {', '.join(FORMS)}")
-    if others := [bits for bits in options.kv if bits not in KEEPS]:
+    if others := [bits for bits in options.kv if bits not in (None, *KEEPS)]:
         raise UsageError(f"--kv {others[0]}: a cache is kept in {', '.join(map(str, KEEPS))} bits")
 
 
 def _check_startup(options: argparse.Namespace) -> None:
     defaults = vars(_parser().parse_args([]))
-    for name in ("shape", "forms", "kv", "batch", "pp", "tg", "contexts", "threads", "against", "plot"):
+    for name in defaults.keys() - {"models", "startup", "repeats", "json", "quiet", "debug"}:
         if getattr(options, name) != defaults[name]:
-            raise UsageError(f"--startup measures whole commands; --{name} isn't for it")
+            raise UsageError(f"--startup measures whole commands; --{name.replace('_', '-')} isn't for it")
 
 
 def _subjects(options: argparse.Namespace) -> list[Subject]:
-    from llama3_scratch.checkpoint.names import DEFAULT, resolve
-    from llama3_scratch.download import download
-
-    names = options.models or ([] if options.shape else [DEFAULT])
-    paths = [download(name) if name == DEFAULT else resolve(name) for name in names]
-    real = [Subject(name, str(path), None) for name, path in zip(names, paths, strict=True)]
+    """What is to be measured, as `generate` finds it: --forms begin with floats."""
+    real = []
+    for given in options.models or ([] if options.shape else [None]):
+        chosen = ["--model", given] if given is not None else []
+        path, _ = find_model(_options(options, *chosen), as_floats=bool(options.forms))
+        real.append(Subject(given or path.name, str(path), None, given))
     return real + [
         Subject(f"{shape} (random)", None, shape) for shape in filter(None, map(official_name, options.shape))
     ]
+
+
+def _options(options: argparse.Namespace, *arguments: str) -> argparse.Namespace:
+    return model_options(*arguments, "--device", options.device, "--dtype", options.dtype)
 
 
 def measured(subjects: Sequence[Subject], options: argparse.Namespace, command: str) -> dict:
     """Measure everything that the options ask for, all engines and forms of a model and batch in turns."""
     tests = [Trial(options.pp)] if options.pp else []
     tests += [Trial(options.tg, context) for context in options.contexts] if options.tg else []
-    peers = [peer for peer in options.against if _installed(peer)]
+    peers = [peer for peer in options.against if (peer == "llama.cpp" and options.llama_bench) or _installed(peer)]
     rows: list[Row] = []
     roofs: list[dict[str, float]] = []
-    with contextlib.closing(Worker("roof", threads=options.threads)) as roof:
+    with contextlib.closing(Worker("roof", threads=options.threads, device=options.device)) as roof:
         threads = roof("about")["threads"]
         for subject in subjects:
             for batch in options.batch:
@@ -209,22 +232,23 @@ def _group(
     forms: list[str] = []
     for form in options.forms or [None]:
         for kv in options.kv:
-            log.info("%s: loading %s", subject.name, form or "the weights as stored")
-            worker = stack.enter_context(
-                contextlib.closing(Worker("ours", **subject.source, form=form, kv=kv, **common))
-            )
+            log.info("%s: loading %s", subject.name, form or "the weights as `generate` runs them")
+            how = {"form": form, "kv": kv, "device": options.device, "dtype": options.dtype}
+            worker = stack.enter_context(contextlib.closing(Worker("ours", **subject.source, **how, **common)))
             about = worker("about")
             config = Config(**about["sizes"])
             forms.append(about["form"])
-            numbers = {name: about[name] for name in ("load_s", "read_bytes", "slot_bytes")}
-            yield Row(subject.name, OURS, about["form"], kv, batch, config, **numbers), worker
+            numbers = {name: about[name] for name in ("load_s", "read_bytes", "slot_bytes", "dtype")}
+            yield Row(subject.name, OURS, about["form"], about["kv"], batch, config, **numbers), worker
     for peer in peers:
         kinds = list(HF_BYTES) if peer == "hf" else list(dict.fromkeys(map(llama_cpp_form, forms)))
         for kind in kinds:
             log.info("%s: loading %s %s", subject.name, peer, kind)
             try:
                 worker = stack.enter_context(
-                    contextlib.closing(_peer(peer, kind, subject, config.vocab_size, common, folder))
+                    contextlib.closing(
+                        _peer(peer, kind, subject, config.vocab_size, common, folder, options.llama_bench)
+                    )
                 )
             except Llama3Error as error:
                 log.warning("%s %s is left out: %s", peer, kind, error)
@@ -233,6 +257,7 @@ def _group(
                 kv, of_layers, of_head = 8 * HF_BYTES[kind], float(HF_BYTES[kind]), float(HF_BYTES[kind])
             else:
                 kv, (of_layers, of_head) = 16, BYTES[kind]  # llama.cpp's own choice
+            about = worker("about")
             row = Row(
                 subject.name,
                 peer,
@@ -240,14 +265,23 @@ def _group(
                 kv,
                 batch,
                 config,
-                load_s=worker("about")["load_s"],
+                load_s=about["load_s"],
+                build=about.get("build"),
                 read_bytes=read_bytes(config, of_layers, of_head),
                 slot_bytes=config.kv_bytes(1, 1, kv // 8),
             )
             yield row, worker
 
 
-def _peer(peer: str, kind: str, subject: Subject, vocab_size: int, common: dict[str, int], folder: Path) -> Worker:
+def _peer(
+    peer: str,
+    kind: str,
+    subject: Subject,
+    vocab_size: int,
+    common: dict[str, int],
+    folder: Path,
+    llama_bench: str | None,
+) -> Worker:
     """A peer's process, its files written first where it needs others than there are."""
     if peer == "hf":
         source = subject.path
@@ -255,6 +289,8 @@ def _peer(peer: str, kind: str, subject: Subject, vocab_size: int, common: dict[
             source = _written(subject, folder / "hf", "hf", None)
         return Worker("hf", folder=source, shape=subject.shape, form=kind, **common)
     file = _written(subject, folder / f"{kind}.gguf", "gguf", kind)
+    if llama_bench:
+        return Worker("llama-bench", program=llama_bench, file=file, **common)
     return Worker("llama.cpp", file=file, vocab_size=vocab_size, **common)
 
 
@@ -290,7 +326,8 @@ def _cpu() -> str:
 def _startup(subjects: Sequence[Subject], options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of whole commands in turns: one token of each model, and what torch alone takes to be imported."""
     commands = [
-        ["-m", "llama3_scratch.generate", "Hello", "--model", subject.name, "--max-tokens", "1"] for subject in subjects
+        ["-m", "llama3_scratch.generate", "Hello", *model, "--max-tokens", "1"]
+        for model in (["--model", subject.given] if subject.given else [] for subject in subjects)
     ]
     commands.append(["-c", "import torch"])
     rows: list[dict[str, Any]] = [{"command": shlex.join(["python", *words]), "seconds": []} for words in commands]

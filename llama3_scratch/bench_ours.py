@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from llama3_scratch import quantize
 from llama3_scratch.cache import Cache, Keep, Kept, RaggedCache
 from llama3_scratch.cache_forms import KEPT_IN_BITS
 from llama3_scratch.checkpoint.check import each, n_bytes
-from llama3_scratch.checkpoint.load import load
 from llama3_scratch.config import OFFICIAL, Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.linear import Params
@@ -24,9 +22,10 @@ from llama3_scratch.memory import available, plan, require
 from llama3_scratch.model import unembed
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import FastForward
+from llama3_scratch.options import activations_dtype, model_options, open_model
 from llama3_scratch.sample import sampler
-from llama3_scratch.stored import FORMS as SIBLINGS
-from llama3_scratch.stored import Floats, stored
+from llama3_scratch.stored import SHORT, quantised
+from llama3_scratch.stored import form as form_of
 from llama3_scratch.stream import CHUNK
 from llama3_scratch.timings import peak_rss_bytes
 
@@ -39,7 +38,7 @@ _BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8-row": 8.1, "int8": 8.5, "int4":
 
 def in_form(params: Params, form: str) -> Params:
     """Float weights in another form. Raises UsageError for weights that are integers already."""
-    if key := next((key for key in params if key.endswith(tuple(f".{part}" for part in SIBLINGS))), None):
+    if key := quantised(params):
         raise UsageError(f"{key}: these weights are stored as integers; leave --forms out, or give the float model")
     if form in FLOATS:
         return each(params, lambda tensor: tensor.to(FLOATS[form]))
@@ -67,13 +66,6 @@ def random_params(config: Config, form: str) -> Params:
     return params
 
 
-def stored_form(params: Params) -> str:
-    """The form of the layers' weights, as --forms names it."""
-    weight = stored(params, "layers.0.attention.wq")
-    dtypes = {dtype: form for form, dtype in FLOATS.items()}
-    return dtypes.get(weight.dtype, weight.name) if type(weight) is Floats else weight.name
-
-
 class Ours:
     """One model in one form, with one kind of cache and one size of batch."""
 
@@ -83,29 +75,37 @@ class Ours:
         model: str | None,
         shape: str | None,
         form: str | None,
-        kv: int,
+        kv: int | None,
         batch: int,
         slots: int,
         threads: int,
+        device: str = "cpu",
+        dtype: str = "auto",
     ) -> None:
         torch.set_num_threads(threads)
         begun = time.perf_counter()
+        chosen = model_options("--device", device, "--dtype", dtype)
         if shape is not None:
             config, form = OFFICIAL[shape], form or "bf16"
             _require(config, form, slots, batch)
-            params = random_params(config, form)
+            params = each(random_params(config, form), lambda tensor: tensor.to(device))
+            self._dtype = activations_dtype(chosen, params)
         else:
-            assert model is not None
-            checkpoint = load(Path(model))
+            chosen.model = model
+            checkpoint, self._dtype = open_model(chosen, as_floats=form is not None, needs_tokenizer=False)
             config, params = checkpoint.config, checkpoint.params
-            if form is not None and form != stored_form(params):
+            if form is not None and form != form_of(params):
                 _require(config, form, slots, batch)
                 params = in_form(params, form)
             del checkpoint  # the other form's file needn't stay mapped
         if slots > config.max_seq_len:
             raise UsageError(f"--pp, --tg and --contexts take {slots} tokens, the model's context {config.max_seq_len}")
-        self._params, self._config, self._keep = params, config, KEEPS[kv]
-        self._model = FastForward(params, config, dtype=torch.float32)
+        self._dtype_name = SHORT[str(self._dtype).removeprefix("torch.")]
+        if kv == 32 and self._dtype != torch.float32:
+            raise UsageError(f"--kv 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
+        self._params, self._config, self._keep = params, config, KEEPS[kv or 32]
+        self._kv_bits = kv or 8 * self._dtype.itemsize
+        self._model = FastForward(params, config, dtype=self._dtype)
         self._batch, self._slots, self._known = batch, slots, 0
         self._load_s = time.perf_counter() - begun
         generator = torch.Generator().manual_seed(0)
@@ -117,10 +117,12 @@ class Ours:
     def about(self) -> dict[str, Any]:
         """The form, seconds of loading, bytes of weights, those read for a token, those of a slot of the cache."""
         read = {id(tensor): tensor for key, tensor in self._params.items() if not key.startswith("tok_embeddings.")}
-        kept = self._keep(torch.empty(1, 1, self._config.n_kv_heads, self._config.head_dim))
+        kept = self._keep(torch.empty(1, 1, self._config.n_kv_heads, self._config.head_dim, dtype=self._dtype))
         kept.grow(1)
         return {
-            "form": stored_form(self._params),
+            "form": form_of(self._params),
+            "dtype": self._dtype_name,
+            "kv": self._kv_bits,
             "load_s": self._load_s,
             "weight_bytes": n_bytes(self._params),
             "read_bytes": sum(tensor.nbytes for tensor in read.values()),
@@ -171,7 +173,8 @@ def _require(config: Config, form: str, slots: int, batch: int) -> None:
 class Roof:
     """The machine itself."""
 
-    def __init__(self, *, threads: int | None) -> None:
+    def __init__(self, *, threads: int | None, device: str = "cpu") -> None:
+        self._device = torch.device(device)
         if threads is not None:
             torch.set_num_threads(threads)
 
@@ -179,5 +182,8 @@ class Roof:
         return {"threads": torch.get_num_threads()}
 
     def measure(self) -> dict[str, float]:
-        """Bytes/s that all threads read together, and FLOP/s by type."""
-        return {"bandwidth": measure(torch.device("cpu"), torch.float32).bandwidth, **peaks()}
+        """Bytes/s that are read from the device's memory, on a CPU by all threads together, and FLOP/s by type."""
+        found = measure(self._device, torch.float32)
+        if self._device.type == "cpu":
+            return {"bandwidth": found.bandwidth, **peaks()}
+        return {"bandwidth": found.bandwidth, "f32": found.flops, "bf16": measure(self._device, torch.bfloat16).flops}

@@ -1,16 +1,23 @@
-"""What `bench` measures of others on the same weights: Hugging Face transformers, and llama.cpp by its own timings."""
+"""What `bench` measures of others on the same weights: Hugging Face transformers, and llama.cpp by its own timings.
+
+llama.cpp is that of a wheel, or its own program `llama-bench`, which can be built for this processor.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+import re
+import resource
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from llama3_scratch.config import OFFICIAL, Config, expected
-from llama3_scratch.errors import Llama3Error
+from llama3_scratch.errors import Llama3Error, UsageError
 from llama3_scratch.timings import peak_rss_bytes
 
 PEERS = {"hf": "transformers", "llama.cpp": "xllamacpp"}  # and the package that brings each
@@ -23,7 +30,7 @@ _PATIENCE = 120  # seconds that one measurement may take before it is left out
 
 
 def llama_cpp_form(form: str) -> str:
-    """llama.cpp's form to be compared with ours."""
+    """llama.cpp's form to be compared with ours, of which the layers' counts."""
     return next((twin for ours, twin in TWINS.items() if form.startswith(ours)), "Q4_0")
 
 
@@ -50,8 +57,12 @@ class Files:
             self._write_random(Path(target), kind or "F16")
             return
         from llama3_scratch import convert
+        from llama3_scratch.describe import describe
+        from llama3_scratch.stored import SHORT
 
         arguments = [str(self._model), target, "--to", layout, *(["--type", kind] if kind else [])]
+        if layout == "hf" and not describe(str(self._model)).forms.keys() <= SHORT.keys():
+            arguments += ["--dtype", "float32"]  # a layout without integers
         if code := convert.main([*arguments, "--quiet"]):
             raise Llama3Error(f"{self._model} can't be written as {kind or layout} for the comparison (exit {code})")
 
@@ -175,7 +186,11 @@ class LlamaCpp:
         self._prompts = [self._prompt(slots) for _ in range(batch)]
 
     def about(self) -> dict[str, Any]:
-        return {"load_s": self._load_s}
+        import xllamacpp
+
+        features = re.findall(r"(\w+) = 1\b", xllamacpp.get_system_info())
+        said = f"the wheel xllamacpp {xllamacpp.__version__}, compiled for {', '.join(features)}"
+        return {"load_s": self._load_s, "build": f"{said}; built for this processor it is faster: see --llama-bench"}
 
     def peak(self) -> int:
         return peak_rss_bytes()
@@ -207,3 +222,39 @@ class LlamaCpp:
             return timings
 
         return list(self._threads.map(ask, prompts))
+
+
+class LlamaBench:
+    """llama.cpp's own program `llama-bench`, started anew for each run; the seconds are those that it says itself."""
+
+    def __init__(self, *, program: str, file: str, batch: int, slots: int, threads: int) -> None:
+        if batch > 1:
+            raise UsageError(f"llama-bench takes one prompt at once, not {batch}; the wheel's llama.cpp takes more")
+        self._command = [program, "--model", file, "--threads", str(threads), "--repetitions", "1", "--output", "json"]
+        begun = time.perf_counter()
+        found = self._run("--n-prompt", "0", "--n-gen", "1", "--no-warmup")
+        self._load_s = time.perf_counter() - begun - found["avg_ns"] / 1e9
+        self._build = f"{program}, build {found['build_number']} ({found['build_commit']}), on {found['backends']}"
+
+    def about(self) -> dict[str, Any]:
+        return {"load_s": self._load_s, "build": self._build}
+
+    def peak(self) -> int:
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def prefill(self, tokens: int) -> float:
+        """Seconds of `tokens` tokens of a prompt."""
+        return self._run("--n-prompt", str(tokens), "--n-gen", "0")["avg_ns"] / 1e9
+
+    def decode(self, tokens: int, context: int) -> float:
+        """Seconds of `tokens` steps after `context` tokens."""
+        return self._run("--n-prompt", "0", "--n-gen", str(tokens), "--n-depth", str(context))["avg_ns"] / 1e9
+
+    def _run(self, *arguments: str) -> dict[str, Any]:
+        done = subprocess.run([*self._command, *arguments], capture_output=True, encoding="utf-8", errors="replace")
+        try:
+            [found] = json.loads(done.stdout)
+        except ValueError:
+            last = "".join(done.stderr.strip().splitlines()[-1:])
+            raise Llama3Error(f"{self._command[0]} ended with {done.returncode} and no result: {last}") from None
+        return found

@@ -44,6 +44,8 @@ class Row:
     load_s: float
     read_bytes: int
     slot_bytes: int
+    dtype: str | None = None  # of our activations
+    build: str | None = None  # of llama.cpp
     peak_bytes: int = 0
     rates: dict[str, list[float]] = field(default_factory=dict)
 
@@ -60,9 +62,10 @@ class Row:
 
 def _types(form: str) -> tuple[str, ...]:
     """The types that weights in this form can be multiplied in without loss; integers' inputs are rounded to int8."""
-    if form.lower() == "f32":
+    layers = form.lower().partition(",")[0]
+    if layers in ("f32", "f64"):
         return ("f32",)
-    return ("f32", "bf16") if form.lower() in ("bf16", "f16") else ("f32", "bf16", "int8")
+    return ("f32", "bf16") if layers in ("bf16", "f16") else ("f32", "bf16", "int8")
 
 
 def prefill_flops(config: Config, tokens: int, batch: int) -> int:
@@ -102,12 +105,18 @@ def report(rows: Sequence[Row], tests: Sequence[Trial], roofs: Sequence[Machine]
                 }
         told.append(
             {
-                **{name: getattr(row, name) for name in ("model", "engine", "form", "kv", "batch")},
+                **{name: getattr(row, name) for name in ("model", "engine", "form", "dtype", "kv", "batch")},
                 **{name: getattr(row, name) for name in ("load_s", "peak_bytes", "read_bytes", "slot_bytes")},
                 "tests": found,
             }
         )
-    return about | {"machine": machine | {"samples": list(roofs)}, "tests": [test.name for test in tests], "rows": told}
+    builds = {row.engine: row.build for row in rows if row.build}
+    return about | {
+        "builds": builds,
+        "machine": machine | {"samples": list(roofs)},
+        "tests": [test.name for test in tests],
+        "rows": told,
+    }
 
 
 def _ratios(row: Row, rows: Sequence[Row], test: Trial) -> Iterator[tuple[str, float]]:
@@ -143,10 +152,12 @@ def markdown(found: dict) -> str:
     machine = found["machine"]
     flops = ", ".join(f"{machine[kind] / 1e9:.0f} in {kind}" for kind in ("f32", "bf16", "int8") if kind in machine)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in found["rows"] if row["dtype"]))
+    builds = "".join(f"\n{engine}: {build}" for engine, build in found["builds"].items())
     return (
         f"{table}\n\n{found['cpu']}, {found['threads']} threads, which read {machine['bandwidth'] / 1e9:.1f} GB/s "
         f"and do {flops} GFLOP/s; {found['date']}; {found['repeats']} runs, in turns; "
-        "ratios and % of limit are of medians"
+        f"ratios and % of limit are of medians; our activations are in {dtypes}{builds}"
     )
 
 

@@ -18,8 +18,6 @@ class Worker:
     """An object in a process of its own, whose methods are called by name. Its errors are raised here."""
 
     def __init__(self, kind: str, **settings: Any) -> None:
-        # How OpenMP's threads wait is set for us by `cli.verb`; others are fastest as they come, llama.cpp by half.
-        environment = {name: value for name, value in os.environ.items() if kind == "ours" or name != "OMP_WAIT_POLICY"}
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - what it says on stderr, read if it dies
         self._process = subprocess.Popen(
             [sys.executable, "-m", "llama3_scratch.bench_worker"],
@@ -27,7 +25,6 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._said,
             encoding="utf-8",
-            env=environment,
         )
         try:
             self("start", kind=kind, **settings)
@@ -62,13 +59,20 @@ class Worker:
 
 
 def _start(kind: str, settings: dict[str, Any]) -> Any:
+    if kind != "ours":  # others are fastest as they come, llama.cpp by half
+        os.environ.pop("OMP_WAIT_POLICY", None)
     if kind in ("ours", "roof"):
         from llama3_scratch import bench_ours
 
         return (bench_ours.Ours if kind == "ours" else bench_ours.Roof)(**settings)
     from llama3_scratch import bench_peers
 
-    classes = {"files": bench_peers.Files, "hf": bench_peers.HuggingFace, "llama.cpp": bench_peers.LlamaCpp}
+    classes = {
+        "files": bench_peers.Files,
+        "hf": bench_peers.HuggingFace,
+        "llama.cpp": bench_peers.LlamaCpp,
+        "llama-bench": bench_peers.LlamaBench,
+    }
     return classes[kind](**settings)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import functools
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -120,8 +119,6 @@ def verb(make_parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Name
         def main(argv: Sequence[str] | None = None) -> int:
             stdio.prepare()
             arguments = list(sys.argv[1:] if argv is None else argv)
-            # Before torch is imported: its threads must sleep while they wait, or they keep the kernels' off the cores.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             try:
                 options = make_parser().parse_args(arguments)
                 with _messages_on_stderr(options.quiet):

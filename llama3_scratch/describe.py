@@ -28,7 +28,8 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 @dataclass(frozen=True)
 class Description:
     """What the headers say. `stored` is bytes by dtype, `forms` is weights and bytes by the form they're in; of the
-    weights once loaded, `mapped` bytes stay in their file and `weights` bytes are allocated. `kernels` are those in C
+    weights once loaded, `mapped` bytes stay in their file and `weights` bytes are allocated; `runs_as` is the form in
+    which `generate` multiplies by them, on a CPU and unless told otherwise. `kernels` are those in C
     that this processor gets, "" where there are none and None where it wasn't asked."""
 
     source: str
@@ -38,6 +39,7 @@ class Description:
     forms: dict[str, tuple[int, int]]
     mapped: int
     weights: int
+    runs_as: str
     rope: str
     tokenizer: Tokenizer | None
     kernels: str | None = None
@@ -72,6 +74,7 @@ def _official(name: str, config: Config) -> Description:
         forms={"bfloat16": (config.n_parameters, n_bytes)},
         mapped=n_bytes if one else 0,
         weights=0 if one else n_bytes,
+        runs_as="bf16",
         rope=_rope(config),
         tokenizer=None,
     )
@@ -82,8 +85,8 @@ def _meta(folder: Path) -> Description:
     from llama3_scratch.checkpoint.load import find_tokenizer
     from llama3_scratch.checkpoint.meta import open_pth, shard_paths
     from llama3_scratch.checkpoint.params_json import read_params_json
-    from llama3_scratch.stored import FORMS
-    from llama3_scratch.stored import stored as form_of
+    from llama3_scratch.stored import FORMS, form
+    from llama3_scratch.stored import stored as weight_of
 
     shards = [open_pth(path) for path in shard_paths(folder)]  # mapped, so no weight is read
     config = read_params_json(folder / "params.json", shards)
@@ -99,9 +102,9 @@ def _meta(folder: Path) -> Description:
                 continue
             seen.add(tensor.data_ptr())
             parts = [shard[f"{stem}.{part}"] for part in FORMS if f"{stem}.{part}" in shard]
-            form = form_of(shard, stem)
-            n_weights = tensor.numel() if tensor.ndim == 1 else math.prod(form.shape)
-            _count(forms, form.name, n_weights, sum(part.nbytes for part in (tensor, *parts)))
+            weight = weight_of(shard, stem)
+            n_weights = tensor.numel() if tensor.ndim == 1 else math.prod(weight.shape)
+            _count(forms, weight.name, n_weights, sum(part.nbytes for part in (tensor, *parts)))
     tok, output = shards[0].get("tok_embeddings.weight"), shards[0].get("output.weight")
     tied = output is None or (tok is not None and tok.data_ptr() == output.data_ptr())
     one = len(shards) == 1
@@ -113,6 +116,7 @@ def _meta(folder: Path) -> Description:
         forms=forms,
         mapped=stored.total() if one else 0,
         weights=0 if one else stored.total(),
+        runs_as=form(shards[0]),
         rope=_rope(config),
         tokenizer=_if_there(find_tokenizer, folder),
     )
@@ -121,6 +125,7 @@ def _meta(folder: Path) -> Description:
 def _hf(folder: Path) -> Description:
     from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
     from llama3_scratch.checkpoint.hf import read_hf_header, turned_heads
+    from llama3_scratch.stored import form_of
 
     config, tensors = read_hf_header(folder)
     stored: Counter[str] = Counter()
@@ -139,15 +144,18 @@ def _hf(folder: Path) -> Description:
         forms=forms,
         mapped=stored.total() - copied,
         weights=copied,
+        runs_as=form_of({name.removesuffix(".weight"): dtype for name, (_, dtype) in tensors.items()}),
         rope=_rope(config, "config.json"),
         tokenizer=_if_there(read_tokenizer_json, folder),
     )
 
 
 def _gguf(path: Path) -> Description:
-    from llama3_scratch.checkpoint.gguf import FLOATS, allocated, header_config, read_header
+    from llama3_scratch.checkpoint.gguf import FLOATS, allocated, form, gguf_name, header_config, read_header
     from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary
+    from llama3_scratch.config import expected
     from llama3_scratch.native import kernels
+    from llama3_scratch.stored import form_of
 
     header = read_header(path)
     config = header_config(header)
@@ -159,6 +167,8 @@ def _gguf(path: Path) -> Description:
         stored[tensor.kind] += tensor.n_bytes
         _count(forms, tensor.kind, math.prod(tensor.shape), tensor.n_bytes)
         decoded += allocated(tensor, blocks)
+    names = [name for name in expected(config) if not (config.tied and name == "output.weight")]
+    runs = {name.removesuffix(".weight"): form(header.tensors[gguf_name(name)], blocks) for name in names}
     return Description(
         source=str(path),
         layout="GGUF",
@@ -167,6 +177,7 @@ def _gguf(path: Path) -> Description:
         forms=forms,
         mapped=sum(n_bytes for kind, n_bytes in stored.items() if kind in FLOATS),
         weights=decoded,
+        runs_as=form_of(runs),
         rope=_rope(config, "the file's rope_freqs or metadata"),
         tokenizer=read_vocabulary(header.values, path, config.vocab_size),
     )
@@ -185,6 +196,7 @@ def _llama2c(path: Path) -> Description:
         forms={"float32": (n_bytes // 4, n_bytes)},
         mapped=n_bytes,
         weights=0,
+        runs_as="f32",
         rope=_rope(config),
         tokenizer=None,
     )
@@ -230,6 +242,7 @@ def _as_json(found: Description, memory: Plan, context: int, batch: int) -> dict
             form: {"weights": n_weights, "bytes": n_bytes, "bits_per_weight": round(8 * n_bytes / n_weights, 3)}
             for form, (n_weights, n_bytes) in found.forms.items()
         },
+        "runs_as": found.runs_as,
         "kernels": found.kernels,
         "rope": found.rope,
         "tokenizer": tokenizer
@@ -258,6 +271,7 @@ def _rows(found: Description, memory: Plan, context: int, batch: int) -> list[tu
         ("layout", found.layout),
         ("parameters", f"{config.n_parameters:,}{', the head tied to the embedding' if config.tied else ''}"),
         ("stored as", _forms_row(found.forms)),
+        ("runs as", found.runs_as),
         *([("kernels", found.kernels or _NO_KERNELS)] if found.kernels is not None else []),
         ("layers", f"{config.n_layers}, each {config.dim} wide, feed-forward {config.hidden_dim}"),
         ("heads", f"{config.n_heads} of queries, {config.n_kv_heads} of keys and values, each {config.head_dim} wide"),

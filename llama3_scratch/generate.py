@@ -128,15 +128,18 @@ def main(options: argparse.Namespace) -> int:
     _check_single_cache(options, len(asked), traced=traced)
     refuse_empty(asked, options)
     started = time.perf_counter()
-    checkpoint, dtype = open_model(options, traced=traced)
+    checkpoint, dtype = open_model(options, as_floats=traced)
     timings = Timings(load_s=time.perf_counter() - started)
+    from llama3_scratch.stored import form
+
     tokenizer = require_tokenizer(checkpoint)
+    weights = form(checkpoint.params)
     prompts = _encoded(asked, checkpoint, tokenizer, options)
     session = Session(options, checkpoint, dtype, prompts[0], asked[0].text) if traced else None
     code, at_once = 0, len(prompts) if traced else options.batch or AT_ONCE
     for first in range(0, len(prompts), at_once):
         batch = slice(first, first + at_once)
-        printer = _Printer(first, len(prompts), options, asked[batch], prompts[batch])
+        printer = _Printer(first, len(prompts), options, asked[batch], prompts[batch], weights)
         code = _answer(printer, checkpoint, tokenizer, dtype, options, timings, session)
         if len(prompts) > at_once:
             log.info("%d of %d prompts answered", printer.done, len(prompts))
@@ -144,7 +147,7 @@ def main(options: argparse.Namespace) -> int:
             break
     if session is not None:
         session.finish()
-    log.info("%s · seed %d", timings, options.seed)
+    log.info("%s · %s weights · seed %d", timings, weights, options.seed)
     if session is not None and not code:
         session.compare()
     return code
@@ -328,10 +331,16 @@ class _Printer:
     each once it is done."""
 
     def __init__(
-        self, first: int, n_prompts: int, options: argparse.Namespace, asked: list[Prompt], prompts: list[list[int]]
+        self,
+        first: int,
+        n_prompts: int,
+        options: argparse.Namespace,
+        asked: list[Prompt],
+        prompts: list[list[int]],
+        weights: str,
     ) -> None:
-        """`first` is the place of the batch's first prompt among all, which are `n_prompts`."""
-        self.prompts = prompts
+        """`first` is the place of the batch's first prompt among all `n_prompts`; `weights` is their form's name."""
+        self.prompts, self._weights = prompts, weights
         self._first, self._several, self._options, self._asked = first, n_prompts > 1, options, asked
         self._row, self._printed = 0, -1  # -1: not even the heading
         self._terminal = sys.stdout.isatty()
@@ -378,6 +387,7 @@ class _Printer:
             "text": answer.text,
             "finish_reason": answer.finish_reason,
             "seed": self._options.seed,
+            "weights": self._weights,
             **({"logprobs": logprobs} if self._options.logprobs is not None else {}),
             "timings": timings.as_dict(),
         }

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from llama3_scratch.cache import Cache, Keep
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.config import Config
+    from llama3_scratch.linear import Params
     from llama3_scratch.sample import Sampler
     from llama3_scratch.speculate import NoGuesses
-    from llama3_scratch.stored import Params
 
 log = logging.getLogger("llama3_scratch")
 
@@ -56,13 +56,7 @@ def add_model_options(parser: cli.Parser) -> None:
         help="Meta's or Hugging Face's folder, a .gguf or .bin file, or a downloaded name; "
         "SmolLM2-135M-Instruct, fetched at first use, unless given",
     )
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps … (%(default)s)")
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="auto",
-        help="of activations and cache; weights stay as stored. auto: float32 on a CPU, else the weights' own",
-    )
+    add_device_options(group)
     group.add_argument(
         "--quantize",
         choices=FORMS,
@@ -79,6 +73,16 @@ def add_model_options(parser: cli.Parser) -> None:
         metavar="DATE",
         help="\"26 Jul 2024\": today for a chat template that asks; Meta's own files are then framed as Hugging Face's "
         "template does, which names it",
+    )
+
+
+def add_device_options(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps … (%(default)s)")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of activations and cache; weights stay as stored. auto: float32 on a CPU, else the weights' own",
     )
 
 
@@ -302,10 +306,16 @@ def read(
     return checkpoint
 
 
-def open_model(
-    options: argparse.Namespace, *, traced: bool = False, chats: bool = False
-) -> tuple[Checkpoint, torch.dtype]:
-    """The model that the options mean, fetched first if it's the default one, and its activations' dtype.
+def model_options(*arguments: str) -> argparse.Namespace:
+    """The options that `add_model_options` gives a verb, of these arguments."""
+    parser = cli.Parser("generate", "")
+    add_model_options(parser)
+    return parser.parse_args(arguments)
+
+
+def find_model(options: argparse.Namespace, *, as_floats: bool = False, chats: bool = False) -> tuple[Path, str]:
+    """Where the model lies that the options mean, fetched first if it's the default one, and as what its blocks are
+    read: "stored" or "floats".
 
     With `chats`, UsageError for a model that only completes text.
 
@@ -318,15 +328,12 @@ def open_model(
     path = resolve(options.model) if options.model not in (None, DEFAULT) else None
     if chats and path is not None and path == storyteller():
         raise UsageError(f"--model {options.model}: {_STORIES}; leave --model out to chat with {DEFAULT}")
-    import torch
-
-    from llama3_scratch.checkpoint.fingerprint import Origin
     from llama3_scratch.download import download, stored_blocks
     from llama3_scratch.native import kernels
 
     device = check_device(options.device)
     in_kernels = kernels.library() is not None and device.type == "cpu" and options.dtype in ("auto", "float32")
-    as_floats = traced or options.quantize or options.adapter
+    as_floats = bool(as_floats or options.quantize or options.adapter)
     blocks = "stored" if in_kernels and not as_floats else "floats"
     if path is None:
         try:
@@ -340,8 +347,22 @@ def open_model(
                     f"{error}; what fetches it is python -m llama3_scratch.download {DEFAULT}, and {_STORIES}"
                 ) from error
             log.warning("%s; instead, the storyteller that comes with the code goes on with the text", error)
+    return path, blocks
+
+
+def open_model(
+    options: argparse.Namespace, *, as_floats: bool = False, chats: bool = False, needs_tokenizer: bool = True
+) -> tuple[Checkpoint, torch.dtype]:
+    """The model that the options mean, found by `find_model`, and its activations' dtype."""
+    path, blocks = find_model(options, as_floats=as_floats, chats=chats)
+    import torch
+
+    from llama3_scratch.checkpoint.fingerprint import Origin
+
     origin = Origin.now([path, *options.adapter], f"{blocks}, {options.quantize or 'as stored'}")
-    checkpoint = read(path, options, device=device, blocks=blocks, needs_tokenizer=True)
+    checkpoint = read(
+        path, options, device=torch.device(options.device), blocks=blocks, needs_tokenizer=needs_tokenizer
+    )
     if chats and checkpoint.tokenizer is not None and checkpoint.tokenizer.chat_format is None:
         raise UsageError(
             f"{checkpoint.path}: a base model, which completes text but doesn't chat; take an instruct model, "
@@ -358,13 +379,20 @@ def open_model(
         raise UsageError(
             f"--max-seq-len {options.max_seq_len}: this model was trained for {checkpoint.config.max_seq_len} tokens"
         )
-    dtype = getattr(torch, options.dtype) if options.dtype != "auto" else activations(checkpoint.params)
-    if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
+    return checkpoint, activations_dtype(options, checkpoint.params)
+
+
+def activations_dtype(options: argparse.Namespace, params: Params) -> torch.dtype:
+    """What --dtype means for these weights, with a warning where the processor has to do more for it."""
+    import torch
+
+    dtype = getattr(torch, options.dtype) if options.dtype != "auto" else activations(params)
+    if params["norm.weight"].device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
         from llama3_scratch.linear import multiplies
 
         if not multiplies(dtype, "cpu"):
             log.warning("this CPU doesn't multiply in %s: sums run in float32, results are rounded", options.dtype)
-    return checkpoint, dtype
+    return dtype
 
 
 def activations(params: Params) -> torch.dtype:

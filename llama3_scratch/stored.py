@@ -15,7 +15,8 @@ its registers: int8 tiles are (tiles, groups, 8, 16, 4), eight times 4 columns o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,7 @@ NF4_LEVELS = (
 
 # Ends of the keys that name a form of integers, and of all keys that may stand beside a weight.
 FORMS = ("scales", "zeros", "int8_scales", "int4_scales", "int4_mins", "nf4_scales")
+SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
 SIBLINGS = (*FORMS, "adaptor.A.weight", "adaptor.B.weight", "adaptor.scale", "adaptor.magnitude")
 
 
@@ -210,6 +212,25 @@ def stored(params: Params, name: str) -> Floats:
 def units(rows: int, columns: int) -> str:
     """The sizes that a form takes, for people: `rows in 16s and columns in 32s`; what takes any number is left out."""
     return " and ".join(f"{what} in {unit}s" for what, unit in (("rows", rows), ("columns", columns)) if unit > 1)
+
+
+def form(params: Params) -> str:
+    """What the form of a model's weights is called, in `form_of`'s words."""
+    stems = [key.removesuffix(".weight") for key in params if key.endswith(".weight") and ".adaptor." not in key]
+    return form_of({stem: stored(params, stem).name for stem in stems})
+
+
+def form_of(forms: Mapping[str, str]) -> str:
+    """The form of the layers' matrices by name, the most frequent one first where they differ, and the head's where
+    it isn't the one that `quantize` puts beside them: "int4", "int8 + int4", "int4-sym, head f32"."""
+    layers = Counter(
+        SHORT.get(form, form) for name, form in forms.items() if name.startswith("layers.") and "norm" not in name
+    )
+    of_layers = " + ".join(form for form, _ in layers.most_common())
+    head = forms.get("output", forms["tok_embeddings"])
+    head = SHORT.get(head, head)
+    usual = {of_layers} if of_layers in SHORT.values() else {"int8", "int8-row"}
+    return of_layers if head in usual else f"{of_layers}, head {head}"
 
 
 def pieces(weight: Floats, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -48,7 +48,7 @@ ROOMS = {
     ],
     "Other caches: shorter, endless, on disk": ["cache_forms", "sliding", "prompt_cache"],
     "Params → params, and the layer in C": ["quantize", "lora", "checkpoint.peft", "native.decode"],
-    "From logits to answers": ["sample", "speculate", "stream", "timings", "answers", "judge"],
+    "From logits to answers": ["wait_policy", "sample", "speculate", "stream", "timings", "answers", "judge"],
     "The glass box": [
         "difference",
         "hf_layers",

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from llama3_scratch import bench, bench_ours, bench_peers
+from llama3_scratch import bench, bench_ours, bench_peers, bench_worker, convert, generate, stored
 from llama3_scratch.bench_report import Row, Trial, markdown, prefill_flops, report, step_bytes
 from llama3_scratch.bench_worker import Worker
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.config import OFFICIAL
+from llama3_scratch.describe import describe
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
 from llama3_scratch.model import forward
+from llama3_scratch.native import kernels
+from llama3_scratch.quantize import quantize
 from llama3_scratch.sample import sampler
 from llama3_scratch.stream import stream
 from llama3_scratch.timings import peak_rss_bytes
@@ -161,11 +166,145 @@ def test_bytes_read_are_all_weights_but_the_embedding_and_a_slot_is_what_a_token
 def test_random_weights_are_a_model_in_that_form(form, tied):
     config = replace(CONFIG, tied=tied)
     params = bench_ours.random_params(config, form)
-    assert bench_ours.stored_form(params) == form
+    assert stored.form(params) == form
     assert forward(tiny.tokens(1, 5, config), params, config, dtype=torch.float32).isfinite().all()
     wq = [params[f"layers.{layer}.attention.wq.weight"] for layer in range(2)]
     assert wq[0].equal(wq[1]) and wq[0].data_ptr() != wq[1].data_ptr()
     assert (params["output.weight"] is params["tok_embeddings.weight"]) == tied
+
+
+class Here:
+    """A Worker without a process of its own, which sees what a test has replaced."""
+
+    def __init__(self, kind, **settings):
+        settings = json.loads(json.dumps(settings))
+        self._measured = None if kind == "roof" else bench_worker._start(kind, settings)
+
+    def __call__(self, method, **arguments):
+        if self._measured is None:
+            return {"threads": 1} if method == "about" else MACHINE
+        with contextlib.redirect_stdout(sys.stderr):
+            return json.loads(json.dumps(getattr(self._measured, method)(**arguments)))
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def layouts(model, tmp_path_factory):
+    """The tiny model in every layout and form of file; `mixed.gguf` as llama.cpp makes them, with another head."""
+    pytest.importorskip("gguf")
+    from llama3_scratch.checkpoint.gguf_out import write_gguf
+
+    root = tmp_path_factory.mktemp("layouts")
+    for kind in ("Q8_0", "Q4_0", "Q4_1", "F16", "BF16", "F32"):
+        assert convert.main([str(model), str(root / f"{kind}.gguf"), "--to", "gguf", "--type", kind, "--quiet"]) == 0
+    for name, how in {
+        "meta-bf16": ["meta", "--dtype", "bfloat16"],
+        "meta-int4": ["meta", "--quantize", "int4"],
+        "hf-bf16": ["hf", "--dtype", "bfloat16"],
+    }.items():
+        assert convert.main([str(model), str(root / name), "--to", *how, "--quiet"]) == 0
+    floats = load(model)
+    params = quantize(floats.params, "int4-sym")
+    for part in ("weight", "int8_scales"):
+        del params[f"output.{part}"]
+    params["output.weight"] = floats.params["output.weight"]
+    write_gguf(root / "mixed.gguf", params, CONFIG, floats.tokenizer, kind="F32")
+    return root
+
+
+def measured_and_said(capsys, monkeypatch, generates, measures):
+    """What `bench` says that it measured, and `generate` that it ran: the form of the weights, the type of the rest."""
+    types = []
+    opened = generate.open_model
+    monkeypatch.setattr(generate, "open_model", lambda *args, **how: types.append(opened(*args, **how)) or types[-1])
+    monkeypatch.setattr(bench, "Worker", Here)
+    assert generate.main(["hi", *generates, "--max-tokens", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)["weights"]
+    assert f" · {said} weights · " in captured.err
+    assert bench.main([*measures, *SMALL, "-r", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    [row] = found["rows"]
+    assert f"| {row['form']} |" in markdown(found) and f"activations are in {row['dtype']}" in markdown(found)
+    return (row["form"], row["dtype"]), (said, stored.SHORT[str(types[0][1]).removeprefix("torch.")])
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+@pytest.mark.parametrize(
+    "name, with_kernels, in_torch",
+    [
+        ("Q8_0.gguf", "int8", "f32"),
+        ("Q4_0.gguf", "int4-sym", "f32"),
+        ("Q4_1.gguf", "int4", "f32"),
+        ("mixed.gguf", "int4-sym, head f32", "f32"),
+        ("F16.gguf", "f16", "f16"),
+        ("BF16.gguf", "bf16", "bf16"),
+        ("F32.gguf", "f32", "f32"),
+        ("meta-bf16", "bf16", "bf16"),
+        ("meta-int4", "int4", "int4"),
+        ("hf-bf16", "bf16", "bf16"),
+    ],
+)
+def test_bench_measures_what_generate_runs(layouts, capsys, monkeypatch, name, with_kernels, in_torch, compiler):
+    if not compiler:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    elif kernels.library() is None:
+        pytest.skip("the kernels weren't built here")
+    path, wanted = str(layouts / name), with_kernels if compiler else in_torch
+    measured, said = measured_and_said(capsys, monkeypatch, ["--model", path], [path])
+    assert measured == said == (wanted, "f32")
+    assert describe(path).runs_as == wanted
+
+
+@pytest.mark.parametrize(
+    "name, generates, measures, wanted",
+    [
+        ("meta-bf16", ["--quantize", "int8"], ["--forms", "int8"], ("int8", "f32")),
+        ("Q4_0.gguf", ["--quantize", "int4"], ["--forms", "int4"], ("int4", "f32")),
+        ("Q8_0.gguf", ["--dtype", "float64"], ["--dtype", "float64"], ("f32", "f64")),
+        ("Q8_0.gguf", ["--dtype", "bfloat16"], ["--dtype", "bfloat16"], ("f32", "bf16")),
+        ("meta-bf16", ["--dtype", "bfloat16"], ["--dtype", "bfloat16"], ("bf16", "bf16")),
+        ("meta-bf16", ["--dtype", "float32", "--device", "cpu"], ["--device", "cpu"], ("bf16", "f32")),
+    ],
+)
+def test_bench_takes_generates_options(layouts, capsys, monkeypatch, name, generates, measures, wanted):
+    path = str(layouts / name)
+    measured, said = measured_and_said(capsys, monkeypatch, ["--model", path, *generates], [path, *measures])
+    assert measured == said == wanted
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_bench_alone_measures_what_generate_alone_runs(smollm2, capsys, monkeypatch, compiler):
+    if not compiler:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    measured, said = measured_and_said(capsys, monkeypatch, [], [])
+    assert measured == said == ("int4" if kernels.library() else "f32", "f32")
+
+
+def test_bench_alone_falls_back_as_generate_does(capsys, monkeypatch, tmp_path):
+    """To the storyteller, where the default model can't be fetched."""
+    monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path / "file" / "no"))
+    (tmp_path / "file").write_text("")
+    measured, said = measured_and_said(capsys, monkeypatch, [], [])
+    assert measured == said == ("bf16", "f32")
+
+
+def test_a_device_that_isnt_there_is_refused_as_generate_does(layouts, capsys):
+    for main, arguments in ((generate.main, ["hi", "--model"]), (bench.main, [])):
+        assert main([*arguments, str(layouts / "F32.gguf"), "--device", "cuda:7"]) == 2
+        assert "--device cuda:7: not on this machine, which has cpu" in capsys.readouterr().err
+
+
+def test_a_cache_of_another_type_than_the_activations_is_refused(layouts, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "Worker", Here)
+    arguments = [str(layouts / "F32.gguf"), "--dtype", "bfloat16", *SMALL]
+    assert bench.main([*arguments, "--kv", "32"]) == 2
+    assert "--kv 32: the cache is in the activations' bf16, or in 16, 8 or 4 bits" in capsys.readouterr().err
+    assert bench.main([*arguments, "--json", "-r", "1"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["kv"], row["slot_bytes"]) == (16, 2 * CONFIG.n_layers * CONFIG.n_kv_heads * CONFIG.head_dim * 2)
 
 
 def test_a_shape_is_measured_without_weights(monkeypatch):
@@ -194,6 +333,82 @@ def test_llama_cpp_answers_beside_ours(model, capsys):
     for test in ("pp8", "tg4"):
         ours, theirs = (row["tests"][test] for row in rows)
         assert ours["ratios"] == {"llama.cpp Q8_0": pytest.approx(ours["median"] / theirs["median"])}
+
+
+# What llama-bench prints with --output json, shortened: half a second a run. Its arguments go to a file beside it.
+LLAMA_BENCH = """#!{python}
+import json, pathlib, sys
+with pathlib.Path(__file__).with_suffix(".log").open("a") as log:
+    print(json.dumps(sys.argv[1:]), file=log)
+if "{fails}":
+    sys.exit("{fails}")
+found = {{"build_number": 7, "build_commit": "abc, native", "backends": "CPU", "n_threads": 1, "avg_ns": 500_000_000}}
+print(json.dumps([found], indent=2))
+"""
+
+
+def llama_bench(folder, fails=""):
+    program = folder / "llama-bench"
+    program.write_text(LLAMA_BENCH.format(python=sys.executable, fails=fails))
+    program.chmod(0o755)
+    return program
+
+
+def test_a_llama_bench_of_ones_own_takes_the_wheels_place(model, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    there = bench.importlib.util.find_spec
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else there(name))
+    monkeypatch.setattr(bench, "Worker", Here)
+    program = llama_bench(tmp_path)
+    arguments = ["--forms", "int8", "--against", "llama.cpp", "--llama-bench", str(program), "--contexts", "0,20"]
+    assert bench.main([str(model), *arguments, *SMALL, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    ours, theirs = found["rows"]
+    assert (theirs["engine"], theirs["form"], theirs["kv"]) == ("llama.cpp", "Q8_0", 16)
+    assert {test: cell["samples"] for test, cell in theirs["tests"].items()} == {
+        "pp8": [16.0, 16.0],
+        "tg4": [8.0, 8.0],
+        "tg4@20": [8.0, 8.0],
+    }
+    assert ours["tests"]["pp8"]["ratios"] == {"llama.cpp Q8_0": pytest.approx(ours["tests"]["pp8"]["median"] / 16)}
+    assert markdown(found).endswith(f"\nllama.cpp: {program}, build 7 (abc, native), on CPU")
+    asked = [json.loads(line) for line in program.with_suffix(".log").read_text().splitlines()]
+    assert all(line[0] == "--model" and line[1].endswith("Q8_0.gguf") for line in asked)
+    of_runs = {tuple(line[line.index("json") + 1 :]) for line in asked}
+    assert of_runs == {
+        ("--n-prompt", "0", "--n-gen", "1", "--no-warmup"),  # what loading takes
+        ("--n-prompt", "8", "--n-gen", "0"),
+        ("--n-prompt", "0", "--n-gen", "4", "--n-depth", "0"),
+        ("--n-prompt", "0", "--n-gen", "4", "--n-depth", "20"),
+    }
+
+
+@pytest.mark.parametrize(
+    "fails, more, message",
+    [
+        ("main: error: no such model", [], "ended with 1 and no result: main: error: no such model"),
+        ("", ["--batch", "2"], "llama-bench takes one prompt at once, not 2; the wheel's llama.cpp takes more"),
+    ],
+)
+def test_a_llama_bench_that_cant_is_left_out(model, capsys, tmp_path, monkeypatch, fails, more, message):
+    pytest.importorskip("gguf")
+    monkeypatch.setattr(bench, "Worker", Here)
+    program = llama_bench(tmp_path, fails)
+    arguments = ["--against", "llama.cpp", "--llama-bench", str(program), *more]
+    assert bench.main([str(model), *arguments, *SMALL]) == 0
+    captured = capsys.readouterr()
+    assert f"is left out: {program}" in captured.err or "is left out: llama-bench" in captured.err
+    assert message in captured.err and "| llama.cpp |" not in captured.out
+
+
+def test_the_wheels_build_is_named(model, capsys):
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("gguf")
+    assert bench.main([str(model), "--against", "llama.cpp", *SMALL, "-r", "1"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.match(
+        r"llama.cpp: the wheel xllamacpp [\d.]+, compiled for (\w+, )*AVX2?,.* it is faster: see --llama-bench", last
+    )
 
 
 def test_llama_cpp_reads_a_random_shape(tmp_path, monkeypatch):
@@ -231,6 +446,7 @@ def test_a_missing_peer_is_named_and_left_out(model, capsys, monkeypatch):
         pytest.param(["--kv", "5"], "--kv 5: a cache is kept in 32, 16, 8, 4 bits", id="F212"),
         (["--kv", "x"], "expected a whole number at least 1, got 'x'"),
         (["--batch", "1,0"], "expected a whole number at least 1, got '0'"),
+        (["--llama-bench", "llama-bench"], "--llama-bench goes with --against llama.cpp"),
         (["--against", "vllm"], "--against vllm: expected hf or llama.cpp"),
         (["--shape", "llama5"], "--shape llama5: expected one of llama3-8b"),
         (["--pp", "0", "--tg", "0"], "leave nothing to measure"),
@@ -244,6 +460,12 @@ def test_usage(model, capsys, arguments, message):
     assert bench.main([str(model), *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
+
+
+def test_a_llama_bench_that_isnt_there_is_refused(model, tmp_path, capsys):
+    arguments = ["--against", "llama.cpp", "--llama-bench", str(tmp_path / "llama-bench")]
+    assert bench.main([str(model), *arguments, *SMALL]) == 3
+    assert "llama-bench: no such program; scripts/native_llama_bench.sh builds it" in capsys.readouterr().err
 
 
 def test_integers_arent_turned_into_other_forms():

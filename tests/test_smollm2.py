@@ -126,7 +126,7 @@ def test_generate_without_a_model_runs_from_the_blocks(blocks, checkpoint, monke
     built = ("smollm2-135m-blocks", "int4") if kernels.library() else ("smollm2-135m", "float32")
     assert opened() == opened("--dtype", "float32") == built
     floats = ("smollm2-135m", "float32")
-    assert opened("--model", "smollm2-135m") == opened("--dtype", "float64") == opened(traced=True) == floats
+    assert opened("--model", "smollm2-135m") == opened("--dtype", "float64") == opened(as_floats=True) == floats
     assert opened("--quantize", "int8") == ("smollm2-135m", "int8")
     monkeypatch.setattr(kernels, "library", lambda: None)
     assert opened() == floats

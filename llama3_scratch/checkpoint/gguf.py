@@ -410,6 +410,13 @@ def _stays(stored: StoredTensor, blocks: str) -> bool:
     return blocks == "stored" and has_tiles(stored.kind, stored.shape)
 
 
+def form(stored: StoredTensor, blocks: str) -> str:
+    """The form in which a tensor is read, as `stored.Floats.name` has it."""
+    if _stays(stored, blocks):
+        return {"Q8_0": "int8", "Q4_0": "int4-sym", "Q4_1": "int4"}[stored.kind]
+    return str(FLOATS.get(stored.kind, torch.float32)).removeprefix("torch.")
+
+
 def allocated(stored: StoredTensor, blocks: str, dtype: torch.dtype | None = None) -> int:
     """Bytes of memory that a tensor takes: none where it stays mapped."""
     if stored.kind not in BLOCK_FORMATS:
