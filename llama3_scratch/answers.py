@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from llama3_scratch.checkpoint.load import Checkpoint
-from llama3_scratch.errors import UsageError
 from llama3_scratch.sample import Sampler, sampler
 from llama3_scratch.stream import stream
 from llama3_scratch.text import text_of
@@ -31,9 +30,7 @@ def answers(
     samplers: Sequence[Sampler] | None = None,
 ) -> list[Answer]:
     """An answer to each prompt's tokens, all as one batch; without samplers the likeliest token each time."""
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None:
-        raise UsageError(f"{checkpoint.path}: has no tokenizer, so it can't answer in text")
+    tokenizer = checkpoint.require_tokenizer()
     said: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     for step in stream(
