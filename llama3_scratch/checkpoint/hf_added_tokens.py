@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 
 from llama3_scratch.added_tokens import FLAGS
 from llama3_scratch.errors import FileError
-from llama3_scratch.tokenizer import is_id
+from llama3_scratch.tokenizer import FRAMES, TURN_ENDS, is_id
 
 log = logging.getLogger("llama3_scratch")
 
 # In transformers' order (`SPECIAL_TOKENS_ATTRIBUTES`).
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 # They end a turn or frame it, so they are control tokens even in a file that forgets to say so (as in llama.cpp).
-_CONTROL = {"<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"}
-_CONTROL |= {"<|begin_of_text|>", "<|end_of_text|>", "<|endoftext|>", "<|python_tag|>"}
+_CONTROL = {*FRAMES, *TURN_ENDS, "<|begin_of_text|>", "<|endoftext|>", "<|python_tag|>"}
 
 
 class Added(NamedTuple):
