@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +87,7 @@ def _options(parser: cli.Parser, checkpoint: Checkpoint, settings: dict[str, Any
     options.device = str(checkpoint.params["tok_embeddings.weight"].device)
     for name, value in settings.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            there = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            raise UsageError(f"there is no setting {name}; {there}")
+            raise UsageError(f"no setting {name}; {cli.meant(name, known)}")
         setattr(options, name, _checked(known[name], value))
     check_sampling(options)
     return options

@@ -578,7 +578,7 @@ def test_a_long_message_is_no_long_template(plain):
 def test_a_hostile_template_does_not_keep_a_model_from_opening(tmp_path):
     tokenizer = read(tmp_path, NESTED)
     assert tokenizer.chat_format == "template"
-    with pytest.raises(FileError, match="takes more than 1 s; --chat-format llama3 or chatml frames chats without it"):
+    with pytest.raises(FileError, match="takes more than 1 s; take the chat format llama3 or chatml, which needs none"):
         encode_dialog(chat("u", "Hi"), tokenizer)
     tokenizer.set_chat_format("chatml")
     assert encode_dialog(chat("u", "Hi"), tokenizer)[0] == tokenizer.special("<|im_start|>")
