@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -573,6 +574,16 @@ def test_f110_what_a_template_may_not_do(plain, template, error, says):
 def test_a_long_message_is_no_long_template(plain):
     ids = encode_chat(chat("u", "ab" * 700_000), ChatTemplate("{{ messages[0].content }}!"), plain)
     assert len(ids) == 700_001
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system doesn't count a process's time")
+def test_the_limit_is_of_the_processors_time(plain, monkeypatch):
+    """So that a busy machine refuses none; the parent's clock only stands behind it."""
+    monkeypatch.setattr(chat_template, "_DEADLINE", 60.0)
+    started = time.perf_counter()
+    with pytest.raises(FileError, match="takes more than 1 s"):
+        encode_chat(chat("u", "Hi"), ChatTemplate(NESTED), plain)
+    assert time.perf_counter() - started < 50
 
 
 def test_a_hostile_template_does_not_keep_a_model_from_opening(tmp_path):
