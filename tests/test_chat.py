@@ -154,13 +154,14 @@ def test_what_could_never_be_said_is_told_at_the_start(talk):
     assert "this model chats in ChatML" in talk(options=["--date", "26 Jul 2024"])[2]
 
 
-def test_a_message_that_leaves_little_room_is_answered_shortly(converse):
+def test_a_message_that_leaves_little_room_is_answered_shortly(converse, caplog):
+    caplog.set_level("INFO", "llama3_scratch")
     conversation = converse("--max-seq-len", "200")
     frame = conversation._fitting(messages("x"))[0]
     "".join(conversation.reply("hello"))
-    "".join(conversation.reply("x" * (198 - len(frame))))
+    command("x" * (198 - len(frame)), conversation)
     assert conversation.forgotten == 2
-    assert conversation.ended == "context"
+    assert conversation.ended == "context" and "(cut: the context is full)" in caplog.text
 
 
 def test_a_sliding_cache_forgets_tokens_and_holds_what_it_says(converse, caplog):

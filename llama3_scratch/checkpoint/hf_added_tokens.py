@@ -95,7 +95,8 @@ def read_added_tokens(
     if not isinstance(decoder, dict | None) or not all(id.isdecimal() and len(id) < 10 for id in decoder or {}):
         raise FileError(f"{config_path}: added_tokens_decoder must be tokens by id, got {str(decoder)[:80]}")
     if not all(map(is_id, beside["added_tokens"].values())):
-        raise FileError(f"{folder / 'added_tokens.json'}: expected tokens with their ids")
+        got = str(beside["added_tokens"])[:80]
+        raise FileError(f"{folder / 'added_tokens.json'}: expected tokens with their ids, got {got}")
     if decoder is None:
         said = {token["content"] for token in specials}
         older = {name: id for name, id in beside["added_tokens"].items() if name not in ids}
