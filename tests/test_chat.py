@@ -565,16 +565,10 @@ def test_a_base_model_is_refused(tmp_path, capsys):
     assert "a base model, which completes text but doesn't chat" in capsys.readouterr().err
 
 
-def test_without_a_network_it_says_what_fetches_the_model(tmp_path, monkeypatch, capsys):
+def test_without_a_network_it_says_what_fetches_the_model(offline, monkeypatch, capsys):
     """The storyteller can't chat: nothing is loaded in the model's place."""
-    from llama3_scratch import download, options
+    from llama3_scratch import options
 
-    def unreachable(*_):
-        raise FileError("smollm2-135m: couldn't be fetched: no network")
-
-    monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(download, "download", unreachable)
-    monkeypatch.setattr(download, "stored_blocks", unreachable)
     monkeypatch.setattr(options, "read", lambda *args, **how: pytest.fail("nothing may be loaded"))
     assert chat.main([]) == 3
     err = capsys.readouterr().err
