@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch import chat, cli, generate
+from llama3_scratch.conversation import Conversation
 from llama3_scratch.errors import UsageError
 from llama3_scratch.options import activations, check_sampling, make_cache, make_guesses
 from llama3_scratch.text import Answer
@@ -32,7 +32,7 @@ def answer(checkpoint: Checkpoint, prompt: str, **settings: Any) -> str:
 def stream_answer(checkpoint: Checkpoint, prompt: str, **settings: Any) -> Iterator[str]:
     """`answer` piece by piece, as it comes: for piece in stream_answer(ck, "…"): print(piece, end="", flush=True)."""
     options = _options(generate._parser(), checkpoint, settings)
-    tokenizer = generate.require_tokenizer(checkpoint)
+    tokenizer = checkpoint.require_tokenizer()
     if options.system is not None and (options.raw or tokenizer.chat_format is None):
         raise UsageError("a system message goes with a chat, not with a base model or raw=True; leave it out")
     ids = generate.encode_prompt(prompt, tokenizer, options)
@@ -56,7 +56,7 @@ def _pieces(checkpoint: Checkpoint, ids: list[int], said: Answer, options: argpa
             shown = len(said.text)
 
 
-class Talk(chat.Conversation):
+class Talk(Conversation):
     """A conversation with an instruct model: `say` what you want to, or `reply` to have the answer piece by piece.
 
     It computes only what is new each time. `settings` are those of `chat`: system, temperature (0.6), top_p (0.9),
@@ -87,9 +87,7 @@ def _options(parser: cli.Parser, checkpoint: Checkpoint, settings: dict[str, Any
     options.device = str(checkpoint.params["tok_embeddings.weight"].device)
     for name, value in settings.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            there = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            raise UsageError(f"there is no setting {name}; {there}")
+            raise UsageError(f"no setting {name}; {cli.meant(name, known)}")
         setattr(options, name, _checked(known[name], value))
     check_sampling(options)
     return options

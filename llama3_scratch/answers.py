@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from llama3_scratch.checkpoint.load import Checkpoint
-from llama3_scratch.errors import UsageError
 from llama3_scratch.sample import Sampler, sampler
 from llama3_scratch.stream import stream
 from llama3_scratch.text import text_of
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """What a model said, how many tokens that took, and whether it ended by itself: with a stop token, not in text."""
 
     text: str
@@ -29,11 +28,9 @@ def answers(
     *,
     max_tokens: int,
     samplers: Sequence[Sampler] | None = None,
-) -> list[Answer]:
+) -> list[Completion]:
     """An answer to each prompt's tokens, all as one batch; without samplers the likeliest token each time."""
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None:
-        raise UsageError(f"{checkpoint.path}: has no tokenizer, so it can't answer in text")
+    tokenizer = checkpoint.require_tokenizer()
     said: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     for step in stream(
@@ -48,6 +45,6 @@ def answers(
         said[step.row].append(step.token)
         ended[step.row] = step.finish_reason == "stop"
     return [
-        Answer(text_of(ids[:-1] if done else ids, tokenizer, cut=not done), len(ids), done)
+        Completion(text_of(ids[:-1] if done else ids, tokenizer, cut=not done), len(ids), done)
         for ids, done in zip(said, ended, strict=True)
     ]

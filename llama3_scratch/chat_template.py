@@ -30,7 +30,7 @@ MAX_BYTES, MAX_SECONDS, MAX_CHARACTERS = 64_000, 1.0, 1_000_000  # of a template
 # The processor's seconds are counted where the system can: a busy machine is no fault of the template's.
 _DEADLINE = 10 * MAX_SECONDS if hasattr(signal, "setitimer") else MAX_SECONDS
 _START_SECONDS = 30.0  # for Python and jinja2 to start
-_REMEDY = "--chat-format llama3 or chatml frames chats without it"
+_REMEDY = "take the chat format llama3 or chatml, which needs none"
 
 
 def encode_chat(

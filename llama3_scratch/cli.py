@@ -12,7 +12,7 @@ import functools
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from llama3_scratch import stdio
@@ -39,6 +39,12 @@ class Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
             self.error(f"unknown argument {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
         return known
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """What a name that isn't among the known ones may have been meant for, and if nothing like it is there, all."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
 
 
 def script(name: str, doc: str | None) -> Parser:

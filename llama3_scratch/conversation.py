@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json, unwritable, write_whole
-from llama3_scratch.generate import require_tokenizer, timed_stream, warn_if_clamped
+from llama3_scratch.generate import timed_stream, warn_if_clamped
 from llama3_scratch.options import make_cache, make_guesses
 from llama3_scratch.text import Answer
 from llama3_scratch.timings import Timings
@@ -39,7 +39,7 @@ class Conversation:
         self, checkpoint: Checkpoint, dtype: torch.dtype, options: argparse.Namespace, *, load_s: float = 0.0
     ) -> None:
         self.checkpoint, self.dtype, self.options = checkpoint, dtype, options
-        self.tokenizer = require_tokenizer(checkpoint)
+        self.tokenizer = checkpoint.require_tokenizer()
         self.set_system(options.system or "")
         self.timings = Timings(load_s)
         self.ended: str | None = None  # what ended the last answer: stop, max_tokens, context; None: a person did

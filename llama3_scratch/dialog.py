@@ -96,13 +96,13 @@ def _templated_conversation(
         if not whole.text.startswith(prompt.text) or begin < done:
             raise UsageError(
                 f"the model's chat template lays the chat before message {index} out otherwise once that answer is "
-                "there, so what the assistant writes can't be told; --chat-format llama3 or chatml frames it instead"
+                "there, so what the assistant writes can't be told; take the chat format llama3 or chatml"
             )
         end = whole.find(tokenizer.stop_tokens, tokenizer, begin)
         if end < 0 or any(len(later.text) < end for later in prompts[number + 1 :]):
             raise UsageError(
                 f"the model's chat template ends message {index} with none of its stop tokens, so a model that learns "
-                "such answers would never stop; --chat-format llama3 or chatml frames them instead"
+                "such answers would never stop; take the chat format llama3 or chatml"
             )
         parts += [(whole[done:begin].ids(tokenizer), False), (whole[begin:end].ids(tokenizer), True)]
         done = end

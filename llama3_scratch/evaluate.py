@@ -70,8 +70,6 @@ def main(options: argparse.Namespace) -> int:
         if path is not None:  # before a large model is read
             require_text(path)
     checkpoint = load(options.model, needs_tokenizer=True)
-    if checkpoint.tokenizer is None:
-        raise UsageError(f"{options.model}: has no tokenizer, so it can't read text")
     other = _other(checkpoint, options)
     found: dict[str, Any] = {"model": options.model}
     failed: Llama3Error | None = None
@@ -129,8 +127,7 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
     from llama3_scratch.scoring import apart, estimate, log_probabilities, surprise, windows
     from llama3_scratch.timings import remaining
 
-    tokenizer = checkpoint.tokenizer
-    assert tokenizer is not None
+    tokenizer = checkpoint.require_tokenizer()
     text = read_text(options.text, "a text in UTF-8")
     with placed(str(options.text)):
         ids = tokenizer.encode(text, bos=False, eos=False)[: options.tokens]
@@ -219,8 +216,7 @@ def _on_choices(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str
     from llama3_scratch.scoring import Asked, TooLongError, ask, choose, estimate
     from llama3_scratch.timings import remaining
 
-    tokenizer, context = checkpoint.tokenizer, checkpoint.config.max_seq_len
-    assert tokenizer is not None
+    tokenizer, context = checkpoint.require_tokenizer(), checkpoint.config.max_seq_len
     questions: list[tuple[Asked, int]] = []  # all of them first: a mistake in the last line is told at once
     left_out = 0
     for place, query, choices, gold in itertools.islice(_questions(options.choices), options.limit):
@@ -328,8 +324,7 @@ def _answer(
     from llama3_scratch.dialog import encode_dialog
     from llama3_scratch.timings import remaining
 
-    tokenizer = checkpoint.tokenizer
-    assert tokenizer is not None
+    tokenizer = checkpoint.require_tokenizer()
     room = checkpoint.config.max_seq_len - options.max_tokens
     if room < 1:
         raise UsageError(

@@ -108,12 +108,6 @@ def _without_weights(options: argparse.Namespace) -> int:
     return 0
 
 
-def require_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    if checkpoint.tokenizer is None:
-        raise FileError(f"{checkpoint.path}: has no tokenizer, so it can't take text; use it from Python, with tokens")
-    return checkpoint.tokenizer
-
-
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
     check_sampling(options)
@@ -132,7 +126,7 @@ def main(options: argparse.Namespace) -> int:
     timings = Timings(load_s=time.perf_counter() - started)
     from llama3_scratch.stored import form
 
-    tokenizer = require_tokenizer(checkpoint)
+    tokenizer = checkpoint.require_tokenizer()
     weights = form(checkpoint.params)
     prompts = _encoded(asked, checkpoint, tokenizer, options)
     session = Session(options, checkpoint, dtype, prompts[0], asked[0].text) if traced else None

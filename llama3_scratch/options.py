@@ -231,7 +231,11 @@ def check_sampling(options: argparse.Namespace) -> None:
     if "" in options.stop:
         raise UsageError("--stop: expected some text, got an empty string")
     if options.seed == -1:
-        options.seed = random.SystemRandom().getrandbits(32)
+        options.seed = random_seed()
+
+
+def random_seed() -> int:
+    return random.SystemRandom().getrandbits(32)
 
 
 def make_sampler(options: argparse.Namespace) -> Sampler:

@@ -7,7 +7,6 @@ import contextlib
 import difflib
 import logging
 import os
-import random
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -18,7 +17,7 @@ from llama3_scratch.conversation import Conversation
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json
 from llama3_scratch.line_editor import LineEditor, PlainInput, keys_unseen
-from llama3_scratch.options import add_sampling_options
+from llama3_scratch.options import add_sampling_options, random_seed
 from llama3_scratch.text import visible
 from llama3_scratch.word_wrap import WordWrap
 
@@ -148,7 +147,7 @@ class Repl:
             why = "with temperature 0" if self.options.temperature == 0 else f"with the seed {self.options.seed}"
             log.info("(%s the answer to the same question is the same; /set changes it)", why)
         else:
-            self.options.seed = _random_seed()
+            self.options.seed = random_seed()
         self._print(self.conversation.retry())
 
     def _edit(self, argument: str) -> None:
@@ -175,10 +174,7 @@ class Repl:
         name, *value = argument.replace("=", " ", 1).split(maxsplit=1) or [""]
         name = name.replace("-", "_")
         if name and name not in SETTINGS:
-            close = difflib.get_close_matches(name, SETTINGS, n=1)
-            raise UsageError(
-                f"no setting {name}; " + (f"did you mean {close[0]}?" if close else f"there are {', '.join(SETTINGS)}")
-            )
+            raise UsageError(f"no setting {name}; {cli.meant(name, SETTINGS)}")
         if value:
             self._change(name, value[0].strip())
         for key in SETTINGS:
@@ -200,7 +196,7 @@ class Repl:
         if name == "seed":
             self._seeded = self.options.seed != -1
             if not self._seeded:
-                self.options.seed = _random_seed()
+                self.options.seed = random_seed()
 
     def _save(self, argument: str) -> None:
         path = _path("save", argument)
@@ -231,10 +227,6 @@ def _holds_messages(path: Path) -> bool:
         return "messages" in read_json(path, "a saved conversation")
     except FileError:
         return False
-
-
-def _random_seed() -> int:
-    return random.SystemRandom().getrandbits(32)
 
 
 def _columns() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from llama3_scratch.errors import UsageError
@@ -106,14 +105,6 @@ def _glyph(character: str) -> str:
     if character < " ":
         return {"\n": "⏎", "\t": "⇥"}.get(character, chr(0x2400 + ord(character)))
     return character if character.isprintable() else f"⟨{ord(character):X}⟩"
-
-
-def width(text: str) -> int:
-    """Columns that the text takes on a terminal: two for a wide character, none for one that joins the one before."""
-    return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
 
 
 def _overlap(text: str, string: str) -> int:

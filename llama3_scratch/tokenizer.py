@@ -30,8 +30,9 @@ log = logging.getLogger("llama3_scratch")
 FILE, EXTRA_FILE = "tokenizer.model", "tokenizer_extra.json"
 CHAT_FORMATS = ("llama3", "chatml", "template")
 # What ends a chat's turn or its text, of those that a vocabulary has: a chat that doesn't stop there never stops.
-_TURN_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>")
-_FRAMES = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>")
+TURN_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>")
+# What a chat's messages are framed by.
+FRAMES = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>")
 # Meta's two limits (`Tokenizer.encode`): beyond them the splitting regex runs out of stack.
 MAX_CHARS, MAX_RUN = 400_000, 25_000
 PATTERN = (
@@ -170,7 +171,7 @@ class Tokenizer:
             raise UsageError("chat_format template needs a chat template, and this model's files have none")
         self.chat_format = chat_format
         if chat_format is not None:
-            ends = [self.special_tokens[name] for name in _TURN_ENDS if name in self.special_tokens]
+            ends = [self.special_tokens[name] for name in TURN_ENDS if name in self.special_tokens]
             self.stop_tokens += [id for id in ends if id not in self.stop_tokens]
 
     def encode(
@@ -341,7 +342,7 @@ def with_rows(tokenizer: Tokenizer, rows: int, path: Path) -> Tokenizer:
         extra[key] = None if extra[key] in lost.values() else extra[key]
     extra["stop_tokens"] = [id for id in extra["stop_tokens"] if id < rows]
     extra["add_bos"] &= extra["bos_id"] is not None
-    if lost.keys() & set(_FRAMES):
+    if lost.keys() & set(FRAMES):
         extra["chat_format"] = None
     return _build(tokenizer.ranks, extra, path)
 

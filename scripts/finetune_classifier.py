@@ -75,9 +75,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError("--data needs --out, the folder of the run")
     if options.data:  # before a model is fetched: a mistake in the data is told at once
         learn, test = balanced(read_labelled(options.data), options.balanced, seed=options.seed)
-    checkpoint = load(download(options.model) if options.model == DEFAULT else options.model)
-    if checkpoint.tokenizer is None:
-        raise UsageError(f"{options.model}: has no tokenizer, so it can't read text")
+    checkpoint = load(download(options.model) if options.model == DEFAULT else options.model, needs_tokenizer=True)
     return _apply(checkpoint, options) if options.apply else _learn(checkpoint, learn, test, options)
 
 
@@ -87,8 +85,7 @@ def _apply(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
     from llama3_scratch.training.classifier import class_logits, read_classifier
 
     params, classes, read = read_classifier(options.apply, checkpoint)
-    tokenizer = checkpoint.tokenizer
-    assert tokenizer is not None
+    tokenizer = checkpoint.require_tokenizer()
     for text in options.text:
         ids = tokenizer.encode(text, bos=tokenizer.add_bos, eos=False)
         if not ids:

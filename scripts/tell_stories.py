@@ -54,13 +54,10 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.answers import answers
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.documents import documents
-    from llama3_scratch.errors import UsageError
     from llama3_scratch.sample import sampler
 
-    model = load(options.model)
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise UsageError(f"{options.model}: has no tokenizer, expected a model that writes text")
+    model = load(options.model, needs_tokenizer=True)
+    tokenizer = model.require_tokenizer()
     prompt = tokenizer.encode(options.begin, bos=tokenizer.add_bos, eos=False)
     told = answers(
         [prompt] * options.count,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,19 @@ from llama3_scratch.native import kernels
 @pytest.fixture(autouse=True)
 def own_user_cache(monkeypatch, tmp_path_factory):
     """What a test remembers isn't the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr(names, "user_cache", lambda: folder)
+    monkeypatch.setattr(names, "user_cache", functools.cache(lambda: tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No weights are here, and none can be fetched."""
+
+    def unreachable(*_):
+        raise FileError("smollm2-135m: couldn't be fetched: no network")
+
+    monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path))
+    for fetches in ("download", "stored_blocks"):
+        monkeypatch.setattr(f"llama3_scratch.download.{fetches}", unreachable)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,22 @@ def test_tokens_named_beside_it_get_the_ids_that_transformers_gives_them(beside,
     for text in ["Zyx<s><u></s>", "a<x>b<y><image>"]:
         ids = ours.encode(text, bos=False, eos=False, allowed_special="all")
         assert ids == hf(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "beside, says",
+    [
+        ({"tokenizer_config": {"additional_special_tokens": "<u>"}}, "must be a list of tokens, got '<u>'"),
+        ({"tokenizer_config": {"extra_special_tokens": [3]}}, "additional_special_tokens is 3, which is no token"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"x": BOS}}}, "added_tokens_decoder must be tokens by id"),
+        ({"tokenizer_config": {"added_tokens_decoder": [BOS]}}, "added_tokens_decoder must be tokens by id"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"3": 3}}}, "added_tokens_decoder is 3, which is no token"),
+        ({"added_tokens": {"<x>": -1}}, "added_tokens.json: expected tokens with their ids, got {'<x>': -1}"),
+    ],
+)
+def test_what_stands_beside_it_and_is_no_token_is_refused(beside, says, tmp_path):
+    with pytest.raises(FileError, match=re.escape(says)):
+        read_tokenizer_json(folder(tmp_path, document(), **beside))
 
 
 def test_ids_in_the_file_are_tokenizers_own(tmp_path, caplog):

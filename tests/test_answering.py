@@ -67,8 +67,8 @@ def test_an_answer_in_a_thread_and_after_one_that_failed(ck):
 
 
 BAD = {
-    "misspelt": ({"temprature": 1}, "there is no setting temprature; did you mean temperature"),
-    "unknown": ({"xyz": 1}, "there is no setting xyz; there are system, raw,"),
+    "misspelt": ({"temprature": 1}, "no setting temprature; did you mean temperature"),
+    "unknown": ({"xyz": 1}, "no setting xyz; there are system, raw,"),
     "too small": ({"temperature": -1}, "temperature: expected a number at least 0, got '-1'"),
     "not a number": ({"max_tokens": "many"}, "max_tokens: expected a whole number at least 1, got 'many'"),
     "none of the choices": ({"kv_bits": 7}, "kv_bits: expected one of 16, 8, 4, got 7"),

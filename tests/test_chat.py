@@ -154,13 +154,14 @@ def test_what_could_never_be_said_is_told_at_the_start(talk):
     assert "this model chats in ChatML" in talk(options=["--date", "26 Jul 2024"])[2]
 
 
-def test_a_message_that_leaves_little_room_is_answered_shortly(converse):
+def test_a_message_that_leaves_little_room_is_answered_shortly(converse, caplog):
+    caplog.set_level("INFO", "llama3_scratch")
     conversation = converse("--max-seq-len", "200")
     frame = conversation._fitting(messages("x"))[0]
     "".join(conversation.reply("hello"))
-    "".join(conversation.reply("x" * (198 - len(frame))))
+    command("x" * (198 - len(frame)), conversation)
     assert conversation.forgotten == 2
-    assert conversation.ended == "context"
+    assert conversation.ended == "context" and "(cut: the context is full)" in caplog.text
 
 
 def test_a_sliding_cache_forgets_tokens_and_holds_what_it_says(converse, caplog):
@@ -564,16 +565,10 @@ def test_a_base_model_is_refused(tmp_path, capsys):
     assert "a base model, which completes text but doesn't chat" in capsys.readouterr().err
 
 
-def test_without_a_network_it_says_what_fetches_the_model(tmp_path, monkeypatch, capsys):
+def test_without_a_network_it_says_what_fetches_the_model(offline, monkeypatch, capsys):
     """The storyteller can't chat: nothing is loaded in the model's place."""
-    from llama3_scratch import download, options
+    from llama3_scratch import options
 
-    def unreachable(*_):
-        raise FileError("smollm2-135m: couldn't be fetched: no network")
-
-    monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(download, "download", unreachable)
-    monkeypatch.setattr(download, "stored_blocks", unreachable)
     monkeypatch.setattr(options, "read", lambda *args, **how: pytest.fail("nothing may be loaded"))
     assert chat.main([]) == 3
     err = capsys.readouterr().err

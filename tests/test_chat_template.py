@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -575,10 +576,20 @@ def test_a_long_message_is_no_long_template(plain):
     assert len(ids) == 700_001
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system doesn't count a process's time")
+def test_the_limit_is_of_the_processors_time(plain, monkeypatch):
+    """So that a busy machine refuses none; the parent's clock only stands behind it."""
+    monkeypatch.setattr(chat_template, "_DEADLINE", 60.0)
+    started = time.perf_counter()
+    with pytest.raises(FileError, match="takes more than 1 s"):
+        encode_chat(chat("u", "Hi"), ChatTemplate(NESTED), plain)
+    assert time.perf_counter() - started < 50
+
+
 def test_a_hostile_template_does_not_keep_a_model_from_opening(tmp_path):
     tokenizer = read(tmp_path, NESTED)
     assert tokenizer.chat_format == "template"
-    with pytest.raises(FileError, match="takes more than 1 s; --chat-format llama3 or chatml frames chats without it"):
+    with pytest.raises(FileError, match="takes more than 1 s; take the chat format llama3 or chatml, which needs none"):
         encode_dialog(chat("u", "Hi"), tokenizer)
     tokenizer.set_chat_format("chatml")
     assert encode_dialog(chat("u", "Hi"), tokenizer)[0] == tokenizer.special("<|im_start|>")

@@ -14,7 +14,6 @@ import torch
 from llama3_scratch import generate, stream
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.meta import write_meta
-from llama3_scratch.errors import FileError
 from llama3_scratch.native import kernels
 from llama3_scratch.options import open_model
 from llama3_scratch.quantize import quantize
@@ -448,16 +447,8 @@ def test_f138_ctrl_c_keeps_what_the_prompt_cache_has_seen(run, chats, monkeypatc
     assert result(run, "hi", "--model", chats, "--prompt-cache", tmp_path / "file")[0]["tokens"] == whole
 
 
-def test_without_a_network_the_storyteller_answers(tmp_path, monkeypatch, capsys):
+def test_without_a_network_the_storyteller_answers(offline, capsys):
     """It goes on with the text where nothing else can be had; but a model that was named isn't replaced."""
-    from llama3_scratch import download
-
-    def unreachable(*_):
-        raise FileError("smollm2-135m: couldn't be fetched: no network")
-
-    monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(download, "download", unreachable)
-    monkeypatch.setattr(download, "stored_blocks", unreachable)
     assert generate.main(["Once upon a time", "--max-tokens", "8", "--temperature", "0"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(", there") and "no network; instead, the storyteller that comes with the code" in err

@@ -20,12 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama3_scratch.cache import Cache
-from llama3_scratch.checkpoint.byte_level import BYTE_OF, byte_level_tokenizer
 from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize
 from llama3_scratch.checkpoint.gguf import gguf_name, read_gguf, read_header, scaling_divisors
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.llama2c import read_llama2c
-from llama3_scratch.checkpoint.pre_tokenizers import GPT2_PATTERN
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.linear import Params
@@ -910,19 +908,7 @@ def storyteller_for_llama_cpp(folder: Path, scaling: RopeScaling | None) -> tupl
     pytest.importorskip("gguf")
     config, params = read_llama2c(tiny.data("stories260k/stories260K.bin"))
     config = replace(config, rope_scaling=scaling)
-    # llama.cpp wants a vocabulary with a merge; the prompt is ids, so that it doesn't matter which.
-    tokenizer = byte_level_tokenizer(
-        {**{character: byte for character, byte in BYTE_OF.items()}, "th": 256},
-        [("t", "h")],
-        {"</s>": 511},
-        pattern=GPT2_PATTERN,
-        bos_id=None,
-        eos_id=511,
-        stop_tokens=[511],
-        chat_format=None,
-        add_bos=False,
-        source=folder,
-    )
+    tokenizer = tiny.llama_cpp_tokenizer()
     path = folder / "model.gguf"
     write_gguf(path, params, config, tokenizer, kind="F32")
     return config, params, path

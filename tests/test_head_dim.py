@@ -12,7 +12,6 @@ import torch
 from llama3_scratch import convert, describe, model, parity
 from llama3_scratch.cache import Cache, Kept, RaggedCache
 from llama3_scratch.cache_forms import KeptBf16, KeptInt4, KeptInt8
-from llama3_scratch.checkpoint.byte_level import BYTE_OF, byte_level_tokenizer
 from llama3_scratch.checkpoint.gguf import read_gguf
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.hf import read_hf
@@ -20,7 +19,6 @@ from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import read_meta, write_meta
 from llama3_scratch.checkpoint.peft import read_peft
-from llama3_scratch.checkpoint.pre_tokenizers import GPT2_PATTERN
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
 from llama3_scratch.linear import Params
@@ -205,18 +203,7 @@ def test_gguf_says_it_as_llama_cpp_reads_it(tmp_path, kind):
     pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
     config = replace(TILED, vocab_size=512, rope_scaling=None)
     params = tiny.params(config, std=0.06)
-    tokenizer = byte_level_tokenizer(
-        {**{character: byte for character, byte in BYTE_OF.items()}, "th": 256},
-        [("t", "h")],
-        {"</s>": 511},
-        pattern=GPT2_PATTERN,
-        bos_id=None,
-        eos_id=511,
-        stop_tokens=[511],
-        chat_format=None,
-        add_bos=False,
-        source=tmp_path,
-    )
+    tokenizer = tiny.llama_cpp_tokenizer()
     path = tmp_path / "model.gguf"
     write_gguf(path, params, config, tokenizer, kind=kind)
     found, weights, _ = read_gguf(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama3_scratch.text import label, width
+from llama3_scratch.text import label
 from llama3_scratch.tokenizer import PATTERN, Tokenizer
 
 LABELS = [
@@ -38,7 +38,3 @@ def test_every_token_has_a_label_that_can_be_seen(data, wanted):
     )
     found = label(words[data] if data else 999, tokenizer)  # an id past the vocabulary only pads the embedding
     assert found == wanted and "�" not in found
-
-
-def test_width_is_what_a_terminal_takes():
-    assert [width(text) for text in ("", "abc", "名字。", "e\u0301", "⟨E4⟩", "한")] == [0, 3, 6, 1, 4, 2]

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.cells import cell_len
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 import llama3_scratch as l3
-from llama3_scratch import generate, model, stream, text
+from llama3_scratch import generate, model, stream
 from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
 from llama3_scratch.cache_forms import KeptBf16, KeptInt4, KeptInt8
 from llama3_scratch.checkpoint.gguf_out import write_gguf
@@ -322,7 +323,7 @@ def test_the_lens_names_its_tokens_whatever_they_are():
         heads = [line for table in tables for line in table.splitlines() if line.startswith("after ")]
         shown = [cell for line in heads for cell in line.split()[1:]]
         assert shown == ["<|im_start|>", "a", "␣", "⟨E5⟩", "⟨90⟩", "⟨8D⟩", "⏎", "⇥", "␣", "␛", "⟨FF⟩"]
-        assert (len(tables) > 1) == (columns == 40) and all(text.width(line) <= columns for line in lines[:4])
+        assert (len(tables) > 1) == (columns == 40) and all(cell_len(line) <= columns for line in lines[:4])
         for table in tables:
             places = [[match.start() for match in re.finditer(r"\S+", line)][1:] for line in table.splitlines()[:2]]
             assert places[0] == places[1], "a token stands below its position"

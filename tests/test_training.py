@@ -521,6 +521,7 @@ def test_the_curve_shows_the_first_step_and_no_wild_one():
     assert low < falling[-1] and high > falling[0]
     wild = [*falling[:200], 1e6, *falling[200:]]
     assert record.limits(wild, []) == pytest.approx((low, high), abs=0.1)
+    assert record.limits([11.0, *[4.0] * 300], [])[1] > 11
     low, high = record.limits([1.2, 1.8, 1.5, 1.1], [1.9, 0.9])  # where the first step is none of the highest
     assert low < 0.9 and high > 1.9
     assert record.limits([3.0], []) == pytest.approx((2.85, 3.15))

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama3_scratch.checkpoint.byte_level import BYTE_OF, byte_level_tokenizer
 from llama3_scratch.checkpoint.meta import write_meta
+from llama3_scratch.checkpoint.pre_tokenizers import GPT2_PATTERN
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.init import init
 from llama3_scratch.linear import Params
@@ -69,6 +71,22 @@ def tokenizer(chat_format: str | None = "chatml") -> Tokenizer:
         stop_tokens=[last],
         chat_format=chat_format,
         add_bos=chat_format != "chatml",
+    )
+
+
+def llama_cpp_tokenizer() -> Tokenizer:
+    """A vocabulary of 512 that llama.cpp opens, which wants one with a merge; where prompts are ids, any will do."""
+    return byte_level_tokenizer(
+        {**BYTE_OF, "th": 256},
+        [("t", "h")],
+        {"</s>": 511},
+        pattern=GPT2_PATTERN,
+        bos_id=None,
+        eos_id=511,
+        stop_tokens=[511],
+        chat_format=None,
+        add_bos=False,
+        source=Path("llama_cpp_tokenizer"),
     )
 
 

@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 
 from llama3_scratch.added_tokens import FLAGS
 from llama3_scratch.errors import FileError
-from llama3_scratch.tokenizer import is_id
+from llama3_scratch.tokenizer import FRAMES, TURN_ENDS, is_id
 
 log = logging.getLogger("llama3_scratch")
 
 # In transformers' order (`SPECIAL_TOKENS_ATTRIBUTES`).
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 # They end a turn or frame it, so they are control tokens even in a file that forgets to say so (as in llama.cpp).
-_CONTROL = {"<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"}
-_CONTROL |= {"<|begin_of_text|>", "<|end_of_text|>", "<|endoftext|>", "<|python_tag|>"}
+_CONTROL = {*FRAMES, *TURN_ENDS, "<|begin_of_text|>", "<|endoftext|>", "<|python_tag|>"}
 
 
 class Added(NamedTuple):
@@ -96,7 +95,8 @@ def read_added_tokens(
     if not isinstance(decoder, dict | None) or not all(id.isdecimal() and len(id) < 10 for id in decoder or {}):
         raise FileError(f"{config_path}: added_tokens_decoder must be tokens by id, got {str(decoder)[:80]}")
     if not all(map(is_id, beside["added_tokens"].values())):
-        raise FileError(f"{folder / 'added_tokens.json'}: expected tokens with their ids")
+        got = str(beside["added_tokens"])[:80]
+        raise FileError(f"{folder / 'added_tokens.json'}: expected tokens with their ids, got {got}")
     if decoder is None:
         said = {token["content"] for token in specials}
         older = {name: id for name, id in beside["added_tokens"].items() if name not in ids}

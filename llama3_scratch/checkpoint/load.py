@@ -42,6 +42,12 @@ class Checkpoint:
         size = f"{self.config.n_parameters:,} parameters in {', '.join(sorted(forms))}"
         return f"Checkpoint({self.path}: {size}, {self.tokenizer or 'no tokenizer'})"
 
+    def require_tokenizer(self) -> Tokenizer:
+        """Its tokenizer, FileError where it has none."""
+        if self.tokenizer is None:
+            raise FileError(f"{self.path}: has no tokenizer, so it can't take text; use it from Python, with tokens")
+        return self.tokenizer
+
 
 def layout(path: Path) -> str:
     """Which door opens `path`: "meta", "hf", "gguf" or "llama2c"."""
@@ -101,7 +107,7 @@ def load(
     `path_or_name` is Meta's or Hugging Face's folder, a `.gguf` or llama2.c `.bin` file, or a name that
     `python -m llama3_scratch.download` knows. Raises FileError, with one sentence, for anything that isn't whole. A
     folder without a tokenizer is, its `tokenizer` is None; unless the caller `needs_tokenizer`, whose FileError comes
-    before a weight is read.
+    before its weights are read.
     """
     path = resolve(path_or_name)
     kind = layout(path)
@@ -127,7 +133,10 @@ def load(
         scan(params, path)
     if torch.device(device).type != "cpu":
         params = each(params, lambda tensor: tensor.to(device))
-    return Checkpoint(config, params, tokenizer, path)
+    checkpoint = Checkpoint(config, params, tokenizer, path)
+    if needs_tokenizer:
+        checkpoint.require_tokenizer()
+    return checkpoint
 
 
 def weight_files(checkpoint: Checkpoint) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 # Unicode properties on which the engines agree character by character, but for newly assigned ones.
 _PROPERTIES = "L Lu Ll Lt Lm Lo M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp C Cc Cf Co"
@@ -350,12 +350,8 @@ def _literal(character: str, *, fold: bool = False, within: bool = False) -> str
         cases = character.lower() + character.upper() + {"k": "\u212a", "s": "ſ"}.get(character.lower(), "")
         return cases if within else f"[{cases}]"
     if fold and (character.casefold() != character or character.upper() != character):
-        _refuse_folding(character)
+        raise ValueError(f"(?i: with {character!r}, which isn't an ASCII letter")
     return written(character)
-
-
-def _refuse_folding(character: str) -> NoReturn:
-    raise ValueError(f"(?i: with {character!r}, which isn't an ASCII letter")
 
 
 def _alone(character: str) -> str:

@@ -27,6 +27,7 @@ from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import fresh_folder, listed, read_json, real, text, whole
 from llama3_scratch.lora import adapted, stack
 from llama3_scratch.stored import Params, stored
+from llama3_scratch.tokenizer import FRAMES
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -355,9 +356,6 @@ def _warn_of_another_base(folder: Path, path: Path) -> None:
         log.warning("%s: an adapter for %s, the model is %s; the sizes fit, the answers may not", folder, base, path)
 
 
-_FRAMES = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>")
-
-
 def _warn_of_untrained_tokens(folders: list[Path], checkpoint: Checkpoint) -> None:
     """Say so where a chat's frame is made of tokens that a base model never saw: Llama 3's base models have such.
 
@@ -367,7 +365,7 @@ def _warn_of_untrained_tokens(folders: list[Path], checkpoint: Checkpoint) -> No
     if tokenizer is None:
         return
     chats = [folder for folder in folders if _has_template(folder)] or folders * (tokenizer.chat_format is not None)
-    ids = {name: id for name in _FRAMES if (id := tokenizer.special_tokens.get(name)) is not None}
+    ids = {name: id for name in FRAMES if (id := tokenizer.special_tokens.get(name)) is not None}
     if tokenizer.chat_format == "template" and tokenizer.chat_template:
         ids = {name: id for name, id in ids.items() if name in tokenizer.chat_template.source}
     if not chats or not ids:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from rich.cells import cell_len
 from torch import Tensor
 
 from llama3_scratch.config import Config
 from llama3_scratch.linear import Params
 from llama3_scratch.model import rms_norm, unembed
-from llama3_scratch.text import label, width
+from llama3_scratch.text import label
 from llama3_scratch.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import Step
 
@@ -57,7 +58,7 @@ def _table(rows: dict[str, list[str]], columns: int) -> list[str]:
     """The rows under each other, cut into blocks of as many cells as `columns` characters hold."""
     names = max(map(len, rows))
     cells = {name: [_clipped(cell) for cell in row] for name, row in rows.items()}
-    widths = [max(map(width, column)) for column in zip(*cells.values(), strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells.values(), strict=True)]
     lines: list[str] = []
     first = 0
     while first < len(widths):
@@ -66,7 +67,9 @@ def _table(rows: dict[str, list[str]], columns: int) -> list[str]:
             end += 1
         lines += [""] if lines else []
         for name, row in cells.items():
-            padded = (cell + " " * (w - width(cell)) for cell, w in zip(row[first:end], widths[first:end], strict=True))
+            padded = (
+                cell + " " * (w - cell_len(cell)) for cell, w in zip(row[first:end], widths[first:end], strict=True)
+            )
             lines.append("  ".join([f"{name:{names}}", *padded]).rstrip())
         first = end
     return lines
@@ -105,7 +108,7 @@ def attention(steps: Sequence[Step], layer: int, head: int, tokens: Sequence[str
     for key, matrix in matrices.items():
         labels = [_clipped(text, 7) for text in shown]
         lines.append(f"{key}, head {head}")
-        labels = [" " * max(1, 8 - width(text)) + text for text in labels]
+        labels = [" " * max(1, 8 - cell_len(text)) + text for text in labels]
         lines.append(" " * 9 + "".join(labels))
         for text, row in zip(labels, matrix.tolist(), strict=True):
             lines.append(f"{text} " + "".join(f"{_cell(value):>8}" for value in row))

@@ -12,7 +12,6 @@ from typing import Any
 
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.data.labelled import Labelled, LabelledTexts
-from llama3_scratch.errors import UsageError
 from llama3_scratch.files import write_whole
 from llama3_scratch.timings import peak_rss_bytes
 from llama3_scratch.training import checkpoints, record
@@ -80,9 +79,7 @@ def finetune(
 
     `folder` gets the log, checkpoints, `classifier/`, and `result.json`.
     """
-    tokenizer, config = checkpoint.tokenizer, checkpoint.config
-    if tokenizer is None:
-        raise UsageError(f"{checkpoint.path}: has no tokenizer, so it can't read text")
+    tokenizer, config = checkpoint.require_tokenizer(), checkpoint.config
     require_context(length, config)
     classes = sorted({row.label for row in learn})
     batches = LabelledTexts(learn, classes, tokenizer, size=size, length=length, seed=seed, read=read)
