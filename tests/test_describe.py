@@ -243,7 +243,7 @@ class SimplePath:
     def __str__(self):
         return self.path
 
-    def read_text(self):
+    def read_text(self, encoding):
         return self.read(self)
 
 

@@ -21,7 +21,7 @@ from huggingface_hub import errors as hub_errors
 from llama3_scratch import download, verify
 from llama3_scratch.checkpoint import names
 from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
-from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
+from llama3_scratch.checkpoint.names import canonical, resolve, user_cache, weights_dir
 from llama3_scratch.config import Config
 from llama3_scratch.dialog import encode_dialog
 from llama3_scratch.errors import FileError, MismatchError, UsageError
@@ -39,6 +39,7 @@ def weights(monkeypatch, tmp_path):
 
 
 def test_weights_dir(monkeypatch, tmp_path):
+    monkeypatch.setattr(names, "user_cache", user_cache)  # the real one, which no other test has
     monkeypatch.delenv("LLAMA3_SCRATCH_WEIGHTS", raising=False)
     assert weights_dir() == Path(names.__file__).parents[2] / "weights"
     monkeypatch.setattr(names, "__file__", str(tmp_path / "site-packages/llama3_scratch/checkpoint/names.py"))
