@@ -212,7 +212,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
+        self._inherited: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def ask(self, request: dict[str, Any]) -> list[dict[str, str]]:
@@ -233,7 +233,7 @@ class _Worker:
 
     def _running(self) -> subprocess.Popen[bytes]:
         process = self._process
-        if process is not None and self._owner == os.getpid() and process.poll() is None:  # a fork shares no pipe
+        if process is not None and process.poll() is None:
             return process
         command = [str(sys.executable), "-I", "-S", str(Path(__file__).with_name("chat_template_worker.py"))]
         try:
@@ -246,7 +246,7 @@ class _Worker:
             )
         except OSError as error:
             raise FileError(f"{command[0]}: can't be started to render the chat template: {error}") from error
-        self._process, self._owner = process, os.getpid()
+        self._process = process
         path = json.dumps([str(place) for place in sys.path if Path(place).is_absolute()]).encode() + b"\n"
         if self._said(process, path, _START_SECONDS) != b"{}\n":
             self.stop()
@@ -274,7 +274,7 @@ class _Worker:
 
     def stop(self) -> None:
         process, self._process = self._process, None
-        if process is not None and self._owner == os.getpid():
+        if process is not None:
             process.kill()  # one that ends by itself keeps its code
             process.wait()
             for pipe in (process.stdin, process.stdout):
@@ -282,6 +282,18 @@ class _Worker:
                 with contextlib.suppress(OSError):  # what wasn't read any more
                     pipe.close()
 
+    def forked(self) -> None:
+        """In a fork: leave the parent's process to it, and a lock that another thread of the parent's may have held."""
+        # Kept: closing it would write out what the parent is about to, and can wait for a lock without end.
+        self._inherited, self._process, self._lock = self._process or self._inherited, None, threading.Lock()
+        if self._inherited is not None:
+            for pipe in (self._inherited.stdin, self._inherited.stdout):
+                with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("r+b", buffering=0) as nothing:
+                    assert pipe
+                    os.dup2(nothing.fileno(), pipe.fileno(), inheritable=False)
+
 
 _WORKER = _Worker()
 atexit.register(_WORKER.stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_WORKER.forked)

@@ -439,6 +439,14 @@ def test_arguments_are_handed_on_as_they_are_given(theirs, tmp_path):
         "{% if messages[0].tool_calls is defined or messages[1].tool_calls is defined %}x{% endif %}",
         "{% if messages[-1].role == 'tool' %}x{% endif %}",
         "{% for m in messages %}{% if m.content != m.content.strip() %}x{% endif %}{% endfor %}",
+        "{% if messages | length > 14 %}x{% endif %}",
+        "{% if messages[0].content | length > 500 %}x{% endif %}",
+        "{% if messages[0].content[99:] %}x{% endif %}",
+        "{% if messages[-1].name is defined %}x{% endif %}",
+        # A line end, and an apostrophe that is no quote, before the word in quotes.
+        "{% set end = '\n' %}{% if '</think>' in messages[0].content %}x{% endif %}",
+        "{# it's #}{% if messages[0].content.endswith('\\t') %}x{% endif %}",
+        "{% if 'Q' in messages[0].content and messages[0].content != 'Q' %}x{% endif %}",
     ],
 )
 def test_a_frame_stays_only_where_every_chat_is_alike(tmp_path, change):
@@ -669,3 +677,39 @@ def test_a_chat_computes_only_what_is_new(tiny_folder):
     "".join(conversation.reply("and again"))
     new = len("and again|") + len("|".join(message["content"] for message in conversation.messages[1:2]).encode()) + 1
     assert conversation.timings.prompt_tokens <= new + 4, "the beginning comes out of the cache"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_while_another_thread_renders(tmp_path):
+    """In a process of its own, which has no other threads; as a data loader or a server forks."""
+    program = """
+import os, threading, time
+from llama3_scratch import chat_template
+from llama3_scratch.tokenizer import ChatTemplate
+request = {"template": "{{ messages[0].content }}", "variables": {}, "date": None, "seconds": 1.0, "limit": 999}
+ask = lambda text: chat_template._WORKER.ask(
+    {**request, "chats": [{"messages": [{"content": text}], "add_generation_prompt": True}]})
+ask("first")
+held = threading.Event(), threading.Event()
+def hold():
+    with chat_template._WORKER._lock:
+        held[0].set()
+        held[1].wait(60)
+thread = threading.Thread(target=hold)
+thread.start()
+held[0].wait()
+child = os.fork()
+if not child:
+    found = ask("child")
+    chat_template._WORKER.stop()
+    os._exit(found != [{"text": "child"}])
+end = time.monotonic() + 30
+while not (done := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
+    time.sleep(0.01)
+done[0] or os.kill(child, 9)
+held[1].set()
+thread.join()
+print(done == (child, 0), ask("parent"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert (done.stdout, done.stderr) == ("True [{'text': 'parent'}]\n", "")

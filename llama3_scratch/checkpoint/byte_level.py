@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,7 +66,7 @@ def byte_level_tokenizer(
     merging is one of them. `ignore_merges`: a whole word that is a token is taken as it is, as tiktoken does.
     """
     ids = dict(tokens)
-    merged = {token for left, right in merges for token in (left, right, left + right)}
+    merged = {*chain.from_iterable(merges), *map("".join, merges)}
     names = {id: name for name, id in (special_tokens | dict(added_tokens or {})).items()}
     for token, id in tokens.items():
         if id in names and len(token) > 1 and token not in merged:

@@ -19,6 +19,8 @@ from llama3_scratch.tokenizer import ChatTemplate, Tokenizer
 log = logging.getLogger("llama3_scratch")
 
 _CHATS = [("llama3", "<|start_header_id|>", "<|eot_id|>"), ("chatml", "<|im_start|>", "<|im_end|>")]
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
+_MOST = 2  # of whatever a template counts, messages or characters, that every chat tried has more of or fewer
 _MOST_WORDS = 64  # of a template, that are tried as messages: those that a frame lays out like it have a few
 
 
@@ -94,9 +96,8 @@ def _chat(roles: str, *contents: str) -> list[dict[str, Any]]:
 def _frames_alike(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     if tokenizer.chat_format is None:
         return False
-    # A template that treats some text in a special way names it.
-    quoted = {found[1] or found[2] for found in re.finditer(r"'([^'\n]+)'|\"([^\"\n]+)\"", template.source)}
-    if len(quoted) > _MOST_WORDS:
+    quoted, numbers = _constants(template.source)
+    if len(quoted) > _MOST_WORDS or max(numbers, default=0) > _MOST:
         return False
     asked = [
         _chat(roles, "Hi", "One two", "x")
@@ -104,7 +105,10 @@ def _frames_alike(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     ]
     asked += [_chat(roles, "\n\n hi\n ", " a", "b\n\n") for roles in ("su", "uau", "suauau")]
     asked += [_chat("suau", "", "x", "", "y"), _chat("u", " ".join(tokenizer.special_tokens))]
-    asked += [_chat("suau", word) for word in sorted(quoted)]
+    for word in sorted(quoted):
+        asked += [_chat("suau", word), _chat("uau", word, f"x{word}y"), _chat("suau", f"x{word}y", word)]
+    if "name" in quoted or re.search(r"\.\s*name\b", template.source):
+        asked.append([{**message, "name": "x"} for message in _chat("suau", "Hi")])
     if "tool_calls" in template.source:
         calls = [{"name": "f", "arguments": {"x": "y"}}]
         asked.append([*_chat("u", "Hi"), {"role": "assistant", "tool_calls": calls}, *_chat("t", "Hi")])
@@ -114,6 +118,18 @@ def _frames_alike(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
         return _same_ids(asked, told, rendered, tokenizer)
     except (UsageError, FileError):  # what the template or the frame refuses, or a byte that the vocabulary lacks
         return False
+
+
+def _constants(source: str) -> tuple[set[str], set[int]]:
+    """The texts and whole numbers in a template's own code: one that treats some chat in a special way names them."""
+    texts, numbers = set(), set()
+    for code in re.findall(r"\{[{%](.*?)[%}]\}", source, re.DOTALL):
+        for found in re.finditer(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|(?<![\w.])(\d+)", code, re.DOTALL):
+            if found[3]:
+                numbers.add(int(found[3][:9]))
+            elif text := found[1] or found[2]:
+                texts.add(re.sub(r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), text, flags=re.DOTALL))
+    return texts, numbers
 
 
 def _same_ids(asked: list[Any], told: list[Any], rendered: list[Rendered], tokenizer: Tokenizer) -> bool:

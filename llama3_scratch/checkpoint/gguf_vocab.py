@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer 
     control = control_names(set(ids)) | {word for word, id in ids.items() if kinds[id] in (UNKNOWN, CONTROL)}
     special = {word: ids[word] for word in words if word in control}
     added = {word: id for word, id in ids.items() if kinds[id] == USER_DEFINED and word not in control}
-    made = {token for left, right in pairs for token in (left, right, left + right)}
+    made = {*chain.from_iterable(pairs), *map("".join, pairs)}
     tokens = {word: id for word, id in ids.items() if kinds[id] == NORMAL or word in made or len(word) == 1}
     known = {*tokens.values(), *special.values(), *added.values()}
     eos_id = _id(values, "eos", path, rows, known)
