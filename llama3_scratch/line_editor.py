@@ -49,6 +49,10 @@ class PlainInput:
 
     edits = False  # whether a text can be put before a person to change it
 
+    def unseen(self) -> contextlib.AbstractContextManager[None]:
+        """While no message is read: nothing to do."""
+        return contextlib.nullcontext()
+
     def read(self, text: str = "") -> str:
         """The next message; EOFError behind the last one."""
         terminal = sys.stdin.isatty()
@@ -98,10 +102,24 @@ class LineEditor:
         """The next message, `text` being there to be changed; EOFError where Ctrl-D is typed on an empty line."""
         return unquoted(self._session.prompt(default=text))
 
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """While no message is read: what is typed isn't shown, where it would stand amid an answer, and waits for the
+        next message; what is pasted waits in one piece, as when a message is read."""
+        screen = self._session.output
+        with _keys_wait():
+            screen.enable_bracketed_paste()
+            screen.flush()
+            try:
+                yield
+            finally:
+                screen.disable_bracketed_paste()
+                screen.flush()
+
 
 @contextlib.contextmanager
-def keys_unseen() -> Iterator[None]:
-    """What is typed isn't shown meanwhile, where it would stand amid an answer; the next prompt has it."""
+def _keys_wait() -> Iterator[None]:
+    """The terminal shows nothing of what is typed, and keeps it as it is: a line has no end, and no longest length."""
     try:
         import termios
 
@@ -111,7 +129,8 @@ def keys_unseen() -> Iterator[None]:
         yield
         return
     silent = list(before)
-    silent[3] &= ~termios.ECHO
+    silent[0] &= ~termios.ICRNL
+    silent[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(terminal, termios.TCSANOW, silent)
     try:
         yield
