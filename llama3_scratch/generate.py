@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -269,7 +269,7 @@ def timed_stream(
     cache: Cache,
     session: Session | None = None,
     guesses: NoGuesses | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """`stream` by the options: each token goes into its answer, and `timings` grows with it; `session` watches,
     `guesses` are --speculate's."""
     from llama3_scratch.model import block

@@ -16,7 +16,7 @@ from llama3_scratch import cli
 from llama3_scratch.conversation import Conversation
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json
-from llama3_scratch.line_editor import LineEditor, PlainInput, keys_unseen
+from llama3_scratch.line_editor import LineEditor, PlainInput
 from llama3_scratch.options import add_sampling_options, random_seed
 from llama3_scratch.text import visible
 from llama3_scratch.word_wrap import WordWrap
@@ -114,7 +114,7 @@ class Repl:
         name, *argument = text[1:].split(maxsplit=1) or [""]
         if name not in self._commands:
             close = difflib.get_close_matches(name, self._commands, n=1)
-            meant = f"did you mean /{close[0]}?" if close else "/help lists them;"
+            meant = f"did you mean /{close[0]}?" if close else "/help lists them."
             raise UsageError(f"no command /{name}; {meant} (A message that begins with a slash is typed with two.)")
         return self._commands[name](argument[0].strip() if argument else "")
 
@@ -128,8 +128,7 @@ class Repl:
         """Print the answer as it comes. Ctrl-C ends it, wherever it strikes."""
         terminal = sys.stdout.isatty()
         page = WordWrap(sys.stdout.write, _columns)
-        unseen = keys_unseen() if self._typed.edits else contextlib.nullcontext()
-        with unseen, contextlib.suppress(KeyboardInterrupt), contextlib.closing(answer) as pieces:
+        with self._typed.unseen(), contextlib.suppress(KeyboardInterrupt), contextlib.closing(answer) as pieces:
             for piece in pieces:
                 page.write(visible(piece)) if terminal else sys.stdout.write(piece)
                 sys.stdout.flush()
@@ -219,7 +218,13 @@ class Repl:
 def _path(command: str, argument: str) -> Path:
     if not argument:
         raise UsageError(f"/{command} wants a file name")
-    return Path(argument).expanduser()
+    if "\0" in argument:
+        raise UsageError(f"/{command} {argument!r}: no file's name holds a null character")
+    try:
+        # In the bytes of file names, whatever the locale takes them for.
+        return Path(os.fsdecode(argument.encode("utf-8", "surrogateescape"))).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"/{command} {argument}: there is no such home folder") from error
 
 
 def _holds_messages(path: Path) -> bool:
