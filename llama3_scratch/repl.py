@@ -7,7 +7,6 @@ import contextlib
 import difflib
 import logging
 import os
-import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json
 from llama3_scratch.line_editor import LineEditor, PlainInput
 from llama3_scratch.options import add_sampling_options, random_seed
-from llama3_scratch.text import visible
-from llama3_scratch.word_wrap import WordWrap
+from llama3_scratch.word_wrap import Page
 
 log = logging.getLogger("llama3_scratch")
 
@@ -114,26 +112,22 @@ class Repl:
         name, *argument = text[1:].split(maxsplit=1) or [""]
         if name not in self._commands:
             close = difflib.get_close_matches(name, self._commands, n=1)
-            meant = f"did you mean /{close[0]}?" if close else "/help lists them."
+            meant = f"did you mean /{close[0]}?" if close else "/help lists them;"
             raise UsageError(f"no command /{name}; {meant} (A message that begins with a slash is typed with two.)")
         return self._commands[name](argument[0].strip() if argument else "")
 
     def _help(self, argument: str) -> None:
-        page = WordWrap(sys.stdout.write, _columns)
-        page.write(HELP) if sys.stdout.isatty() else sys.stdout.write(HELP)
+        page = Page()
+        page.write(HELP)
         page.finish()
-        print()
 
     def _print(self, answer: Generator[str, None, None]) -> None:
         """Print the answer as it comes. Ctrl-C ends it, wherever it strikes."""
-        terminal = sys.stdout.isatty()
-        page = WordWrap(sys.stdout.write, _columns)
+        page = Page()
         with self._typed.unseen(), contextlib.suppress(KeyboardInterrupt), contextlib.closing(answer) as pieces:
             for piece in pieces:
-                page.write(visible(piece)) if terminal else sys.stdout.write(piece)
-                sys.stdout.flush()
+                page.write(piece)
         page.finish()
-        print()
         if self.conversation.ended == "max_tokens":
             log.info("(cut: max_tokens is %d)", self.options.max_tokens)
         elif self.conversation.ended == "context":
@@ -232,10 +226,3 @@ def _holds_messages(path: Path) -> bool:
         return "messages" in read_json(path, "a saved conversation")
     except FileError:
         return False
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
-    except OSError:
-        return 80

@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from llama3_scratch import chat, repl
+from llama3_scratch import chat, word_wrap
 from llama3_scratch.cache import Cache
 from llama3_scratch.conversation import Conversation
 from llama3_scratch.errors import FileError, UsageError
@@ -230,7 +230,7 @@ def heard(answer) -> str:
     pieces = []
     with pytest.raises(KeyboardInterrupt):
         for piece in answer:
-            pieces.append(piece)  # noqa: PERF402 what came before the exception counts
+            pieces.append(piece)
     return "".join(pieces)
 
 
@@ -279,7 +279,7 @@ def test_ctrl_c_while_the_answer_is_printed_stops_the_answer_and_not_the_chat(ta
             raise KeyboardInterrupt
         return text
 
-    monkeypatch.setattr(repl, "visible", interrupted)
+    monkeypatch.setattr(word_wrap, "visible", interrupted)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert talk("hello", "and again", "/exit")[0] == 0
     assert len(printed) > 2, "the second message was answered"
@@ -406,7 +406,7 @@ def test_settings_are_checked_and_named_as_they_are_typed(conversation, talk, ca
 def test_an_unknown_command_suggests_the_one_that_was_meant(talk):
     _, _, err = talk("/hlep", "/nonsense", "/", "/usr/bin/env is what?")
     assert "no command /hlep; did you mean /help? (A message that begins with a slash is typed with two.)" in err
-    assert err.count("/help lists them. (A message that begins") == 3
+    assert err.count("/help lists them; (A message that begins") == 3
 
 
 def test_what_cut_an_answer_is_told_and_an_empty_one_too(talk, conversation, caplog):
@@ -530,7 +530,7 @@ def test_f111_bytes_that_are_no_text_on_stdin(talk):
 
 def test_answers_on_a_narrow_terminal_are_wrapped_and_made_visible(conversation, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setattr(repl, "_columns", lambda: 12)
+    monkeypatch.setattr(word_wrap, "columns", lambda: 12)
     page = Repl(conversation, Typed(), seeded=False, debug=False)
     page._print(piece for piece in ["some wor", "ds that wrap\x1b[31m", " here"])
     assert capsys.readouterr().out == "some words\nthat\nwrap␛[31m\nhere\n"
@@ -540,7 +540,7 @@ def test_answers_on_a_narrow_terminal_are_wrapped_and_made_visible(conversation,
 
 
 def test_the_width_of_a_screen_that_is_none():
-    assert repl._columns() == 80
+    assert word_wrap.columns() == 80
 
 
 @pytest.mark.slow
