@@ -56,8 +56,8 @@ def main(options: argparse.Namespace) -> int:
         started = time.perf_counter()
         checkpoint, dtype = open_model(options, chats=True)
         conversation = Conversation(checkpoint, dtype, options, load_s=time.perf_counter() - started)
-    log.info("%s, loaded in %.1f s. /help lists the commands.", checkpoint.path.name, conversation.timings.load_s)
-    return Repl(conversation, typed, seeded=seeded, debug=options.debug).run()
+        log.info("%s, loaded in %.1f s. /help lists the commands.", checkpoint.path.name, conversation.timings.load_s)
+        return Repl(conversation, typed, seeded=seeded, debug=options.debug).run()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class PlainInput:
     edits = False  # whether a text can be put before a person to change it
 
     def unseen(self) -> contextlib.AbstractContextManager[None]:
-        """While no message is read: nothing to do."""
+        """Nothing to do: the terminal does it all."""
         return contextlib.nullcontext()
 
     def read(self, text: str = "") -> str:
@@ -100,21 +100,26 @@ class LineEditor:
 
     def read(self, text: str = "") -> str:
         """The next message, `text` being there to be changed; EOFError where Ctrl-D is typed on an empty line."""
-        return unquoted(self._session.prompt(default=text))
+        try:
+            return unquoted(self._session.prompt(default=text))
+        finally:
+            self._paste_in_one_piece()  # which the prompt ends
 
     @contextlib.contextmanager
     def unseen(self) -> Iterator[None]:
-        """While no message is read: what is typed isn't shown, where it would stand amid an answer, and waits for the
-        next message; what is pasted waits in one piece, as when a message is read."""
-        screen = self._session.output
+        """From here on, while no message is read: what is typed isn't shown, where it would stand amid an answer, and
+        waits for the next message; what is pasted waits in one piece, as when a message is read."""
         with _keys_wait():
-            screen.enable_bracketed_paste()
-            screen.flush()
+            self._paste_in_one_piece()
             try:
                 yield
             finally:
-                screen.disable_bracketed_paste()
-                screen.flush()
+                self._session.output.disable_bracketed_paste()
+                self._session.output.flush()
+
+    def _paste_in_one_piece(self) -> None:
+        self._session.output.enable_bracketed_paste()
+        self._session.output.flush()
 
 
 @contextlib.contextmanager

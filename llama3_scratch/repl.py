@@ -124,7 +124,7 @@ class Repl:
     def _print(self, answer: Generator[str, None, None]) -> None:
         """Print the answer as it comes. Ctrl-C ends it, wherever it strikes."""
         page = Page()
-        with self._typed.unseen(), contextlib.suppress(KeyboardInterrupt), contextlib.closing(answer) as pieces:
+        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(answer) as pieces:
             for piece in pieces:
                 page.write(piece)
         page.finish()

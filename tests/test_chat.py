@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import itertools
 import json
 import os
@@ -68,7 +67,6 @@ class Typed:
     """An editor whose person types `lines`; `shown` are the texts that were put there to be changed."""
 
     edits = True
-    unseen = staticmethod(contextlib.nullcontext)
 
     def __init__(self, *lines: object) -> None:
         self.lines, self.shown = list(lines), list[str]()

@@ -186,6 +186,9 @@ def test_what_is_typed_while_nobody_reads_is_not_echoed_and_waits_for_the_next_m
         editor = LineEditor(input=Vt100Input(terminal), output=screen)
         with pytest.raises(KeyboardInterrupt), editor.unseen():
             assert not echoes() and screen.pastes
+            os.write(mine, ENTER.encode())
+            assert editor.read() == ""
+            assert not echoes() and screen.pastes, "behind a message as before it"
             raise KeyboardInterrupt
         assert echoes() and not screen.pastes, "whatever ends the answer"
         writer = threading.Thread(target=os.write, args=(mine, (paste(lines) + ENTER + CTRL_D).encode()))
