@@ -28,7 +28,7 @@ from llama3_scratch.options import (
 from llama3_scratch.prompts import Prompt, add_prompt_options, encode_prompt, read_prompts, refuse_empty
 from llama3_scratch.text import Answer, piece
 from llama3_scratch.timings import Timings
-from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace, trace_without_weights
+from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace, check_number, trace_without_weights
 from llama3_scratch.word_wrap import Page
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ def main(options: argparse.Namespace) -> int:
     asked = read_prompts(options)
     if options.speculate and (traced or options.sliding or len(asked) > 1):
         raise UsageError("--speculate goes with one prompt, without --trace and without --sliding")
+    if traced:
+        check_number(options, len(asked))
     if traced and options.batch:
         raise UsageError("--batch: a trace takes all prompts at once; leave it out")
     _check_single_cache(options, len(asked), traced=traced)
