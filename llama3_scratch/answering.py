@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama3_scratch import chat, cli, generate
+from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.conversation import Conversation
 from llama3_scratch.errors import UsageError
 from llama3_scratch.options import activations, check_sampling, make_cache, make_guesses
 from llama3_scratch.text import Answer
 from llama3_scratch.timings import Timings
-
-if TYPE_CHECKING:
-    from llama3_scratch.checkpoint.load import Checkpoint
 
 _GROUPS = ("sampling", "KV cache")
 _ALONE = ("system", "raw", "date", "max_seq_len")
@@ -32,6 +30,8 @@ def answer(checkpoint: Checkpoint, prompt: str, **settings: Any) -> str:
 def stream_answer(checkpoint: Checkpoint, prompt: str, **settings: Any) -> Iterator[str]:
     """`answer` piece by piece, as it comes: for piece in stream_answer(ck, "…"): print(piece, end="", flush=True)."""
     options = _options(generate._parser(), checkpoint, settings)
+    if not isinstance(prompt, str):
+        raise UsageError(f"expected a text as the prompt, got {prompt!r:.99}; a conversation is a Talk")
     tokenizer = checkpoint.require_tokenizer()
     if options.system is not None and (options.raw or tokenizer.chat_format is None):
         raise UsageError("a system message goes with a chat, not with a base model or raw=True; leave it out")
@@ -77,6 +77,8 @@ class Talk(Conversation):
 
 def _options(parser: cli.Parser, checkpoint: Checkpoint, settings: dict[str, Any]) -> argparse.Namespace:
     """The verb's options with these settings in them, each checked as the command line checks it."""
+    if not isinstance(checkpoint, Checkpoint):
+        raise UsageError(f"expected a Checkpoint, which `load` returns, got {type(checkpoint).__name__}")
     known = {
         action.dest: action
         for group in parser._action_groups
@@ -100,7 +102,10 @@ def _checked(action: argparse.Action, value: Any) -> Any:
     if action.nargs == 0:
         return bool(value)
     if isinstance(action.default, list):
-        return [value] if isinstance(value, str) else list(value)
+        several = [value] if isinstance(value, str) else list(value)
+        if not all(isinstance(one, str) for one in several):
+            raise UsageError(f"{action.dest}: expected a text or several, got {value!r}")
+        return several
     try:
         checked = action.type(str(value)) if callable(action.type) else str(value)
     except (argparse.ArgumentTypeError, ValueError) as error:

@@ -51,12 +51,13 @@ def main(options: argparse.Namespace) -> int:
     check_sliding(options)
     if options.speculate and options.sliding:
         raise UsageError("--speculate goes without --sliding")
-    started = time.perf_counter()
-    checkpoint, dtype = open_model(options, chats=True)
-    conversation = Conversation(checkpoint, dtype, options, load_s=time.perf_counter() - started)
-    log.info("%s, loaded in %.1f s. /help lists the commands.", checkpoint.path.name, conversation.timings.load_s)
     typed = line_editor(keep_history=not options.no_history)
-    return Repl(conversation, typed, seeded=seeded, debug=options.debug).run()
+    with typed.unseen():
+        started = time.perf_counter()
+        checkpoint, dtype = open_model(options, chats=True)
+        conversation = Conversation(checkpoint, dtype, options, load_s=time.perf_counter() - started)
+        log.info("%s, loaded in %.1f s. /help lists the commands.", checkpoint.path.name, conversation.timings.load_s)
+        return Repl(conversation, typed, seeded=seeded, debug=options.debug).run()
 
 
 if __name__ == "__main__":

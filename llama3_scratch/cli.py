@@ -43,7 +43,8 @@ class Parser(argparse.ArgumentParser):
 
 def meant(name: str, known: Collection[str]) -> str:
     """What a name that isn't among the known ones may have been meant for, and if nothing like it is there, all."""
-    close = difflib.get_close_matches(name, known, n=1)
+    begun = [one for one in known if name and one.startswith(name)]
+    close = begun or difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
 
 

@@ -73,7 +73,10 @@ class Conversation:
         return None if asked is None else self.messages[asked]["content"]
 
     def reply(self, text: str) -> Generator[str, None, None]:
-        """Say `text`; yield the answer piece by piece. Ctrl-C or `close` ends it; what was said until then is kept."""
+        """Say `text`; yield the answer piece by piece.
+
+        Ctrl-C, which is raised on, and `close` end it; what was said until then is kept.
+        """
         return self._answer([*self.messages, {"role": "user", "content": text}])
 
     def retry(self, text: str | None = None) -> Generator[str, None, None]:
@@ -111,16 +114,22 @@ class Conversation:
             cache=self._cache,
             guesses=self._guesses,
         )
-        with contextlib.suppress(KeyboardInterrupt, GeneratorExit):
-            for _ in steps:
-                piece, shown = answer.text[shown:], len(answer.text)
-                yield piece
+        left: BaseException | None = None
+        try:
+            with contextlib.closing(steps):  # the cache gives up what was guessed
+                for _ in steps:
+                    piece, shown = answer.text[shown:], len(answer.text)
+                    yield piece
             full = len(answer.tokens) < self.options.max_tokens
             self.ended = "stop" if answer.finish_reason == "stop" else "context" if full else "max_tokens"
+        except (KeyboardInterrupt, GeneratorExit) as error:
+            left = error
         self._seen = [*prompt, *answer.tokens][: self._cache.dropped + self._cache.length]
         if self.ended or shown:  # what was interrupted before it began wasn't said
             self.messages = [*messages, {"role": "assistant", "content": answer.text[:shown]}]
             self.forgotten = forgotten
+        if left is not None:
+            raise left
 
     def _known(self, prompt: list[int]) -> int:
         """How many of the prompt's tokens the cache has taken in, the last one excepted: that is computed anew."""

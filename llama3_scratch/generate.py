@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +26,10 @@ from llama3_scratch.options import (
     open_model,
 )
 from llama3_scratch.prompts import Prompt, add_prompt_options, encode_prompt, read_prompts, refuse_empty
-from llama3_scratch.text import Answer, piece, visible
+from llama3_scratch.text import Answer, piece
 from llama3_scratch.timings import Timings
-from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace, trace_without_weights
+from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace, check_number, trace_without_weights
+from llama3_scratch.word_wrap import Page
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +117,8 @@ def main(options: argparse.Namespace) -> int:
     asked = read_prompts(options)
     if options.speculate and (traced or options.sliding or len(asked) > 1):
         raise UsageError("--speculate goes with one prompt, without --trace and without --sliding")
+    if traced:
+        check_number(options, len(asked))
     if traced and options.batch:
         raise UsageError("--batch: a trace takes all prompts at once; leave it out")
     _check_single_cache(options, len(asked), traced=traced)
@@ -269,7 +271,7 @@ def timed_stream(
     cache: Cache,
     session: Session | None = None,
     guesses: NoGuesses | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """`stream` by the options: each token goes into its answer, and `timings` grows with it; `session` watches,
     `guesses` are --speculate's."""
     from llama3_scratch.model import block
@@ -337,7 +339,7 @@ class _Printer:
         self.prompts, self._weights = prompts, weights
         self._first, self._several, self._options, self._asked = first, n_prompts > 1, options, asked
         self._row, self._printed = 0, -1  # -1: not even the heading
-        self._terminal = sys.stdout.isatty()
+        self._page = Page()
 
     @property
     def done(self) -> int:
@@ -357,7 +359,7 @@ class _Printer:
                 for token in logprobs[self._row]:
                     top = "  ".join(f"{other['text']!r} {other['logprob']:.3f}" for other in token["top"])
                     log.info("%r %.3f  | %s", token["text"], token["logprob"], top)
-            self._row, self._printed = self._row + 1, -1
+            self._row, self._printed, self._page = self._row + 1, -1, Page()
 
     def _as_text(self, answer: Answer) -> bool:
         """Print what is new of the answer; whether it's done."""
@@ -367,9 +369,9 @@ class _Printer:
             self._printed = 0
         text = answer.text[self._printed :]
         self._printed += len(text)
-        print(visible(text) if self._terminal else text, end="", flush=True)
+        self._page.write(text)
         if answer.finish_reason is not None:
-            print(flush=True)
+            self._page.finish()
         return answer.finish_reason is not None
 
     def _as_json(self, answer: Answer, logprobs: list[dict[str, Any]], timings: Timings) -> dict[str, Any]:

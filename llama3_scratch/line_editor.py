@@ -49,6 +49,10 @@ class PlainInput:
 
     edits = False  # whether a text can be put before a person to change it
 
+    def unseen(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing to do: the terminal does it all."""
+        return contextlib.nullcontext()
+
     def read(self, text: str = "") -> str:
         """The next message; EOFError behind the last one."""
         terminal = sys.stdin.isatty()
@@ -96,12 +100,31 @@ class LineEditor:
 
     def read(self, text: str = "") -> str:
         """The next message, `text` being there to be changed; EOFError where Ctrl-D is typed on an empty line."""
-        return unquoted(self._session.prompt(default=text))
+        try:
+            return unquoted(self._session.prompt(default=text))
+        finally:
+            self._paste_in_one_piece()  # which the prompt ends
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """From here on, while no message is read: what is typed isn't shown, where it would stand amid an answer, and
+        waits for the next message; what is pasted waits in one piece, as when a message is read."""
+        with _keys_wait():
+            self._paste_in_one_piece()
+            try:
+                yield
+            finally:
+                self._session.output.disable_bracketed_paste()
+                self._session.output.flush()
+
+    def _paste_in_one_piece(self) -> None:
+        self._session.output.enable_bracketed_paste()
+        self._session.output.flush()
 
 
 @contextlib.contextmanager
-def keys_unseen() -> Iterator[None]:
-    """What is typed isn't shown meanwhile, where it would stand amid an answer; the next prompt has it."""
+def _keys_wait() -> Iterator[None]:
+    """The terminal shows nothing of what is typed, and keeps it as it is: a line has no end, and no longest length."""
     try:
         import termios
 
@@ -111,7 +134,8 @@ def keys_unseen() -> Iterator[None]:
         yield
         return
     silent = list(before)
-    silent[3] &= ~termios.ECHO
+    silent[0] &= ~termios.ICRNL
+    silent[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(terminal, termios.TCSANOW, silent)
     try:
         yield

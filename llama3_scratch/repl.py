@@ -7,7 +7,6 @@ import contextlib
 import difflib
 import logging
 import os
-import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from llama3_scratch import cli
 from llama3_scratch.conversation import Conversation
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.files import read_json
-from llama3_scratch.line_editor import LineEditor, PlainInput, keys_unseen
+from llama3_scratch.line_editor import LineEditor, PlainInput
 from llama3_scratch.options import add_sampling_options, random_seed
-from llama3_scratch.text import visible
-from llama3_scratch.word_wrap import WordWrap
+from llama3_scratch.word_wrap import Page
 
 log = logging.getLogger("llama3_scratch")
 
@@ -119,22 +117,17 @@ class Repl:
         return self._commands[name](argument[0].strip() if argument else "")
 
     def _help(self, argument: str) -> None:
-        page = WordWrap(sys.stdout.write, _columns)
-        page.write(HELP) if sys.stdout.isatty() else sys.stdout.write(HELP)
+        page = Page()
+        page.write(HELP)
         page.finish()
-        print()
 
     def _print(self, answer: Generator[str, None, None]) -> None:
         """Print the answer as it comes. Ctrl-C ends it, wherever it strikes."""
-        terminal = sys.stdout.isatty()
-        page = WordWrap(sys.stdout.write, _columns)
-        unseen = keys_unseen() if self._typed.edits else contextlib.nullcontext()
-        with unseen, contextlib.suppress(KeyboardInterrupt), contextlib.closing(answer) as pieces:
+        page = Page()
+        with contextlib.suppress(KeyboardInterrupt), contextlib.closing(answer) as pieces:
             for piece in pieces:
-                page.write(visible(piece)) if terminal else sys.stdout.write(piece)
-                sys.stdout.flush()
+                page.write(piece)
         page.finish()
-        print()
         if self.conversation.ended == "max_tokens":
             log.info("(cut: max_tokens is %d)", self.options.max_tokens)
         elif self.conversation.ended == "context":
@@ -219,7 +212,13 @@ class Repl:
 def _path(command: str, argument: str) -> Path:
     if not argument:
         raise UsageError(f"/{command} wants a file name")
-    return Path(argument).expanduser()
+    if "\0" in argument:
+        raise UsageError(f"/{command} {argument!r}: no file's name holds a null character")
+    try:
+        # In the bytes of file names, whatever the locale takes them for.
+        return Path(os.fsdecode(argument.encode("utf-8", "surrogateescape"))).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"/{command} {argument}: there is no such home folder") from error
 
 
 def _holds_messages(path: Path) -> bool:
@@ -227,10 +226,3 @@ def _holds_messages(path: Path) -> bool:
         return "messages" in read_json(path, "a saved conversation")
     except FileError:
         return False
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
-    except OSError:
-        return 80

@@ -22,6 +22,7 @@ _NEAREST = {
     **{chr(0x2400 + code): f"^{chr(code ^ 64)}" for code in range(32)},  # how text.visible shows control characters
     **dict.fromkeys("·–—−─", "-") | dict.fromkeys("‘’‚", "'") | dict.fromkeys("“”„", '"'),
     **{"×": "x", "•": "*", "…": "...", "\xa0": " ", "�": "?", "§": "section ", "µ": "u", "√": "sqrt ", "Σ": "sum "},
+    **{"␣": "_", "⏎": "$", "⇥": ">", "∅": "0", "⟨": "<", "⟩": ">"},  # of text.label, as wide, so that columns stay
     **{"→": "->", "←": "<-", "↔": "<->", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "±": "+-", "²": "^2", "³": "^3"},
 }
 

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable
 
 from rich.cells import cell_len
 
+from llama3_scratch.text import visible
+
 _FENCE = re.compile(r"\s*(```+|~~~+)([^`]*)$")
+
+
+def columns() -> int:
+    """Those of the terminal that stdout is."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
+class Page:
+    """Streams a text to stdout: to a terminal word by word, with control characters shown; elsewhere as it is."""
+
+    def __init__(self) -> None:
+        self._words = WordWrap(sys.stdout.write, columns) if sys.stdout.isatty() else None
+
+    def write(self, text: str) -> None:
+        self._words.write(visible(text)) if self._words else sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def finish(self) -> None:
+        """Write what waits, and end the line."""
+        if self._words:
+            self._words.finish()
+        print(flush=True)
 
 
 class WordWrap:

@@ -69,6 +69,8 @@ def test_an_answer_in_a_thread_and_after_one_that_failed(ck):
 BAD = {
     "misspelt": ({"temprature": 1}, "no setting temprature; did you mean temperature"),
     "unknown": ({"xyz": 1}, "no setting xyz; there are system, raw,"),
+    "its beginning": ({"temp": 1}, "no setting temp; did you mean temperature"),
+    "a stop that is no text": ({"stop": [1]}, r"stop: expected a text or several, got \[1\]"),
     "too small": ({"temperature": -1}, "temperature: expected a number at least 0, got '-1'"),
     "not a number": ({"max_tokens": "many"}, "max_tokens: expected a whole number at least 1, got 'many'"),
     "none of the choices": ({"kv_bits": 7}, "kv_bits: expected one of 16, 8, 4, got 7"),
@@ -81,6 +83,39 @@ BAD = {
 def test_settings_are_checked_as_options_are(ck, settings, message):
     with pytest.raises(UsageError, match=message):
         l3.answer(ck, "hi", **settings)
+
+
+def test_what_is_no_checkpoint_and_no_text_is_said(ck):
+    for no_model in ("smollm2-135m", ck.params, None):
+        with pytest.raises(UsageError, match="expected a Checkpoint, which `load` returns, got"):
+            l3.answer(no_model, "hi")
+        with pytest.raises(UsageError, match="expected a Checkpoint"):
+            l3.Talk(no_model)
+    for no_text in (5, None, ["a", "b"]):
+        with pytest.raises(UsageError, match="expected a text as the prompt, got"):
+            l3.answer(ck, no_text)
+
+
+def test_an_interrupt_ends_the_cell_and_what_was_said_is_kept(ck, monkeypatch):
+    """Swallowed by the conversation it would end one answer of a loop, and the loop go on."""
+    from llama3_scratch import stream
+
+    talk, real = l3.Talk(ck, max_tokens=9, temperature=0), stream.stream
+
+    def interrupted(*args, **kwargs):
+        for count, step in enumerate(real(*args, **kwargs)):
+            if count == 2:
+                raise KeyboardInterrupt
+            yield step
+
+    with monkeypatch.context() as struck:
+        struck.setattr(stream, "stream", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            talk.say("hello")
+        with pytest.raises(KeyboardInterrupt):
+            l3.answer(ck, "hello")
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"] and talk.ended is None
+    assert isinstance(talk.say("go on"), str) and len(talk.messages) == 4
 
 
 def test_reprs_are_a_line(ck):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama3_scratch import generate, stream
+from llama3_scratch import generate, stream, text, word_wrap
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.native import kernels
@@ -277,8 +277,19 @@ def test_f120_a_terminal_is_never_driven_by_the_model(capsys, monkeypatch):
     answer.finish("stop")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     options = generate._parser().parse_args(["hi"])
-    generate._Printer(0, 1, options, [], [[]]).show([answer], [[]], Timings(0.0))
+    generate._Printer(0, 1, options, [], [[]], "f32").show([answer], [[]], Timings(0.0))
     assert capsys.readouterr().out == "red ␛[31m\n"
+
+
+def test_words_of_an_answer_on_a_terminal_are_not_broken_and_in_a_pipe_nothing_is_added(run, chats, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(text, "piece", lambda token, tokenizer: b" wordy")
+    monkeypatch.setattr(word_wrap, "columns", lambda: 22)
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        shown[terminal] = run("one", "--prompt", "two", "--model", chats, "--max-tokens", "9")[1].splitlines()
+    assert shown[False] == ["== 1 ==", " wordy" * 9, "== 2 ==", " wordy" * 9]
+    assert shown[True] == ["== 1 ==", " wordy wordy wordy", *["wordy wordy wordy"] * 2, "== 2 ==", *shown[True][1:4]]
 
 
 def test_ids_past_the_tokenizer_are_tokens_without_text():

@@ -7,6 +7,8 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from prompt_toolkit.input import create_pipe_input
@@ -159,19 +161,47 @@ def test_which_input_there_is(monkeypatch, tmp_path, stdin, stdout, stderr, term
     assert made == ([None] if editor else []) and not list(tmp_path.iterdir())
 
 
-def test_what_is_typed_during_an_answer_is_not_echoed_into_it(monkeypatch):
+def test_what_is_typed_while_nobody_reads_is_not_echoed_and_waits_for_the_next_message(monkeypatch):
+    """On a pseudo-terminal of its own: no line ends there, nor has one a longest length, before the editor reads."""
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    from prompt_toolkit.input.vt100 import Vt100Input
+
+    class Screen(DummyOutput):
+        pastes = False
+
+        def enable_bracketed_paste(self) -> None:
+            self.pastes = True
+
+        def disable_bracketed_paste(self) -> None:
+            self.pastes = False
+
     mine, its = pty.openpty()
+    screen, lines = Screen(), "\n".join(f"line {i}" for i in range(500))
 
     def echoes() -> bool:
         return bool(termios.tcgetattr(its)[3] & termios.ECHO)
 
     with os.fdopen(its) as terminal, monkeypatch.context() as patched:
         patched.setattr("sys.stdin", terminal)
-        with pytest.raises(KeyboardInterrupt), line_editor.keys_unseen():
-            assert not echoes()
+        editor = LineEditor(input=Vt100Input(terminal), output=screen)
+        with pytest.raises(KeyboardInterrupt), editor.unseen():
+            assert not echoes() and screen.pastes
+            os.write(mine, ENTER.encode())
+            assert editor.read() == ""
+            assert not echoes() and screen.pastes, "behind a message as before it"
             raise KeyboardInterrupt
-        assert echoes(), "whatever ends the answer"
+        assert echoes() and not screen.pastes, "whatever ends the answer"
+        writer = threading.Thread(target=os.write, args=(mine, (paste(lines) + ENTER + CTRL_D).encode()))
+        with editor.unseen():
+            writer.start()
+            time.sleep(0.1)
+        assert editor.read() == lines
+        with pytest.raises(EOFError):
+            editor.read()
+        writer.join()
     os.close(mine)
-    with line_editor.keys_unseen():
-        pass  # no terminal, nothing to do
+
+
+def test_where_there_is_no_terminal_nothing_is_done_to_it():
+    with PlainInput().unseen(), LineEditor(output=DummyOutput()).unseen():
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -569,6 +570,17 @@ def test_generate_writes_it_and_keeps_no_tensor(tmp_path, capsys, monkeypatch):
     *steps, path = left
     assert path == tmp_path / "a.html" and len(steps) > 300
     assert all(step.value is None for step in steps)
+
+
+def test_a_conversation_of_a_file_is_a_page_too(tmp_path, capsys):
+    chats = tiny.folder(tmp_path / "chats")
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<b>hi</b>"}]
+    (tmp_path / "one.jsonl").write_text(json.dumps({"messages": said}) + "\n", encoding="utf-8")
+    argv = ["--prompts-file", str(tmp_path / "one.jsonl"), "--model", str(chats), "--max-tokens", "2"]
+    assert generate.main([*argv, "--trace-out", str(tmp_path / "run.html")]) == 0
+    (tmp_path / "one.jsonl").write_text(2 * (json.dumps({"messages": said}) + "\n"), encoding="utf-8")
+    assert generate.main([*argv, "--trace-out", str(tmp_path / "run.html")]) == 2
+    assert "a page shows one prompt" in capsys.readouterr().err
 
 
 BAD = {

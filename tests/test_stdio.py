@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama3_scratch import __main__, chat, cli, stdio
+from llama3_scratch import __main__, chat, cli, stdio, word_wrap
 from llama3_scratch.text import visible
 from tests import house, tiny
 from tests.house import PACKAGE
@@ -209,6 +209,7 @@ RUNS = {
 def test_no_output_of_a_verb_depends_on_the_encoding_but_for_how_it_is_shown(run, world, on, monkeypatch):
     """On a pipe all is UTF-8 whatever the locale says; on a terminal the same text as that shows it; JSON is equal."""
     monkeypatch.chdir(world)
+    monkeypatch.setattr(word_wrap, "columns", lambda: 10_000)
     verb, *argv = RUNS[run]
     main = importlib.import_module(f"llama3_scratch.{verb}").main
     wanted = None

@@ -325,7 +325,7 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
         raise UsageError("--lens, --attention, --heads and --rope-pair print for people; leave --json out")
     if not options.no_weights and options.length:
         raise UsageError("--length goes with --no-weights")
-    if options.length and _n_prompts(options):
+    if options.length and _any_prompt(options):
         raise UsageError("--length stands in the place of a prompt; give one of the two")
     if options.no_weights and (views or options.trace_values or options.json or options.trace_tokens != 1):
         raise UsageError(
@@ -349,8 +349,6 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
     if options.trace_compare:
         if options.json or options.no_weights:
             raise UsageError("--trace-compare prints numbers for people; leave --json and --no-weights out")
-        if _n_prompts(options) > 1:
-            raise UsageError("--trace-compare takes one prompt")
         if options.trace_compare == "hf":
             require_transformers("--trace-compare hf")
     if options.trace_out is not None:
@@ -360,16 +358,22 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
                 f"--trace-out {options.trace_out}: it holds values, which --no-weights has none of; "
                 "take --trace-out FILE.jsonl"
             )
-        if options.trace_out.suffix == ".html" and _n_prompts(options) > 1:
-            raise UsageError("a page shows one prompt; give only one with --trace-out FILE.html")
     if options.trace_tokens != 1 and not (options.trace or options.trace_out or options.trace_compare):
         raise UsageError("--trace-tokens goes with --trace, --trace-out or --trace-compare")
     return bool(options.trace or views or options.trace_out or options.trace_compare)
 
 
-def _n_prompts(options: argparse.Namespace) -> int:
-    several = 2 * (options.prompts_file is not None)  # how many, only reading it tells
-    return len(options.prompts) + (options.prompt is not None) + (options.prompt_file is not None) + several
+def check_number(options: argparse.Namespace, n_prompts: int) -> None:
+    """Raise UsageError for several prompts where one alone can be shown."""
+    if options.trace_compare and n_prompts > 1:
+        raise UsageError("--trace-compare takes one prompt")
+    if options.trace_out is not None and options.trace_out.suffix == ".html" and n_prompts > 1:
+        raise UsageError("a page shows one prompt; give only one with --trace-out FILE.html")
+
+
+def _any_prompt(options: argparse.Namespace) -> bool:
+    given = (options.prompt, options.prompt_file, options.prompts_file)
+    return bool(options.prompts) or any(one is not None for one in given)
 
 
 def check_writable(path: Path) -> None:
