@@ -287,7 +287,7 @@ def test_f120_a_terminal_is_never_driven_by_the_model(capsys, monkeypatch):
     answer.finish("stop")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     options = generate._parser().parse_args(["hi"])
-    generate._Printer(0, 1, options, [], [[]]).show([answer], [[]], Timings(0.0))
+    generate._Printer(0, 1, options, [], [[]], "f32").show([answer], [[]], Timings(0.0))
     assert capsys.readouterr().out == "red ␛[31m\n"
 
 
