@@ -21,8 +21,9 @@ def verbs() -> dict[str, str]:
 def main() -> int:
     stdio.prepare()
     print("Llama 3 from scratch. Each verb answers to --help:\n")
-    for verb, line in verbs().items():
-        print(f"  python -m llama3_scratch.{verb:<10} {line}")
+    lines = verbs()
+    for verb, line in lines.items():
+        print(f"  python -m llama3_scratch.{verb:<{max(map(len, lines))}}  {line}")
     return 0
 
 

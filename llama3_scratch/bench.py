@@ -1,5 +1,4 @@
-"""Measure how fast and small a model runs here: tokens per second, load time and memory, beside the machine's limits
-and beside others."""
+"""Measure how fast and small a model runs here: tokens/s, load time, memory, beside others and the machine's limits."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ def _several(one: Callable[[str], Any]) -> Callable[[str], list]:
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser("bench", (__doc__ or "").replace("\n", " "))
+    parser = cli.Parser("bench", __doc__ or "")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="folders, .gguf files or names; the default model")
     parser.add_argument(
         "--shape",

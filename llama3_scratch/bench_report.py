@@ -156,9 +156,13 @@ def markdown(found: dict) -> str:
     builds = "".join(f"\n{engine}: {build}" for engine, build in found["builds"].items())
     return (
         f"{table}\n\n{found['cpu']}, {found['threads']} threads, which read {machine['bandwidth'] / 1e9:.1f} GB/s "
-        f"and do {flops} GFLOP/s; {found['date']}; {found['repeats']} runs, in turns; "
+        f"and do {flops} GFLOP/s; {found['date']}; {_runs(found['repeats'])}; "
         f"ratios and % of limit are of medians; our activations are in {dtypes}{builds}"
     )
+
+
+def _runs(repeats: int) -> str:
+    return "1 run" if repeats == 1 else f"{repeats} runs, in turns"
 
 
 def _compared(row: dict) -> str:
@@ -220,7 +224,7 @@ def startup_markdown(found: dict) -> str:
             f"| `{row['command']}` | {mean(seconds):.2f} ± {spread:.2f} | {median(seconds):.2f} "
             f"| {row['peak_bytes'] / 1e6:.0f} |"
         )
-    return "\n".join(lines) + f"\n\n{found['cpu']}; {found['date']}; {found['repeats']} runs, in turns"
+    return "\n".join(lines) + f"\n\n{found['cpu']}; {found['date']}; {_runs(found['repeats'])}"
 
 
 def require_matplotlib(path: Path) -> None:

@@ -92,10 +92,10 @@ def _check_target(target: Path, *, folder: bool, force: bool) -> None:
     if folder != target.is_dir():
         wanted, found = ("folder", "file") if folder else ("file", "folder")
         raise UsageError(f"{target}: expected a {wanted} to write, found a {found}; choose another TARGET")
-    if not force and (not folder or any(target.iterdir())):
-        raise UsageError(f"{target}: already there; --force replaces it")
     if folder and (name := foreign(target)):
         raise UsageError(f"{target}: holds {name}, which no checkpoint has, and isn't replaced; choose another TARGET")
+    if not force and (not folder or any(target.iterdir())):
+        raise UsageError(f"{target}: already there; --force replaces it")
 
 
 def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) -> str:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("llama3_scratch")
 
 AT_ONCE = 16  # prompts, unless --batch says otherwise
+_MARKS = {"llama3": "<|start_header_id|>", "chatml": "<|im_start|>"}  # tokens without which there's no such chat
 
 
 def _parser() -> cli.Parser:
@@ -154,7 +155,9 @@ def _encoded(
 ) -> list[list[int]]:
     """The tokens of all prompts: what is wrong with the last one is told before the first is answered."""
     if tokenizer.chat_format is None and not (options.raw or options.raw_special):
-        log.info("completing text, since nothing says that this model chats; if it does, take --chat-format llama3")
+        frames = [f"--chat-format {name}" for name, mark in _MARKS.items() if mark in tokenizer.special_tokens]
+        hint = f"; if it does, take {' or '.join(frames)}" if frames else ""
+        log.info("completing text, since nothing says that this model chats%s", hint)
     limit = options.max_seq_len or checkpoint.config.max_seq_len
     prompts = []
     for prompt in asked:

@@ -29,7 +29,7 @@ _ATTENTION = "llama3_scratch"  # the name under which transformers knows the att
 def require_transformers(what: str) -> None:
     """Raise UsageError where transformers isn't installed."""
     if not importlib.util.find_spec("transformers"):
-        raise UsageError(f"{what} needs Hugging Face's transformers; pip install 'llama3_scratch[parity]'")
+        raise UsageError(f"{what} needs Hugging Face's transformers, which is missing: " + 'pip install -e ".[parity]"')
 
 
 @dataclass

@@ -112,8 +112,8 @@ class Repl:
         name, *argument = text[1:].split(maxsplit=1) or [""]
         if name not in self._commands:
             close = difflib.get_close_matches(name, self._commands, n=1)
-            meant = f"did you mean /{close[0]}?" if close else "/help lists them;"
-            raise UsageError(f"no command /{name}; {meant} (A message that begins with a slash is typed with two.)")
+            meant = f"did you mean /{close[0]}?" if close else "/help lists them."
+            raise UsageError(f"no command /{name}; {meant} A message that begins with a slash is typed with two")
         return self._commands[name](argument[0].strip() if argument else "")
 
     def _help(self, argument: str) -> None:

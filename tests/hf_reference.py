@@ -50,7 +50,7 @@ def to_hf(params: Params, config: Config) -> dict[str, Tensor]:
 
 
 def hf_config(config: Config):
-    transformers = pytest.importorskip("transformers", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    transformers = pytest.importorskip("transformers", reason="the parity extra: pip install -e '.[parity]'")
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     if scaling := config.rope_scaling:
         rope |= {
@@ -89,7 +89,7 @@ def hf_model(params: Params, config: Config):
 @contextlib.contextmanager
 def wide() -> Iterator[None]:
     """Within, HF's RMSNorm and rotary embedding compute in f64, where they'd otherwise drop to f32."""
-    pytest.importorskip("transformers", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    pytest.importorskip("transformers", reason="the parity extra: pip install -e '.[parity]'")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.llama import modeling_llama as llama
 

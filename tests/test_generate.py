@@ -159,6 +159,16 @@ def test_f114_f115_the_context_refuses_or_clamps(run, chats):
     assert "warning: the context of 40 tokens leaves room for" in err
 
 
+def test_a_chat_format_is_suggested_where_the_tokenizer_has_its_tokens(run, tmp_path):
+    folder = tiny.folder(tmp_path / "base")
+    extra = json.loads((folder / "tokenizer_extra.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_extra.json").write_text(json.dumps({**extra, "chat_format": None}), encoding="utf-8")
+    err = run("hi", "--model", folder, "--max-tokens", 1)[2]
+    assert "nothing says that this model chats; if it does, take --chat-format chatml\n" in err
+    err = run("Once", "--model", "storyteller", "--max-tokens", 1)[2]
+    assert "completing text, since nothing says that this model chats\n" in err
+
+
 def test_f116_a_second_bos_is_warned_of(run, completes):
     err = run("<s>hi", "--model", completes, "--raw-special", "--max-tokens", 2)[2]
     assert "warning: the prompt begins with BOS" in err

@@ -167,7 +167,7 @@ def same(found: Params, params: Params) -> bool:
 @pytest.mark.parametrize("tied", [False, True])
 def test_transformers_own_folder(tmp_path, tied):
     """As its save_pretrained writes it, read here; and ours, read there."""
-    transformers = pytest.importorskip("transformers", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    transformers = pytest.importorskip("transformers", reason="the parity extra: pip install -e '.[parity]'")
     config = replace(CONFIG, tied=tied)
     params = tiny.params(config)
     theirs = hf_model(params, config)
@@ -261,7 +261,7 @@ def test_from_layout_to_layout_it_stays_the_same_model(tmp_path, capsys):
 
 
 def test_the_parity_verb(tmp_path, capsys):
-    pytest.importorskip("transformers", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    pytest.importorskip("transformers", reason="the parity extra: pip install -e '.[parity]'")
     config = replace(CONFIG, vocab_size=272)
     write_hf(tmp_path / "hf", tiny.params(config), config, tiny.tokenizer())
     assert parity.main([str(tmp_path / "hf"), "--length", "40"]) == 0

@@ -135,7 +135,7 @@ def test_logits_in_f32_unpatched(name):
 @pytest.mark.parametrize("name", ["llama3.1-8b", "llama3.2-1b"])  # head width 128 and 64
 def test_rope_frequencies_and_table(name, factor):
     config = replace(OFFICIAL[name], rope_scaling=RopeScaling(factor))
-    pytest.importorskip("transformers", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    pytest.importorskip("transformers", reason="the parity extra: pip install -e '.[parity]'")
     from transformers.modeling_rope_utils import _compute_llama3_parameters
 
     inv_freq, attention_factor = _compute_llama3_parameters(hf_config(config), torch.device("cpu"))

@@ -216,7 +216,7 @@ def test_untied_head_is_seen():
 
 
 def test_norm_weight_before_the_cast_is_seen():
-    pytest.importorskip("transformers", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    pytest.importorskip("transformers", reason="the parity extra: pip install -e '.[parity]'")
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     x_BTD = tiny.params()["tok_embeddings.weight"][None].bfloat16()

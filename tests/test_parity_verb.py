@@ -18,7 +18,7 @@ from llama3_scratch.model import rope_frequencies
 from tests import tiny
 from tests.forms import FORMS, fitting
 
-pytest.importorskip("transformers", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+pytest.importorskip("transformers", reason="the parity extra: pip install -e '.[parity]'")
 
 CONFIG = replace(tiny.CONFIG, max_seq_len=16_384)
 STEPS = "attention_norm attention.wq attention.wk attention.wv attention.wo ffn_norm feed_forward.w1 feed_forward.w3"
@@ -179,5 +179,5 @@ def test_without_transformers_it_says_what_to_install(folder, capsys, monkeypatc
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert parity.main([folder]) == 2
     assert capsys.readouterr().err == (
-        "error: parity needs Hugging Face's transformers; pip install 'llama3_scratch[parity]'\n"
+        'error: parity needs Hugging Face\'s transformers, which is missing: pip install -e ".[parity]"\n'
     )

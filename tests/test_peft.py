@@ -37,7 +37,7 @@ def doubled(params):
 
 def their_model(params, config, **options):
     """PEFT's model of these weights in f32, with numbers in its adapter as after some steps."""
-    peft = pytest.importorskip("peft", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    peft = pytest.importorskip("peft", reason="the parity extra: pip install -e '.[parity]'")
     options = {"r": 4, "lora_alpha": 6, "target_modules": ALL} | options
     model = peft.get_peft_model(hf_model(params, config), peft.LoraConfig(task_type="CAUSAL_LM", **options))
     generator = torch.Generator().manual_seed(7)
@@ -111,7 +111,7 @@ def test_f206_f207_an_adapter_of_pefts_computes_the_same_here(tmp_path, options)
 
 @pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}, {"targets": ["wv", "output"]}], ids=str)
 def test_f206_f207_an_adapter_of_ours_computes_the_same_there(tmp_path, options):
-    peft = pytest.importorskip("peft", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    peft = pytest.importorskip("peft", reason="the parity extra: pip install -e '.[parity]'")
     params = tiny.params(CONFIG)
     made = trained(attach(params, CONFIG, rank=4, alpha=6, seed=3, **options))
     if "dora" not in options:  # ranks and scales that differ
@@ -191,7 +191,7 @@ def test_f209_the_copy_of_a_tied_head_leaves_it_tied(tmp_path):
 )
 def test_f206_a_configuration_written_by_hand_means_here_what_it_means_there(tmp_path, changes):
     """PEFT writes what it made of its options; others write the options themselves."""
-    peft = pytest.importorskip("peft", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    peft = pytest.importorskip("peft", reason="the parity extra: pip install -e '.[parity]'")
     params = tiny.params(CONFIG)
     their_model(params, CONFIG).save_pretrained(tmp_path)
     says(tmp_path, **changes)
@@ -223,7 +223,7 @@ def test_f206_a_bias_among_the_tensors(folder):
 
 @pytest.mark.parametrize("how", ["modules_to_save", "save_embedding_layers", "lm_head's adapter"])
 def test_an_adapter_with_more_tokens_says_so(tmp_path, how):
-    peft = pytest.importorskip("peft", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+    peft = pytest.importorskip("peft", reason="the parity extra: pip install -e '.[parity]'")
     model = hf_model(tiny.params(CONFIG), CONFIG)
     model.resize_token_embeddings(69)
     options = {

@@ -11,6 +11,7 @@ import shlex
 
 import pytest
 
+from llama3_scratch import __main__ as package
 from llama3_scratch.__main__ import verbs
 from tests import test_parity_mutations as mistakes
 from tests import test_trace_compare
@@ -65,6 +66,13 @@ def test_every_script_has_the_options_that_it_is_shown_with(document):
     assert len(commands) >= 5
     for _, script, *argv in commands:
         runpy.run_path(str(PACKAGE.parent / script))["_parser"]().parse_args(argv)
+
+
+def test_the_list_of_verbs_has_two_columns_of_whole_sentences(capsys):
+    assert package.main() == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "python -m" in line]
+    assert len(lines) == len(verbs()) and all(line.endswith(".") for line in lines)
+    assert len({re.match(r" +python -m \S+ +", line).end() for line in lines}) == 1
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def against(reference, params, config):
 @pytest.mark.parametrize("name", ["one pass", "transformers"])
 def test_honest_runs_agree_in_every_step_and_every_pass(references, name):
     if name not in references:
-        pytest.skip("the parity extra: pip install 'llama3_scratch[parity]'")
+        pytest.skip("the parity extra: pip install -e '.[parity]'")
     rows = against(references[name], tiny.params(dtype=torch.float64), tiny.CONFIG)
     assert first_divergence(rows) is None
     assert {row.step.call for row in rows if row.step} == {0, 1, 2}
@@ -190,7 +190,7 @@ def run(chats, capsys):
 @pytest.mark.parametrize("other", ["hf", "full", "float64", "bfloat16", "float16", "model", "recorded"])
 def test_the_same_model_differs_by_rounding_alone(run, chats, tmp_path, other):
     if other == "hf":
-        pytest.importorskip("transformers", reason="the parity extra: pip install 'llama3_scratch[parity]'")
+        pytest.importorskip("transformers", reason="the parity extra: pip install -e '.[parity]'")
     names = {"model": chats, "recorded": str(tmp_path / "run.safetensors")}
     if other == "recorded":
         assert run("--trace-out", names[other], "--trace-tokens", "2")[0] == 0

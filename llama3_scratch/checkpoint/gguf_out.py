@@ -37,7 +37,7 @@ def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer 
     try:
         import gguf
     except ImportError as error:
-        raise UsageError("writing GGUF needs the package gguf; pip install 'llama3_scratch[gguf]'") from error
+        raise UsageError('writing GGUF needs the package gguf, which is missing: pip install -e ".[gguf]"') from error
     if kind not in FILE_TYPES:
         raise UsageError(f"GGUF is written as one of {', '.join(FILE_TYPES)}, got {kind!r}")
     params = tie(params, config)

@@ -304,7 +304,9 @@ def add_trace_options(parser: cli.Parser) -> None:
     group.add_argument("--lens", action="store_true", help="the likeliest tokens after each layer, at every position")
     group.add_argument("--attention", type=_pair, metavar="LAYER,HEAD", help="a head's scores and weights")
     group.add_argument(
-        "--heads", action="store_true", help="the head of each layer that looks most at the first token …"
+        "--heads",
+        action="store_true",
+        help="of each layer the heads that look most at the first token, at itself and at the one before",
     )
     group.add_argument("--rope-pair", type=cli.number(int, least=0), metavar="J", help="a pair's turn at each position")
 
