@@ -497,6 +497,27 @@ def test_f185_f186_a_signal_saves_and_ends(data, tmp_path, number):
     assert ended == number and checkpoints.newest(tmp_path).name == "step_4"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_within_a_validation_saves_too(data, tmp_path, number):
+    every = [(2, lambda: os.kill(os.getpid(), number))]
+    ended = run(training(data), tmp_path, save_every=1000, on_step=lambda step: None, every=every)
+    assert ended == number and checkpoints.newest(tmp_path).name == "step_2"
+
+
+def test_a_signal_within_a_save_that_fails_is_heard_behind_the_next_step(data, tmp_path, monkeypatch):
+    ours, save = training(data), checkpoints.save
+
+    def failing(folder, step, *rest):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ResourceError("no space left")
+        return save(folder, step, *rest)
+
+    monkeypatch.setattr(checkpoints, "save", failing)
+    assert run(ours, tmp_path, save_every=2, on_step=lambda step: None) == signal.SIGTERM
+    assert checkpoints.newest(tmp_path).name == "step_3"
+
+
 def test_f186_a_second_ctrl_c_ends_at_once(data, tmp_path):
     def twice(step):
         os.kill(os.getpid(), signal.SIGINT)
