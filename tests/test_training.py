@@ -386,9 +386,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch):
+@pytest.mark.parametrize("columns", [40, 100])
+def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch, columns):
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", str(columns))
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     handler = logging.StreamHandler(screen)
@@ -397,7 +398,7 @@ def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch):
     log.setLevel(logging.INFO)
     try:
         with display(10, 40) as show:
-            show(20, "step 20/40 · loss 3.1")
+            show(20, "step 20/40 · loss 3.1 · 8 s left")
             log.info("step 20 · held out 3.2")
         assert handler.stream is screen and sys.stderr is screen
         log.info("behind")
@@ -407,6 +408,7 @@ def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch):
     shown = screen.getvalue()
     assert "50%" in shown and shown.count("step 20 · held out 3.2") == 1 and shown.endswith("behind\n")
     assert shown.index("step 20 · held out 3.2") < shown.rindex("step 20/40 · loss 3.1")
+    assert ("8 s left" in shown) == (columns == 100) and ("…" in shown) == (columns == 40)
 
 
 def test_elsewhere_each_step_is_a_line(caplog):
