@@ -43,7 +43,7 @@ log = logging.getLogger("llama3_scratch")
 
 def _several(one: Callable[[str], Any]) -> Callable[[str], list]:
     """An argparse `type`: values between commas, each once."""
-    return lambda text: list(dict.fromkeys(map(one, text.split(","))))
+    return lambda text: list(dict.fromkeys(one(part.strip()) for part in text.split(",")))
 
 
 def _parser() -> cli.Parser:
@@ -59,6 +59,7 @@ def _parser() -> cli.Parser:
     count, size = cli.number(int, least=1), cli.number(int, least=0)
     parser.add_argument(
         "--forms",
+        "--quantize",  # as `generate` has it
         type=_several(str),
         metavar="F,…",
         help="of the weights: f32, bf16, f16, int8, int4, int4-sym, nf4, int8-row; as `generate` runs them",

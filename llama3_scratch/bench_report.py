@@ -154,6 +154,9 @@ def markdown(found: dict) -> str:
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in found["rows"] if row["dtype"]))
     builds = "".join(f"\n{engine}: {build}" for engine, build in found["builds"].items())
+    new = [cell for row in found["rows"] for cell in row["tests"].values() if cell["context"] is not None]
+    if any(cell["percent_of_limit"] > 100 for cell in new):
+        builds = f"\nover 100 % of the limit for new tokens: weights in the processor's cache aren't read again{builds}"
     return (
         f"{table}\n\n{found['cpu']}, {found['threads']} threads, which read {machine['bandwidth'] / 1e9:.1f} GB/s "
         f"and do {flops} GFLOP/s; {found['date']}; {_runs(found['repeats'])}; "

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from llama3_scratch import stdio
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
+from llama3_scratch.files import FULL
 
 log = logging.getLogger("llama3_scratch")
 
@@ -169,8 +170,8 @@ def as_ours(error: Exception) -> Llama3Error | None:
         return error
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error).lower():
         return ResourceError("out of memory; lower --max-seq-len, take fewer prompts at once, or a smaller model")
-    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
-        return ResourceError(f"the disk is full: {error.filename or error}")
+    if isinstance(error, OSError) and error.errno in FULL:
+        return ResourceError(f"the disk is full: {error.filename or error.strerror}")
     if isinstance(error, OSError) and error.filename is not None:
         return FileError(f"{error.filename}: {error.strerror}")
     return None

@@ -20,6 +20,8 @@ from llama3_scratch.errors import FileError, MissingFileError, ResourceError, Us
 
 log = logging.getLogger("llama3_scratch")
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk that takes no more: full, or more than is allowed
+
 LFS_MAGIC = b"version https://git-lfs"
 
 
@@ -241,9 +243,9 @@ def foreign(folder: Path) -> str | None:
 def unwritable(path: Path, error: OSError) -> ResourceError | FileError:
     """The error of a write to `path` that failed and left what was there before."""
     # torch's writer, which meets a full disk as a wrong position in the file, leaves no errno.
-    full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    kind = ResourceError if full else FileError
-    return kind(f"{path}: can't be written: {error.strerror or error}; nothing was changed")
+    kind = ResourceError if error.errno in (None, *FULL) else FileError
+    why = error.strerror or f"the disk took no more ({str(error).splitlines()[0].rpartition(' . ')[2]})"
+    return kind(f"{path}: can't be written: {why}; nothing was changed")
 
 
 def require_space(folder: Path, needed: int, remedy: str = "free some") -> None:

@@ -2,11 +2,11 @@
 
     python scripts/prepare_data.py stories.jsonl --tokenizer tokenizer --out data/stories --validation 0.01
 
-Files are JSON lines, of which each is a document, or plain text. A text is one document, as a novel is, unless
---documents says where one ends: at each `blank-line`, at each `line`, or at lines that are a mark, as
+Files are JSON lines or a JSON list, of which each row is a document, or plain text. A text is one document, as a novel
+is, unless --documents says where one ends: at each `blank-line`, at each `line`, or at lines that are a mark, as
 --documents '<|endoftext|>'. Held out are whole documents by chance, or the end of each where there are too few. Files
-are read one document at a time and may be larger than memory. What stands there twice is taken once; --clean and --near
-drop more, and report.json in the folder says how much and why.
+other than a JSON list are read one document at a time and may be larger than memory. What stands there twice is taken
+once; --clean and --near drop more, and report.json in the folder says how much and why.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ log = logging.getLogger("llama3_scratch")
 
 def _parser() -> cli.Parser:
     parser = cli.script("prepare_data", __doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text, or JSON lines (.jsonl)")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="text, JSON lines (.jsonl) or a JSON list (.json)"
+    )
     parser.add_argument(
         "--tokenizer", required=True, metavar="PATH|NAME", help="a tokenizer.model, or a model that has one"
     )
@@ -65,7 +67,7 @@ def main(options: argparse.Namespace) -> int:
     rules = [name for name in options.clean.split(",") if name]
     if unknown := [name for name in rules if name not in RULES]:
         raise UsageError(f"--clean {unknown[0]}: expected {' or '.join(RULES)}")
-    if options.documents is None and any(path.suffix != ".jsonl" for path in options.files):
+    if options.documents is None and any(path.suffix not in (".jsonl", ".json") for path in options.files):
         log.info("each text file is one document; --documents blank-line, line or a mark parts it")
     report = Report()
     found = documents(options.files, cut=options.documents or FILE, field=options.field)

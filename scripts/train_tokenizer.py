@@ -20,7 +20,9 @@ log = logging.getLogger("llama3_scratch")
 
 def _parser() -> cli.Parser:
     parser = cli.script("train_tokenizer", __doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text, or JSON lines (.jsonl)")
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="text, JSON lines (.jsonl) or a JSON list (.json)"
+    )
     parser.add_argument(
         "--size", type=cli.number(int, least=256), default=4096, metavar="N", help="tokens (%(default)s)"
     )

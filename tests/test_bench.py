@@ -125,6 +125,11 @@ def test_the_limit_is_the_usual_roof_and_ratios_are_of_medians():
     assert ours["limit"] == pytest.approx(2e9 / 1025) and theirs["ratios"] == {}
     assert "pp8" not in found["rows"][0]["tests"]  # nothing was measured
     assert "| llama.cpp Q8_0: tg4 2.40×; hf bf16: tg4 4.00× |" in markdown(found)
+    assert "over 100 %" not in markdown(found)
+    for cached in (True, False):
+        rows[0].rates = {"tg4": [3e9]} if cached else {"pp8": [3e9]}  # 10 % of the limit were 1e5
+        found = report(rows[:1], [PP, TG], [MACHINE], cpu="", date="", repeats=1, threads=1)
+        assert ("over 100 % of the limit for new tokens: weights in the" in markdown(found)) == cached
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -152,3 +153,9 @@ def test_chat_formats_are_offered_as_the_tokenizer_has_them(where):
 def test_gguf_types_are_offered_as_they_are_written():
     (choices,) = (action.choices for action in convert._parser()._actions if "--type" in action.option_strings)
     assert set(choices) == set(FILE_TYPES)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_file_without_a_name_that_takes_no_more_is_a_full_disk(number):
+    known = cli.as_ours(OSError(number, "it is full"))
+    assert known is not None and known.exit_code == 5 and str(known) == "the disk is full: it is full"

@@ -69,7 +69,7 @@ def test_rows_that_cant_be_learnt(tmp_path, row, said):
 
 
 def test_json_lists_that_arent(tmp_path):
-    with pytest.raises(FileError, match="expected a list of objects"):
+    with pytest.raises(FileError, match="row 1: expected a JSON object as each row, got int"):
         read(tmp_path, "[1]", "a.json")
     with pytest.raises(FileError, match=r"a\.json:1:4: not valid JSON"):
         read(tmp_path, "[1,", "a.json")

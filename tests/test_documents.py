@@ -33,6 +33,12 @@ def test_f227_json_lines(tmp_path):
     assert read(tmp_path, '{"story": "x"}', "a.jsonl", field="story") == ["x"]
 
 
+def test_a_json_file_is_a_list_or_lines(tmp_path):
+    rows = [{"text": "one"}, {"text": " "}, {"text": "zwei\n\ndrei", "more": 1}]
+    for data in (json.dumps(rows), "\ufeff\n" + json.dumps(rows, indent=1), "\n".join(map(json.dumps, rows))):
+        assert read(tmp_path, data, "a.json") == ["one", "zwei\n\ndrei"]
+
+
 def test_several_files_are_one_row(tmp_path):
     (tmp_path / "b.txt").write_text("two")
     (tmp_path / "a.jsonl").write_text('{"text": "one"}')
@@ -52,6 +58,11 @@ def test_several_files_are_one_row(tmp_path):
             '{"text": "a"}\n\n{"b": 1}', "a.jsonl", r"a\.jsonl:3: expected a text under 'text', got None", id="F226"
         ),
         pytest.param('{"text": 5}', "a.jsonl", r"a\.jsonl:1: expected a text under 'text', got 5", id="F226 number"),
+        pytest.param('{"a": "", "text": 5}', "a.jsonl", r"got 5; --field names another of 'a'$", id="F226 others"),
+        pytest.param('{"text": 5}', "a.jsonl", r"got 5; no field of this row is one$", id="F226 no others"),
+        pytest.param('[{"text": "a"}, {}]', "a.json", r"a\.json: row 2: expected a text under", id="F226 list"),
+        pytest.param("[" * 100_000, "a.json", r"a\.json: not valid JSON", id="F225 nested list"),
+        pytest.param('[{"text": "\\ud800"}]', "a.json", r"a\.json: row 1: .* is half a character", id="half in list"),
         pytest.param(b"good\nb\xffd", "a.txt", r"a\.txt:2: byte 6 isn't UTF-8", id="F228"),
     ],
 )

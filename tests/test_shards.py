@@ -163,8 +163,19 @@ def test_the_ends_of_a_few_long_texts_are_held_out(tmp_path, caplog, count):
     assert f"held out is the end of each of {count} documents, 5 % of it" in caplog.text
     write(tmp_path, ["word " * 400], validation=0.05)  # without lines it's parted at a space
     assert len(documents(all_ids(tmp_path, "validation")).pop()) == 19 * 5
-    write(tmp_path, ["x" * 400], validation=0.05)  # and where there's neither, not at all
+    write(tmp_path, ["从前有一只猫。" * 60], validation=0.05)  # Chinese behind a sentence
+    assert documents(all_ids(tmp_path, "validation")) == {"从前有一只猫。" * 3}
+    write(tmp_path, ["x" * 400], validation=0.05)  # and where there's none of these, not at all
     assert "nothing was held out of 1 documents" in caplog.text
+
+
+def test_a_single_text_is_never_held_out_as_a_whole(tmp_path):
+    text = "word " * 400
+    for seed in range(8):  # by chance it would be, with half of them
+        parts = write(tmp_path, [text], validation=0.5, seed=seed)["parts"]
+        assert (parts["train"]["bytes"], parts["validation"]["bytes"]) == (1004, 995)
+    with pytest.raises(FileError, match="no document is left to train on"):
+        write(tmp_path, [text], validation=1)  # as was asked for
 
 
 def test_a_document_that_has_no_tokens_is_named(tmp_path):
@@ -185,8 +196,10 @@ def test_held_out_may_be_less_than_a_batch(tmp_path, caplog):
 def test_f224_f238_too_little(tmp_path, caplog):
     with pytest.raises(FileError, match="no document is left to train on"):
         write(tmp_path / "none", ["", "  \n"])
-    write(tmp_path / "one", ["only one"], validation=0.0)
-    assert "nothing was held out of 1 documents" in caplog.text
+    write(tmp_path / "one", ["one"])
+    assert caplog.text.count("nothing was held out of 1 documents") == 1
+    write(tmp_path / "one", ["only one"], validation=0.0)  # as was asked for
+    assert caplog.text.count("nothing was held out") == 1
     with pytest.raises(FileError, match="10 tokens make 0 windows of 16, fewer than the 4 of a batch"):
         Shards(tmp_path / "one").batches("train", size=4, length=16, seed=0)
     with pytest.raises(FileError, match="0 tokens make 0 windows"):

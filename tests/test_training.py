@@ -386,9 +386,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch):
+@pytest.mark.parametrize("columns", [40, 100])
+def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch, columns):
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", str(columns))
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     handler = logging.StreamHandler(screen)
@@ -397,7 +398,7 @@ def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch):
     log.setLevel(logging.INFO)
     try:
         with display(10, 40) as show:
-            show(20, "step 20/40 · loss 3.1")
+            show(20, "step 20/40 · loss 3.1 · 8 s left")
             log.info("step 20 · held out 3.2")
         assert handler.stream is screen and sys.stderr is screen
         log.info("behind")
@@ -407,6 +408,7 @@ def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch):
     shown = screen.getvalue()
     assert "50%" in shown and shown.count("step 20 · held out 3.2") == 1 and shown.endswith("behind\n")
     assert shown.index("step 20 · held out 3.2") < shown.rindex("step 20/40 · loss 3.1")
+    assert ("8 s left" in shown) == (columns == 100) and ("…" in shown) == (columns == 40)
 
 
 def test_elsewhere_each_step_is_a_line(caplog):
@@ -495,6 +497,27 @@ def test_f185_f186_a_signal_saves_and_ends(data, tmp_path, number):
     ours = training(data)
     ended = run(ours, tmp_path, save_every=1000, on_step=lambda step: step.step == 3 and os.kill(os.getpid(), number))
     assert ended == number and checkpoints.newest(tmp_path).name == "step_4"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_within_a_validation_saves_too(data, tmp_path, number):
+    every = [(2, lambda: os.kill(os.getpid(), number))]
+    ended = run(training(data), tmp_path, save_every=1000, on_step=lambda step: None, every=every)
+    assert ended == number and checkpoints.newest(tmp_path).name == "step_2"
+
+
+def test_a_signal_within_a_save_that_fails_is_heard_behind_the_next_step(data, tmp_path, monkeypatch):
+    ours, save = training(data), checkpoints.save
+
+    def failing(folder, step, *rest):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise ResourceError("no space left")
+        return save(folder, step, *rest)
+
+    monkeypatch.setattr(checkpoints, "save", failing)
+    assert run(ours, tmp_path, save_every=2, on_step=lambda step: None) == signal.SIGTERM
+    assert checkpoints.newest(tmp_path).name == "step_3"
 
 
 def test_f186_a_second_ctrl_c_ends_at_once(data, tmp_path):

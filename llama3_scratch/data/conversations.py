@@ -7,17 +7,16 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llama3_scratch.data.documents import placed, require_text, rows
+from llama3_scratch.data.documents import objects, placed
 from llama3_scratch.dialog import Message, check_messages, encode_conversation
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import read_text
 from llama3_scratch.tokenizer import Tokenizer
 from llama3_scratch.training.batches import IGNORE, Batch
 
@@ -35,7 +34,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     Raises FileError with the row's place for one that is neither, has no answer, or an empty one.
     """
     found = []
-    for place, row in _rows(path):
+    for place, row in objects(path):
         messages = _messages(row, place)
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
         if not answers:
@@ -53,21 +52,6 @@ def read_conversations(path: Path) -> list[Conversation]:
             "%s: %d of %d conversations stand there before already", path, len(found) - len(distinct), len(found)
         )
     return found
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and row; a file that ends in .json holds a list."""
-    if path.suffix != ".json":
-        yield from ((f"{path}:{number}", row) for number, row in rows(path))
-        return
-    require_text(path)
-    try:
-        listed = json.loads(read_text(path, "conversations"))
-    except json.JSONDecodeError as error:
-        raise FileError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
-    if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
-        raise FileError(f"{path}: expected a list of objects")
-    yield from ((f"{path}: row {number}", row) for number, row in enumerate(listed, start=1))
 
 
 def _messages(row: dict[str, Any], place: str) -> Conversation:

@@ -9,30 +9,49 @@ from pathlib import Path
 from typing import Any
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import decode, require_file
+from llama3_scratch.files import decode, read_text, require_file
 
 FILE, BLANK_LINE, LINE = "file", "blank-line", "line"
 
 
 def documents(paths: Sequence[Path], *, cut: str = BLANK_LINE, field: str = "text") -> Iterator[str]:
-    """The documents of all files: of `.jsonl` files each row's `field`; of others, by `cut`, the whole file, what
-    stands between empty lines, each line, or what stands between lines that are `cut` and nothing else.
+    """The documents of all files: of `.jsonl` and `.json` files each row's `field`; of others, by `cut`, the whole
+    file, what stands between empty lines, each line, or what stands between lines that are `cut` and nothing else.
 
     Empty documents are left out. Raises FileError, with file and line, for what can't be read.
     """
     for path in paths:
-        if path.suffix == ".jsonl":
-            for number, row in rows(path):
+        if path.suffix in (".jsonl", ".json"):
+            for place, row in objects(path):
                 text = row.get(field)
                 if not isinstance(text, str):
-                    raise FileError(
-                        f"{path}:{number}: expected a text under {field!r}, got {text!r:.60}; --field names another of "
-                        f"{', '.join(map(repr, row)) or 'none'}"
-                    )
+                    others = ", ".join(repr(name) for name, value in row.items() if isinstance(value, str))
+                    remedy = f"--field names another of {others}" if others else "no field of this row is one"
+                    raise FileError(f"{place}: expected a text under {field!r}, got {text!r:.60}; {remedy}")
                 if text.strip():
                     yield text
         else:
             yield from _cut(path, cut)
+
+
+def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and object of each row of a file of JSON lines, or of a `.json` file that holds a list, which is read
+    whole."""
+    if path.suffix != ".json" or not _is_list(path):
+        yield from ((f"{path}:{number}", row) for number, row in rows(path))
+        return
+    try:
+        listed = json.loads(read_text(path, "a JSON list"))
+    except json.JSONDecodeError as error:
+        raise FileError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+    except (RecursionError, ValueError) as error:
+        raise FileError(f"{path}: not valid JSON: {error}") from error
+    for number, row in enumerate(listed, start=1):
+        yield f"{path}: row {number}", _object(row, f"{path}: row {number}", "as each row")
+
+
+def _is_list(path: Path) -> bool:
+    return next((line.lstrip().startswith("[") for _, line in lines(path) if line.strip()), False)
 
 
 def rows(path: Path, errors: str = "strict") -> Iterator[tuple[int, dict[str, Any]]]:
@@ -48,11 +67,15 @@ def rows(path: Path, errors: str = "strict") -> Iterator[tuple[int, dict[str, An
             ) from error
         except (RecursionError, ValueError) as error:
             raise FileError(f"{path}:{number}: not valid JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise FileError(f"{path}:{number}: expected a JSON object on each line, got {type(row).__name__}")
-        if lone := _lone_surrogate(row):
-            raise FileError(f"{path}:{number}: {lone!r} is half a character, expected Unicode; remove or replace it")
-        yield number, row
+        yield number, _object(row, f"{path}:{number}", "on each line")
+
+
+def _object(row: Any, place: str, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise FileError(f"{place}: expected a JSON object {where}, got {type(row).__name__}")
+    if lone := _lone_surrogate(row):
+        raise FileError(f"{place}: {lone!r} is half a character, expected Unicode; remove or replace it")
+    return row
 
 
 def _lone_surrogate(row: dict[str, Any]) -> str:

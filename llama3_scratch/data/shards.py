@@ -31,7 +31,7 @@ log = logging.getLogger("llama3_scratch")
 MANIFEST = "shards.json"
 PARTS = ("train", "validation")
 SHARD = 1 << 28  # tokens of a file
-FEW = 1000  # documents that are looked at before it's settled that none of them is held out
+FEW = 1000  # documents that are looked at before it's settled that they all go into one part
 
 
 def write_shards(
@@ -46,8 +46,8 @@ def write_shards(
     """Encode documents into `folder`, the share `validation` of them held out; what its manifest says.
 
     Which are held out depends on the seed and on what a document says, so that a text that stands twice is never in
-    both parts. Where none would be of up to FEW documents, as of a single long one, the end of each is held out, from a
-    white space on. Documents are taken one by one: they may be more than memory holds.
+    both parts. Where none or all would be of up to FEW documents, as of a single long one, the end of each is held out,
+    from a white space on. Documents are taken one by one: they may be more than memory holds.
     """
     if tokenizer.bos_id is None and tokenizer.eos_id is None:
         raise UsageError("the tokenizer has neither a begin nor an end token, so documents couldn't be told apart")
@@ -71,7 +71,7 @@ def write_shards(
         raise unwritable(folder, error) from error
     if not manifest["parts"]["train"]["tokens"]:
         raise FileError(f"{folder}: no document is left to train on")
-    if not manifest["parts"]["validation"]["tokens"]:
+    if validation and not manifest["parts"]["validation"]["tokens"]:
         log.warning(
             "%s: nothing was held out of %d documents, so no held-out loss will tell how well is learnt",
             folder,
@@ -88,13 +88,13 @@ def _parted(documents: Iterable[str], validation: float, seed: int) -> Iterator[
         return PARTS[int.from_bytes(digest[:8], "big") < validation * 2**64]
 
     parted = ((part(text), text) for text in documents if text.strip())
-    if not validation:
+    if not 0 < validation < 1:
         yield from parted
         return
     first: list[tuple[str, str]] = []
     for one in parted:
         first.append(one)
-        if one[0] == "validation" or len(first) == FEW:
+        if one[0] != first[0][0] or len(first) == FEW:
             break
     else:
         if first:
@@ -107,10 +107,11 @@ def _parted(documents: Iterable[str], validation: float, seed: int) -> Iterator[
 
 
 def _ends(text: str, share: float) -> tuple[str, ...]:
-    """The text without its last `share`, and that, parted at a line's end or else at a white space; one where there's
-    neither."""
+    """The text without its last `share`, and that, parted at a line's end, else at a white space, else behind a full
+    stop of Chinese or Japanese, which are written without; one where there's none of these."""
     least = round(len(text) * (1 - share))
-    found = re.compile(r"\n").search(text, least) or re.compile(r"\s").search(text, least)
+    places = (re.compile(pattern).search(text, least) for pattern in (r"\n", r"\s", "(?<=[。！？])"))
+    found = next(filter(None, places), None)
     parts = (text[: found.start()], text[found.end() :]) if found else (text,)
     return parts if all(part.strip() for part in parts) else (text,)
 

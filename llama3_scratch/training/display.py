@@ -19,12 +19,17 @@ def display(done: int, steps: int) -> Iterator[Show]:
         yield lambda step, line: log.info(line)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn
     from rich.table import Column
+    from rich.text import Text
 
-    line_column = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = (BarColumn(bar_width=12), TaskProgressColumn(), line_column)
-    progress = Progress(*columns, console=Console(stderr=True))
+    class Line(TextColumn):
+        def render(self, task: Task) -> Text:
+            # The text's own no_wrap, so that of the columns it's this one that a narrow terminal cuts.
+            return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+    fixed = (BarColumn(12, table_column=Column(no_wrap=True)), TaskProgressColumn(table_column=Column(no_wrap=True)))
+    progress = Progress(*fixed, Line("", table_column=Column()), console=Console(stderr=True))
     task = progress.add_task("", total=steps, completed=done)
     before = sys.stderr
     with progress:  # sys.stderr is one now that writes above the line

@@ -258,10 +258,11 @@ def run(
             except NotLearningError as error:
                 torch.save(dataclasses.asdict(error.batch), folder / "bad_batch.pth")
                 raise
-            ended = bool(stop) or training.step == training.plan.steps
             for steps, action in every:
                 if training.step % steps == 0 or training.step == training.plan.steps:
                     action()
+            asked = bool(stop)  # as it is now: who asks while a checkpoint is written is heard behind the next step
+            ended = asked or training.step == training.plan.steps
             if ended or training.step % save_every == 0:
                 try:
                     training.save(folder)
@@ -269,7 +270,7 @@ def run(
                     if ended:
                         raise
                     log.warning("%s; training goes on", error)
-            if stop and training.step < training.plan.steps:
+            if asked and training.step < training.plan.steps:
                 log.info("stopped after step %d of %d and saved; --resume goes on", training.step, training.plan.steps)
                 return stop[0]
     return 0
