@@ -129,6 +129,8 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
 
     tokenizer = checkpoint.require_tokenizer()
     text = read_text(options.text, "a text in UTF-8")
+    if options.text.suffix in (".json", ".jsonl"):
+        log.warning("%s: measured as it stands, the syntax of JSON included; give the text alone", options.text)
     with placed(str(options.text)):
         ids = tokenizer.encode(text, bos=False, eos=False)[: options.tokens]
     context = min(one.config.max_seq_len for one in (checkpoint, other) if one is not None)

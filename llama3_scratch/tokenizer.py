@@ -513,6 +513,17 @@ def _build(ranks: dict[bytes, int], extra: dict[str, Any], path: Path) -> Tokeni
     if _TEMPLATE in extra:
         fields[_TEMPLATE] = ChatTemplate(**extra[_TEMPLATE])
     try:
-        return Tokenizer(ranks, **fields)
+        tokenizer = Tokenizer(ranks, **fields)
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error
+    if _loses_text(tokenizer.pattern):
+        lost = f"pattern {tokenizer.pattern!r} loses some of a text"
+        raise FileError(f"{path}: {lost}, expected one that matches all of it")
+    return tokenizer
+
+
+def _loses_text(pattern: str) -> bool:
+    """Whether a split pattern passes over characters, which tiktoken then drops, or matches nothing at all."""
+    everything = "aZ\u00e9\u4e2d1\u0967 \t\r\n\u3000.'s\u2026\U0001f600"
+    matched = "".join(found[0] for found in regex.finditer(pattern, everything))
+    return matched != everything or regex.match(pattern, "") is not None

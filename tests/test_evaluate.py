@@ -62,6 +62,9 @@ def test_perplexity_is_that_of_the_whole_text(model, tmp_path, capsys):
     assert found["bytes"] == len(TEXT.encode()) == found["tokens"]  # a token a byte
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2), rel=1e-5)
     assert "windows of 4096 tokens, 4095 apart, each behind a begin token" in found["policy"]
+    (tmp_path / "rows.jsonl").write_text(TEXT)
+    assert evaluate.main([str(model), "--text", str(tmp_path / "rows.jsonl"), "--tokens", "9"]) == 0
+    assert "rows.jsonl: measured as it stands, the syntax of JSON included" in capsys.readouterr().err
     short = run(capsys, model, "--text", tmp_path / "text.txt", "--window", 20, "--stride", 5, "--tokens", 60)["text"]
     assert short["tokens"] == 60 and short["windows"] == 10 and short["perplexity_error"] > 0
 

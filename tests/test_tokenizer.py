@@ -241,6 +241,9 @@ def test_a_sidecar_is_read_back_as_it_was_written(tmp_path):
     [
         ("pattern", None, "pattern must be a string, got None"),
         ("pattern", "(", "the split pattern '(' isn't a regular expression"),
+        ("pattern", "", "pattern '' loses some of a text, expected one that matches all of it"),
+        ("pattern", r"\p{L}+|\s+", "loses some of a text"),
+        ("pattern", r"[\s\S]*", "loses some of a text"),
         ("n_ranks", "300", "n_ranks must be a whole number of at least 0, got '300'"),
         ("n_ranks", 299, "expected 299 ranks from 0 on"),
         ("first_rank", True, "first_rank must be a whole number"),
