@@ -19,7 +19,8 @@ mkdir -p "$there"
 git -C "$project" ls-files -z --cached --others --exclude-standard | tar -C "$project" --null -T - -c | tar -C "$there" -x
 export HOME=/root PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin LANG=C.UTF-8
 exec unshare --mount --fork bash -euo pipefail -c '
-  mount -t proc proc "$1/proc" && mount -t tmpfs shm "$1/dev/shm"
+  mkdir -p "$1/dev/pts"
+  mount -t proc proc "$1/proc" && mount -t tmpfs shm "$1/dev/shm" && mount -t devpts devpts "$1/dev/pts"
   exec chroot "$1" bash -euo pipefail -c "
     cd /root/llama3_scratch && python3 --version
     python3 -m venv .venv && . .venv/bin/activate && pip install --quiet -c constraints.txt -e . &&

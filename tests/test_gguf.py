@@ -839,7 +839,7 @@ def test_what_a_gguf_file_cannot_hold_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"llama\.cpp splits text as one of llama-bpe"):
         write_gguf(path, params, replace(tiny.CONFIG, vocab_size=300), odd, kind="F32")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UsageError, match=r"needs the package gguf; pip install 'llama3_scratch\[gguf\]'"):
+    with pytest.raises(UsageError, match=r'needs the package gguf, which is missing: pip install -e "\.\[gguf\]"'):
         write_gguf(path, params, tiny.CONFIG, None, kind="F32")
     assert not list(tmp_path.iterdir())
 
