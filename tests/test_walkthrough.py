@@ -60,7 +60,10 @@ def small(folder, old="", new=""):
     return path
 
 
-@pytest.fixture(scope="module", params=[ENGLISH, CHINESE], ids=lambda path: path.name)
+# The Chinese one has the same code and outputs, which a test of its own holds; it runs with -m slow.
+@pytest.fixture(
+    scope="module", params=[ENGLISH, pytest.param(CHINESE, marks=pytest.mark.slow)], ids=lambda path: path.name
+)
 def ran(request, smollm2):
     cells = read(request.param)
     return cells, list(run(request.param, cells))
