@@ -12,6 +12,7 @@ from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.download import download
 from llama3_scratch.errors import FileError
 from llama3_scratch.native import kernels
+from tests import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,18 @@ def offline(monkeypatch, tmp_path):
 def torch_only(monkeypatch):
     """No kernels in C, as where there was no compiler."""
     monkeypatch.setattr(kernels, "usable", lambda x: False)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory) -> str:
+    """The folder of a tiny model that chats."""
+    return str(tiny.folder(tmp_path_factory.mktemp("models") / "chats"))
+
+
+@pytest.fixture(scope="module")
+def completes(tmp_path_factory) -> str:
+    """The folder of a tiny model that completes text."""
+    return str(tiny.folder(tmp_path_factory.mktemp("models") / "completes", None))
 
 
 @pytest.fixture(scope="session")

@@ -23,16 +23,6 @@ from llama3_scratch.timings import Timings
 from tests import tiny
 
 
-@pytest.fixture(scope="module")
-def chats(tmp_path_factory):
-    return str(tiny.folder(tmp_path_factory.mktemp("models") / "chats"))
-
-
-@pytest.fixture(scope="module")
-def completes(tmp_path_factory):
-    return str(tiny.folder(tmp_path_factory.mktemp("models") / "completes", None))
-
-
 @pytest.fixture
 def run(capsys):
     def run(*argv):

@@ -9,19 +9,8 @@ import sys
 import pytest
 
 from llama3_scratch import generate, options, stream
-from tests import tiny
 
 TEXTS = ["one", "two, longer", "three", "  four", "fünf 😀", "one"]
-
-
-@pytest.fixture(scope="module")
-def chats(tmp_path_factory):
-    return str(tiny.folder(tmp_path_factory.mktemp("models") / "chats"))
-
-
-@pytest.fixture(scope="module")
-def completes(tmp_path_factory):
-    return str(tiny.folder(tmp_path_factory.mktemp("models") / "completes", None))
 
 
 @pytest.fixture
