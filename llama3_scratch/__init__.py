@@ -6,7 +6,7 @@
     l3.answer(ck, "What is the capital of France?")
     logits_BTV = l3.forward(ck.tokenizer.encode("The capital of France is"), ck.params, ck.config)
 
-Every module is an attribute too: `l3.linear.linear`, `l3.stream.stream`.
+Every module is an attribute too: `l3.linear.linear`, `l3.inference.stream.stream`.
 
 Importing the package has one effect on the process: OpenMP's threads, which are torch's, sleep while they wait instead
 of spinning (`wait_policy`). Set OMP_WAIT_POLICY yourself, before Python starts, to keep your own.
@@ -19,28 +19,28 @@ import importlib.util
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
-from llama3_scratch.wait_policy import sleep_while_waiting
+from llama3_scratch.system.wait_policy import sleep_while_waiting
 
 if TYPE_CHECKING:
-    from llama3_scratch.answering import Talk, answer, stream_answer
     from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
     from llama3_scratch.checkpoint.load import Checkpoint, load
     from llama3_scratch.config import OFFICIAL, Config, RopeScaling, expected
     from llama3_scratch.errors import Llama3Error
+    from llama3_scratch.inference.answering import Talk, answer, stream_answer
+    from llama3_scratch.inference.sample import sampler
     from llama3_scratch.model import block, decode, embed, forward, fused_block, unembed
-    from llama3_scratch.sample import sampler
 
 sleep_while_waiting()
 
 # Imported at first use: torch takes seconds, and `--help` needs none of it.
 _HOME = {
-    "answering": ("Talk", "answer", "stream_answer"),
+    "inference.answering": ("Talk", "answer", "stream_answer"),
     "cache": ("NO_CACHE", "Cache", "RaggedCache"),
     "checkpoint.load": ("Checkpoint", "load"),
     "config": ("OFFICIAL", "Config", "RopeScaling", "expected"),
     "errors": ("Llama3Error",),
     "model": ("block", "decode", "embed", "forward", "fused_block", "unembed"),
-    "sample": ("sampler",),
+    "inference.sample": ("sampler",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from llama3_scratch import stdio
+from llama3_scratch.system import stdio
 
 
 def verbs() -> dict[str, str]:

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama3_scratch import cli, stdio
-from llama3_scratch.bench_peers import BYTES, HF_BYTES, PEERS, llama_cpp_form, read_bytes
-from llama3_scratch.bench_report import (
+from llama3_scratch.benchmark.peers import BYTES, HF_BYTES, PEERS, llama_cpp_form, read_bytes
+from llama3_scratch.benchmark.report import (
     OURS,
     Row,
     Trial,
@@ -33,10 +32,11 @@ from llama3_scratch.bench_report import (
     require_matplotlib,
     startup_markdown,
 )
-from llama3_scratch.bench_worker import Worker
+from llama3_scratch.benchmark.worker import Worker
 from llama3_scratch.config import OFFICIAL, Config, official_name
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
-from llama3_scratch.options import add_device_options, find_model, model_options
+from llama3_scratch.inference.options import add_device_options, find_model, model_options
+from llama3_scratch.system import cli, stdio
 
 log = logging.getLogger("llama3_scratch")
 
@@ -142,7 +142,7 @@ def _check(options: argparse.Namespace) -> None:
         if not options.tg:
             raise UsageError("--plot draws new tokens per second, and --tg 0 asks for none")
         require_matplotlib(options.plot)
-    from llama3_scratch.bench_ours import FORMS, KEEPS
+    from llama3_scratch.benchmark.ours import FORMS, KEEPS
 
     if unknown := [form for form in options.forms or [] if form not in FORMS]:
         raise UsageError(f"--forms {unknown[0]}: expected some of {', '.join(FORMS)}")

@@ -6,11 +6,9 @@ import argparse
 import logging
 import time
 
-from llama3_scratch import cli
-from llama3_scratch.conversation import Conversation
 from llama3_scratch.errors import UsageError
-from llama3_scratch.line_editor import line_editor
-from llama3_scratch.options import (
+from llama3_scratch.inference.conversation import Conversation
+from llama3_scratch.inference.options import (
     add_cache_options,
     add_model_options,
     add_sampling_options,
@@ -19,7 +17,9 @@ from llama3_scratch.options import (
     check_sliding,
     open_model,
 )
-from llama3_scratch.repl import HELP, Repl
+from llama3_scratch.system import cli
+from llama3_scratch.terminal.line_editor import line_editor
+from llama3_scratch.terminal.repl import HELP, Repl
 
 log = logging.getLogger("llama3_scratch")
 

@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
-from llama3_scratch.files import foreign
-from llama3_scratch.options import FORMS, add_adapter_option, add_reading_options, read
+from llama3_scratch.inference.options import FORMS, add_adapter_option, add_reading_options, read
+from llama3_scratch.system import cli
+from llama3_scratch.system.files import foreign
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -102,14 +102,13 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
     """Write `target`; returns the form of the weights, for the report."""
     import torch
 
-    from llama3_scratch.checkpoint.check import each
-    from llama3_scratch.quantize import dequantize, quantize
-    from llama3_scratch.stored import quantised, stored
+    from llama3_scratch.params.quantize import dequantize, quantize
+    from llama3_scratch.stored import each, quantised, stored
 
     config, params, tokenizer = checkpoint.config, checkpoint.params, checkpoint.tokenizer
     narrow = options.dtype or next((dtype for dtype, kind in _TYPES.items() if kind == options.type), None)
     if options.adapter:
-        from llama3_scratch.lora import merge
+        from llama3_scratch.params.lora import merge
 
         # In f32 where integers are to be made of the sum, so that it's rounded once.
         merged = narrow or ("float32" if options.type or options.quantize else None)

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama3_scratch import cli, stdio
 from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
 from llama3_scratch.config import OFFICIAL, Config, official_name, rope_factor
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.memory import Plan, available, plan, size
+from llama3_scratch.system import cli, stdio
+from llama3_scratch.system.memory import Plan, available, plan, size
 
 if TYPE_CHECKING:
-    from llama3_scratch.tokenizer import Tokenizer
+    from llama3_scratch.text.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 
@@ -81,11 +81,10 @@ def _official(name: str, config: Config) -> Description:
 
 
 def _meta(folder: Path) -> Description:
-    from llama3_scratch.checkpoint.check import dtype_name
     from llama3_scratch.checkpoint.load import find_tokenizer
     from llama3_scratch.checkpoint.meta import open_pth, shard_paths
     from llama3_scratch.checkpoint.params_json import read_params_json
-    from llama3_scratch.stored import FORMS, form
+    from llama3_scratch.stored import FORMS, dtype_name, form
     from llama3_scratch.stored import stored as weight_of
 
     shards = [open_pth(path) for path in shard_paths(folder)]  # mapped, so no weight is read
@@ -123,9 +122,10 @@ def _meta(folder: Path) -> Description:
 
 
 def _hf(folder: Path) -> Description:
-    from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
-    from llama3_scratch.checkpoint.hf import read_hf_header, turned_heads
+    from llama3_scratch.checkpoint.hf import read_hf_header
+    from llama3_scratch.params.hf_layout import turned_heads
     from llama3_scratch.stored import form_of
+    from llama3_scratch.text.byte_level import read_tokenizer_json
 
     config, tensors = read_hf_header(folder)
     stored: Counter[str] = Counter()

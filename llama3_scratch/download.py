@@ -21,11 +21,11 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import BLOCKS, DEFAULT, FETCHED, canonical, weights_dir
-from llama3_scratch.checkpoint.progress import progress
 from llama3_scratch.errors import FileError, MismatchError, ResourceError, UsageError
-from llama3_scratch.files import require_space
+from llama3_scratch.system import cli
+from llama3_scratch.system.files import require_space
+from llama3_scratch.system.progress import progress
 from llama3_scratch.verify import CHECKLIST, digest, write_checklist
 
 log = logging.getLogger("llama3_scratch")

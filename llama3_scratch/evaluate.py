@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama3_scratch import cli, stdio
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
-from llama3_scratch.options import FORMS, add_adapter_option
-from llama3_scratch.text import visible
+from llama3_scratch.inference.options import FORMS, add_adapter_option
+from llama3_scratch.system import cli, stdio
+from llama3_scratch.text.answer import visible
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -96,7 +96,7 @@ def _other(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint | 
 
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.checkpoint.peft import add_adapters
-    from llama3_scratch.quantize import quantize
+    from llama3_scratch.params.quantize import quantize
 
     if options.quantize:
         return replace(checkpoint, params=quantize(checkpoint.params, options.quantize))
@@ -123,9 +123,9 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
     import torch
 
     from llama3_scratch.data.documents import placed
-    from llama3_scratch.files import read_text
-    from llama3_scratch.scoring import apart, estimate, log_probabilities, surprise, windows
-    from llama3_scratch.timings import remaining
+    from llama3_scratch.evaluation.scoring import apart, estimate, log_probabilities, surprise, windows
+    from llama3_scratch.system.files import read_text
+    from llama3_scratch.system.timings import remaining
 
     tokenizer = checkpoint.require_tokenizer()
     text = read_text(options.text, "a text in UTF-8")
@@ -177,7 +177,7 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
 
 
 def _summed(seen: list[Any]) -> dict[str, Any]:
-    from llama3_scratch.scoring import estimate
+    from llama3_scratch.evaluation.scoring import estimate
 
     tokens, n_bytes = sum(one.tokens for one in seen), sum(one.bytes for one in seen)
     nats = estimate([one.nats / one.tokens for one in seen], [one.tokens for one in seen])
@@ -215,8 +215,8 @@ def _questions(path: Path) -> Iterator[tuple[str, str, list[str], int]]:
 
 def _on_choices(checkpoint: Checkpoint, options: argparse.Namespace) -> dict[str, Any]:
     from llama3_scratch.data.documents import placed
-    from llama3_scratch.scoring import Asked, TooLongError, ask, choose, estimate
-    from llama3_scratch.timings import remaining
+    from llama3_scratch.evaluation.scoring import Asked, TooLongError, ask, choose, estimate
+    from llama3_scratch.system.timings import remaining
 
     tokenizer, context = checkpoint.require_tokenizer(), checkpoint.config.max_seq_len
     questions: list[tuple[Asked, int]] = []  # all of them first: a mistake in the last line is told at once
@@ -272,8 +272,8 @@ def _instructions(
     """Conversations, of each its last answer and the models' own, with the marks that a judge gives them, and why it
     gives no more: the answers, which took their time, aren't lost with it."""
     from llama3_scratch.data.conversations import read_conversations
-    from llama3_scratch.judge import Judge, RefusedError
-    from llama3_scratch.scoring import estimate
+    from llama3_scratch.evaluation.judge import Judge, RefusedError
+    from llama3_scratch.evaluation.scoring import estimate
 
     judge = Judge(options.judge, options.judge_model, os.environ.get("OPENAI_API_KEY")) if options.judge else None
     rows: list[dict[str, Any]] = []
@@ -321,10 +321,10 @@ def _answer(
 
     As lm-evaluation-harness does it: what leaves no room for --max-tokens in the context is cut from the left.
     """
-    from llama3_scratch.answers import answers
     from llama3_scratch.data.documents import placed
-    from llama3_scratch.dialog import encode_dialog
-    from llama3_scratch.timings import remaining
+    from llama3_scratch.inference.answers import answers
+    from llama3_scratch.system.timings import remaining
+    from llama3_scratch.text.dialog import encode_dialog
 
     tokenizer = checkpoint.require_tokenizer()
     room = checkpoint.config.max_seq_len - options.max_tokens

@@ -9,11 +9,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama3_scratch import cli, stdio
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import require_utf8_name
-from llama3_scratch.options import (
+from llama3_scratch.inference.options import (
     add_cache_options,
     add_model_options,
     add_sampling_options,
@@ -25,20 +23,22 @@ from llama3_scratch.options import (
     make_sampler,
     open_model,
 )
-from llama3_scratch.prompts import Prompt, add_prompt_options, encode_prompt, read_prompts, refuse_empty
-from llama3_scratch.text import Answer, piece
-from llama3_scratch.timings import Timings
+from llama3_scratch.system import cli, stdio
+from llama3_scratch.system.files import require_utf8_name
+from llama3_scratch.system.timings import Timings
+from llama3_scratch.terminal.prompts import Prompt, add_prompt_options, encode_prompt, read_prompts, refuse_empty
+from llama3_scratch.terminal.word_wrap import Page
+from llama3_scratch.text.answer import Answer, piece
 from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace, check_number, trace_without_weights
-from llama3_scratch.word_wrap import Page
 
 if TYPE_CHECKING:
     import torch
 
     from llama3_scratch.cache import Cache
     from llama3_scratch.checkpoint.load import Checkpoint
-    from llama3_scratch.speculate import NoGuesses
-    from llama3_scratch.stream import Step
-    from llama3_scratch.tokenizer import Tokenizer
+    from llama3_scratch.inference.speculate import NoGuesses
+    from llama3_scratch.inference.stream import Step
+    from llama3_scratch.text.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 
@@ -221,7 +221,7 @@ def _answer(
 
 def _begin_with(path: Path, cache: Cache, prompt: list[int], checkpoint: Checkpoint, dtype: torch.dtype) -> list[int]:
     """Fill the cache with what the file holds of the prompt; all tokens that it holds."""
-    from llama3_scratch import prompt_cache
+    from llama3_scratch.caches import prompt_cache
 
     known = prompt_cache.load(path, cache, checkpoint.params, checkpoint.config, dtype, origin=checkpoint.origin)
     # The last token is computed anew: its logits are nowhere kept.
@@ -240,7 +240,7 @@ def _keep(
     dtype: torch.dtype,
 ) -> None:
     """Write the cache of prompt and new tokens to the file, unless that would lose any of those that it holds."""
-    from llama3_scratch import prompt_cache
+    from llama3_scratch.caches import prompt_cache
 
     seen = [*prompt, *new]
     shared = prompt_cache.common_prefix(known, seen[: cache.length])
@@ -277,9 +277,9 @@ def timed_stream(
 ) -> Generator[Step, None, None]:
     """`stream` by the options: each token goes into its answer, and `timings` grows with it; `session` watches,
     `guesses` are --speculate's."""
+    from llama3_scratch.inference.speculate import NO_GUESSES
+    from llama3_scratch.inference.stream import stream
     from llama3_scratch.model import block
-    from llama3_scratch.speculate import NO_GUESSES
-    from llama3_scratch.stream import stream
 
     guesses = guesses or NO_GUESSES
     started = time.perf_counter()

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from llama3_scratch import cli, hf_layers, stdio
-from llama3_scratch.difference import Difference, difference
+from llama3_scratch.compare import hf_layers
+from llama3_scratch.compare.difference import Difference, difference
 from llama3_scratch.errors import MismatchError, UsageError
+from llama3_scratch.system import cli, stdio
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ its registers: int8 tiles are (tiles, groups, 8, 16, 4), eight times 4 columns o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 Params = dict[str, Tensor]
 Rows = slice | Tensor
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)  # the dtypes of a checkpoint's floats
 
 ROWS, COLUMNS = 16, 32  # of a tile
 NF4_GROUP = 64
@@ -246,3 +247,20 @@ def pieces(weight: Floats, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]
             yield rows, buffer[: rows.stop - start].copy_(weight.values[rows])
         else:
             yield rows, weight.floats(rows, dtype)
+
+
+def n_bytes(params: Params) -> int:
+    """Bytes of all weights, a shared one counted once."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in params.values()}.values())
+
+
+def each(params: Params, change: Callable[[Tensor], Tensor]) -> Params:
+    """Every tensor changed, a shared one once: a tied head stays the same tensor as its embedding."""
+    unique = {id(tensor): tensor for tensor in params.values()}
+    changed = {key: change(tensor) for key, tensor in unique.items()}
+    return {name: changed[id(tensor)] for name, tensor in params.items()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16`, without torch's prefix."""
+    return str(dtype).removeprefix("torch.")

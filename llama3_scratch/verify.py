@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import resolve
-from llama3_scratch.checkpoint.progress import progress
 from llama3_scratch.errors import FileError, MismatchError
-from llama3_scratch.files import read_text, write_whole
+from llama3_scratch.system import cli
+from llama3_scratch.system.files import read_text, write_whole
+from llama3_scratch.system.progress import progress
 
 CHECKLIST = "checklist.chk"
 _ALGORITHM = {32: "md5", 64: "sha256"}  # by hex digits: Meta lists MD5, other tools SHA-256
@@ -99,8 +99,9 @@ def main(options: argparse.Namespace) -> int:
         )
         raise FileError(f"{folder}: no {CHECKLIST} to verify against{nearby}; --tensors scans the numbers without one")
     if options.tensors:
-        from llama3_scratch.checkpoint.check import SCAN_LIMIT, n_bytes, scan
+        from llama3_scratch.checkpoint.check import SCAN_LIMIT, scan
         from llama3_scratch.checkpoint.load import load
+        from llama3_scratch.stored import n_bytes
 
         checkpoint = load(folder)
         if n_bytes(checkpoint.params) >= SCAN_LIMIT:  # else load has done it

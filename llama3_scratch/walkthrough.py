@@ -27,11 +27,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT, resolve
 from llama3_scratch.errors import FileError, Llama3Error, MismatchError, UsageError
-from llama3_scratch.files import require_file, write_whole
-from llama3_scratch.training.display import display
+from llama3_scratch.system import cli
+from llama3_scratch.system.display import display
+from llama3_scratch.system.files import require_file, write_whole
 
 log = logging.getLogger("llama3_scratch")
 
@@ -317,8 +317,8 @@ def main(options: argparse.Namespace) -> int:
         download(DEFAULT)
     other = options.model not in (None, DEFAULT)
     if options.pictures:
-        from llama3_scratch import pictures
         from llama3_scratch.checkpoint.load import load
+        from llama3_scratch.documents import pictures
 
         pictures.draw(pictures.data(load(DEFAULT)), path.parent / pictures.FOLDER)
     outputs = _run_in_view(path, cells, compare=not other and not options.update)

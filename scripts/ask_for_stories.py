@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
-from llama3_scratch.options import add_adapter_option
+from llama3_scratch.inference.options import add_adapter_option
+from llama3_scratch.system import cli
 
 log = logging.getLogger("llama3_scratch")
 
@@ -54,16 +54,16 @@ def requests_of(numbers: Sequence[int], telling: Sequence[str], seed: int) -> li
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
-    from llama3_scratch.answers import answers
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.checkpoint.peft import add_adapters
     from llama3_scratch.data.documents import documents
     from llama3_scratch.data.story_requests import ASKED, telling_words
-    from llama3_scratch.dialog import encode_dialog
     from llama3_scratch.download import download
-    from llama3_scratch.lora import merge
-    from llama3_scratch.quantize import quantize
-    from llama3_scratch.sample import sampler
+    from llama3_scratch.inference.answers import answers
+    from llama3_scratch.inference.sample import sampler
+    from llama3_scratch.params.lora import merge
+    from llama3_scratch.params.quantize import quantize
+    from llama3_scratch.text.dialog import encode_dialog
 
     checkpoint = load(download(options.model) if options.model == DEFAULT else options.model)
     tokenizer = checkpoint.tokenizer

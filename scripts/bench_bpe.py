@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llama3_scratch import cli
 from llama3_scratch.errors import MismatchError, UsageError
+from llama3_scratch.system import cli
 
 
 def _parser() -> cli.Parser:
@@ -31,10 +31,10 @@ def _parser() -> cli.Parser:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
-    from llama3_scratch.bpe import encode, with_library
     from llama3_scratch.checkpoint.names import resolve
     from llama3_scratch.data.documents import documents
-    from llama3_scratch.tokenizer import read_tokenizer
+    from llama3_scratch.text.bpe import encode, with_library
+    from llama3_scratch.text.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(resolve(options.tokenizer))
     texts: list[str] = []

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from statistics import median
 
-from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
+from llama3_scratch.system import cli
 
 
 def _parser() -> cli.Parser:
@@ -45,10 +45,10 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.hf_out import write_hf
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.checkpoint.peft import write_peft
+    from llama3_scratch.data.batches import IGNORE, Batch
     from llama3_scratch.data.conversations import encode, read_conversations
     from llama3_scratch.download import download
-    from llama3_scratch.lora import attach, trainable
-    from llama3_scratch.training.batches import IGNORE, Batch
+    from llama3_scratch.params.lora import attach, trainable
     from llama3_scratch.training.loss import next_token_loss
     from llama3_scratch.training.optimizer import adamw
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 import llama3_scratch as l3
-from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.download import download
+from llama3_scratch.system import cli
 
 WAYS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "off": nullcontext,

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
+from llama3_scratch.system import cli
 
 OURS = "llama3_scratch"
 
@@ -45,9 +45,9 @@ def main(options: argparse.Namespace) -> int:
     import torch
 
     from llama3_scratch.config import Config, hidden_dim
+    from llama3_scratch.data.batches import Batch
     from llama3_scratch.init import init
-    from llama3_scratch.machine import peaks
-    from llama3_scratch.training.batches import Batch
+    from llama3_scratch.system.machine import peaks
     from llama3_scratch.training.compiled import compiled
     from llama3_scratch.training.loss import Wrap, next_token_loss, recomputed, unchanged
     from llama3_scratch.training.optimizer import adamw

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
+from llama3_scratch.system import cli
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -106,7 +106,7 @@ def _apply(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
 def _learn(
     checkpoint: Checkpoint, learn: Sequence[Labelled], test: Sequence[Labelled], options: argparse.Namespace
 ) -> int:
-    from llama3_scratch.timings import duration
+    from llama3_scratch.system.timings import duration
     from llama3_scratch.training.classifying import finetune
     from llama3_scratch.training.loop import Plan
 

@@ -14,9 +14,9 @@ import argparse
 import json
 from pathlib import Path
 
-from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
+from llama3_scratch.system import cli
 
 
 def _parser() -> cli.Parser:
@@ -86,8 +86,8 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.conversations import read_conversations, split
     from llama3_scratch.download import download
-    from llama3_scratch.files import write_whole
-    from llama3_scratch.timings import duration
+    from llama3_scratch.system.files import write_whole
+    from llama3_scratch.system.timings import duration
     from llama3_scratch.training.finetuning import Adapters, finetune
     from llama3_scratch.training.loop import Plan
 

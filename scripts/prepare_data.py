@@ -16,7 +16,7 @@ import json
 import logging
 from pathlib import Path
 
-from llama3_scratch import cli
+from llama3_scratch.system import cli
 
 log = logging.getLogger("llama3_scratch")
 
@@ -61,8 +61,8 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.data.report import Report, cleaned
     from llama3_scratch.data.shards import write_shards
     from llama3_scratch.errors import FileError, UsageError
-    from llama3_scratch.files import write_whole
-    from llama3_scratch.tokenizer import read_tokenizer
+    from llama3_scratch.system.files import write_whole
+    from llama3_scratch.text.tokenizer import read_tokenizer
 
     rules = [name for name in options.clean.split(",") if name]
     if unknown := [name for name in rules if name not in RULES]:

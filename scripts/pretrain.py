@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
+from llama3_scratch.system import cli
 
 
 def _parser() -> cli.Parser:

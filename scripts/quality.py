@@ -18,11 +18,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama3_scratch import cli
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
-from llama3_scratch.files import read_text
-from llama3_scratch.options import FORMS
+from llama3_scratch.inference.options import FORMS
+from llama3_scratch.system import cli
+from llama3_scratch.system.files import read_text
 
 PEERS = ("Q8_0", "Q4_0", "Q4_1")
 WINDOW = 512
@@ -45,11 +45,10 @@ def _parser() -> cli.Parser:
 def main(options: argparse.Namespace) -> int:
     import torch
 
-    from llama3_scratch.checkpoint.check import n_bytes
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.model import forward
-    from llama3_scratch.quantize import dequantize, quantize
-    from llama3_scratch.stored import quantised
+    from llama3_scratch.params.quantize import dequantize, quantize
+    from llama3_scratch.stored import n_bytes, quantised
 
     checkpoint = load(options.model)
     if checkpoint.tokenizer is None or quantised(checkpoint.params):

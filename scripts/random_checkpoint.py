@@ -13,9 +13,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from llama3_scratch import cli
 from llama3_scratch.config import OFFICIAL, official_name
 from llama3_scratch.errors import UsageError
+from llama3_scratch.system import cli
 
 
 def _parser() -> cli.Parser:
@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
 
     from llama3_scratch.checkpoint.meta import write_meta
     from llama3_scratch.init import init
-    from llama3_scratch.tokenizer import read_tokenizer
+    from llama3_scratch.text.tokenizer import read_tokenizer
 
     tokenizer = read_tokenizer(options.tokenizer) if options.tokenizer else None
     params = init(config, seed=options.seed, dtype=getattr(torch, options.dtype))

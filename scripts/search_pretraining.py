@@ -17,8 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llama3_scratch import cli
 from llama3_scratch.errors import Llama3Error, UsageError
+from llama3_scratch.system import cli
 
 log = logging.getLogger("llama3_scratch")
 

@@ -13,9 +13,9 @@ import json
 import random
 from pathlib import Path
 
-from llama3_scratch import cli
 from llama3_scratch.errors import UsageError
-from llama3_scratch.files import fresh_file
+from llama3_scratch.system import cli
+from llama3_scratch.system.files import fresh_file
 
 
 def _parser() -> cli.Parser:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llama3_scratch import cli
+from llama3_scratch.system import cli
 
 RUN = 5  # words by which a document's place is found again
 
@@ -51,10 +51,10 @@ def longest_runs(stories: Sequence[str], documents: Iterable[str]) -> list[int]:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
-    from llama3_scratch.answers import answers
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.documents import documents
-    from llama3_scratch.sample import sampler
+    from llama3_scratch.inference.answers import answers
+    from llama3_scratch.inference.sample import sampler
 
     model = load(options.model, needs_tokenizer=True)
     tokenizer = model.require_tokenizer()

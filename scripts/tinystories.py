@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama3_scratch import cli
-from llama3_scratch.files import fresh_file, read_text
+from llama3_scratch.system import cli
+from llama3_scratch.system.files import fresh_file, read_text
 
 
 def _parser() -> cli.Parser:

@@ -13,7 +13,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from llama3_scratch import cli
+from llama3_scratch.system import cli
 
 log = logging.getLogger("llama3_scratch")
 
@@ -34,10 +34,10 @@ def _parser() -> cli.Parser:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
-    from llama3_scratch.bpe import learn, learn_with_library, tokenizer_of
     from llama3_scratch.data.documents import documents
-    from llama3_scratch.files import make_folder
-    from llama3_scratch.tokenizer import write_tokenizer
+    from llama3_scratch.system.files import make_folder
+    from llama3_scratch.text.bpe import learn, learn_with_library, tokenizer_of
+    from llama3_scratch.text.tokenizer import write_tokenizer
 
     def texts():
         return documents(options.files, field=options.field)

@@ -13,10 +13,10 @@ import json
 import sys
 from pathlib import Path
 
-from llama3_scratch import cli
 from llama3_scratch.data.stories import stories
 from llama3_scratch.errors import UsageError
-from llama3_scratch.files import fresh_file
+from llama3_scratch.system import cli
+from llama3_scratch.system.files import fresh_file
 
 
 def _parser() -> cli.Parser:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llama3_scratch.config import Config
 from llama3_scratch.linear import Params
-from llama3_scratch.quantize import quantize
+from llama3_scratch.params.quantize import quantize
 from llama3_scratch.stored import FORMS as ENDS
 from llama3_scratch.stored import NF4_LEVELS, stored
 from tests import tiny

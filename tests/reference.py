@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from llama3_scratch import download
-from llama3_scratch.checkpoint.byte_level import byte_level_tokenizer
-from llama3_scratch.checkpoint.chat_format import chat_settings
 from llama3_scratch.checkpoint.gguf import read_header
-from llama3_scratch.checkpoint.pre_tokenizers import SMOLLM_PATTERN
 from llama3_scratch.errors import FileError
-from llama3_scratch.tokenizer import Tokenizer, read_tokenizer
+from llama3_scratch.text.byte_level import byte_level_tokenizer
+from llama3_scratch.text.chat_format import chat_settings
+from llama3_scratch.text.pre_tokenizers import SMOLLM_PATTERN
+from llama3_scratch.text.tokenizer import Tokenizer, read_tokenizer
 
 
 def package_file(package: str, pattern: str) -> Path:

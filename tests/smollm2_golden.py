@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from llama3_scratch.checkpoint.load import Checkpoint, load
-from llama3_scratch.dialog import encode_dialog
+from llama3_scratch.text.dialog import encode_dialog
 from tests import tiny
 from tests.hf_reference import hf_model
 

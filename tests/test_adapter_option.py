@@ -14,14 +14,14 @@ from llama3_scratch import chat, convert, generate
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.checkpoint.peft import add_adapters, write_peft
-from llama3_scratch.lora import adapted, adapter, attach, merge, on_tied_head
+from llama3_scratch.inference.options import open_model
 from llama3_scratch.model import forward
-from llama3_scratch.options import open_model
-from llama3_scratch.quantize import quantize
+from llama3_scratch.params.lora import adapted, adapter, attach, merge, on_tied_head
+from llama3_scratch.params.quantize import quantize
 from llama3_scratch.stored import stored
 from tests import tiny
 from tests.compare import check
-from tests.test_lora import trained
+from tests.params.test_lora import trained
 
 CONFIG = replace(tiny.TILED, n_layers=2, vocab_size=272)
 TOKENS_BT = tiny.tokens(1, 20, CONFIG)

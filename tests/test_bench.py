@@ -12,20 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama3_scratch import bench, bench_ours, bench_peers, bench_worker, convert, generate, stored
-from llama3_scratch.bench_report import Row, Trial, markdown, prefill_flops, report, step_bytes
-from llama3_scratch.bench_worker import Worker
+from llama3_scratch import bench, convert, generate, stored
+from llama3_scratch.benchmark import ours, peers, worker
+from llama3_scratch.benchmark.report import Row, Trial, markdown, prefill_flops, report, step_bytes
+from llama3_scratch.benchmark.worker import Worker
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.config import OFFICIAL
 from llama3_scratch.describe import describe
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
+from llama3_scratch.inference.sample import sampler
+from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import forward
 from llama3_scratch.native import kernels
-from llama3_scratch.quantize import quantize
-from llama3_scratch.sample import sampler
-from llama3_scratch.stream import stream
-from llama3_scratch.timings import peak_rss_bytes
-from llama3_scratch.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.params.quantize import quantize
+from llama3_scratch.system.timings import peak_rss_bytes
+from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from tests import tiny
 
 # Rows and columns in whole tiles, so that the integers fit too; D=64 L=2 H=4 G=2 V=288 F=96, K=16
@@ -135,15 +136,15 @@ def test_the_limit_is_the_usual_roof_and_ratios_are_of_medians():
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("form", [None, "int8"])
 def test_what_is_measured_gives_the_tokens_of_stream(model, batch, form, monkeypatch):
-    ours = bench_ours.Ours(model=str(model), shape=None, form=form, kv=32, batch=batch, slots=40, threads=1)
+    measured = ours.Ours(model=str(model), shape=None, form=form, kv=32, batch=batch, slots=40, threads=1)
     taken = []
     greedy = sampler(temperature=0)
     monkeypatch.setattr(ours, "_sample", lambda logits_V, seen: taken.append(greedy(logits_V, seen)) or taken[-1])
-    ours.prefill(20)
-    ours.decode(5, 20)
-    ours.decode(5, 20)  # as often as one likes
-    prompts = ours.prompts_BT[:, :21].tolist()
-    params = load(model).params if form is None else bench_ours.in_form(load(model).params, form)
+    measured.prefill(20)
+    measured.decode(5, 20)
+    measured.decode(5, 20)  # as often as one likes
+    prompts = measured.prompts_BT[:, :21].tolist()
+    params = load(model).params if form is None else ours.in_form(load(model).params, form)
     steps = list(stream(prompts, params, CONFIG, samplers=[greedy] * batch, max_tokens=5))
     wanted = [step.token for step in steps]
     assert taken[batch:] == [*wanted, *wanted]
@@ -155,22 +156,22 @@ def test_what_is_measured_gives_the_tokens_of_stream(model, batch, form, monkeyp
 
 
 def test_bytes_read_are_all_weights_but_the_embedding_and_a_slot_is_what_a_token_adds(model):
-    ours = bench_ours.Ours(model=str(model), shape=None, form="f32", kv=32, batch=1, slots=40, threads=1)
-    about = ours.about()
+    measured = ours.Ours(model=str(model), shape=None, form="f32", kv=32, batch=1, slots=40, threads=1)
+    about = measured.about()
     matrices = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96) + 64 * 288
     assert about["read_bytes"] == 4 * (matrices + 5 * 64)
     assert about["weight_bytes"] == about["read_bytes"] + 4 * 64 * 288
     assert about["slot_bytes"] == 2 * 2 * 32 * 4 == CONFIG.kv_bytes(1, 1, 4)
-    assert bench_peers.read_bytes(CONFIG, 4, 4) == about["read_bytes"]
+    assert peers.read_bytes(CONFIG, 4, 4) == about["read_bytes"]
     by_hand = (matrices - 64 * 288) * 18 / 32 + 64 * 288 * 34 / 32 + 5 * 64 * 4
-    assert bench_peers.read_bytes(CONFIG, *bench_peers.BYTES["Q4_0"]) == by_hand
+    assert peers.read_bytes(CONFIG, *peers.BYTES["Q4_0"]) == by_hand
 
 
 @pytest.mark.parametrize("form", ["f32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_random_weights_are_a_model_in_that_form(form, tied):
     config = replace(CONFIG, tied=tied)
-    params = bench_ours.random_params(config, form)
+    params = ours.random_params(config, form)
     assert stored.form(params) == form
     assert forward(tiny.tokens(1, 5, config), params, config, dtype=torch.float32).isfinite().all()
     wq = [params[f"layers.{layer}.attention.wq.weight"] for layer in range(2)]
@@ -183,7 +184,7 @@ class Here:
 
     def __init__(self, kind, **settings):
         settings = json.loads(json.dumps(settings))
-        self._measured = None if kind == "roof" else bench_worker._start(kind, settings)
+        self._measured = None if kind == "roof" else worker._start(kind, settings)
 
     def __call__(self, method, **arguments):
         if self._measured is None:
@@ -314,15 +315,15 @@ def test_a_cache_of_another_type_than_the_activations_is_refused(layouts, capsys
 
 def test_a_shape_is_measured_without_weights(monkeypatch):
     monkeypatch.setitem(OFFICIAL, "llama3.2-1b", CONFIG)
-    ours = bench_ours.Ours(model=None, shape="llama3.2-1b", form=None, kv=32, batch=1, slots=40, threads=1)
-    assert ours.about()["form"] == "bf16"
-    assert ours.prefill(8) > 0 and ours.decode(4, 8) > 0
+    measured = ours.Ours(model=None, shape="llama3.2-1b", form=None, kv=32, batch=1, slots=40, threads=1)
+    assert measured.about()["form"] == "bf16"
+    assert measured.prefill(8) > 0 and measured.decode(4, 8) > 0
 
 
 def test_f140_a_shape_that_memory_cant_hold_is_refused_before_it_is_made(monkeypatch):
-    monkeypatch.setattr(bench_ours, "available", lambda: 10**9)
+    monkeypatch.setattr(ours, "available", lambda: 10**9)
     with pytest.raises(Llama3Error, match=r"needs .* \(weights 4.94 GB.*1 GB are free") as error:
-        bench_ours.Ours(model=None, shape="llama3.2-1b", form="f32", kv=32, batch=1, slots=40, threads=1)
+        ours.Ours(model=None, shape="llama3.2-1b", form="f32", kv=32, batch=1, slots=40, threads=1)
     assert error.value.exit_code == 5
 
 
@@ -421,7 +422,7 @@ def test_llama_cpp_reads_a_random_shape(tmp_path, monkeypatch):
     pytest.importorskip("gguf")
     monkeypatch.setitem(OFFICIAL, "llama3.2-1b", CONFIG)
     file = tmp_path / "random.gguf"
-    bench_peers.Files(model=None, shape="llama3.2-1b").write(str(file), "gguf", "Q4_0")
+    peers.Files(model=None, shape="llama3.2-1b").write(str(file), "gguf", "Q4_0")
     worker = Worker("llama.cpp", file=str(file), vocab_size=CONFIG.vocab_size, batch=1, slots=40, threads=1)
     assert worker("prefill", tokens=8) > 0 and worker("decode", tokens=4, context=8) > 0
     worker.close()
@@ -474,9 +475,9 @@ def test_a_llama_bench_that_isnt_there_is_refused(model, tmp_path, capsys):
 
 
 def test_integers_arent_turned_into_other_forms():
-    params = bench_ours.random_params(CONFIG, "int8")
+    params = ours.random_params(CONFIG, "int8")
     with pytest.raises(UsageError, match="are stored as integers; leave --forms out"):
-        bench_ours.in_form(params, "f32")
+        ours.in_form(params, "f32")
 
 
 def test_f136_a_picture_that_cant_be_written_is_refused_before_loading(tmp_path, capsys):

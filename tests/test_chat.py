@@ -11,12 +11,13 @@ import sys
 import pytest
 import torch
 
-from llama3_scratch import chat, word_wrap
+from llama3_scratch import chat
 from llama3_scratch.cache import Cache
-from llama3_scratch.conversation import Conversation
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.inference.conversation import Conversation
 from llama3_scratch.model import forward
-from llama3_scratch.repl import HELP, SETTINGS, Repl
+from llama3_scratch.terminal import word_wrap
+from llama3_scratch.terminal.repl import HELP, SETTINGS, Repl
 from tests import tiny
 from tests.compare import check
 
@@ -49,7 +50,7 @@ def talk(model, monkeypatch, capsys):
 @pytest.fixture
 def converse(model):
     """A conversation of the tiny model by these options."""
-    from llama3_scratch.options import open_model
+    from llama3_scratch.inference.options import open_model
 
     def converse(*argv):
         options = chat._parser().parse_args(["--model", model, "--temperature", "0", "--max-tokens", "7", *argv])
@@ -210,7 +211,7 @@ def test_sliding_options_go_together(talk):
 
 def interrupt(monkeypatch, at: int) -> None:
     """Ctrl-C at the `at`-th token."""
-    from llama3_scratch import stream
+    from llama3_scratch.inference import stream
 
     real = stream.stream
 
@@ -292,8 +293,8 @@ def test_f138_ctrl_c_at_the_prompt_goes_on_and_twice_leaves(talk):
 
 def test_an_answer_that_failed_leaves_no_wrong_cache(conversation, monkeypatch):
     """The failed prompt's tokens are in the cache where the older turn's were: they may not be taken for those."""
-    from llama3_scratch import stream
     from llama3_scratch.errors import ResourceError
+    from llama3_scratch.inference import stream
 
     first = "".join(conversation.reply("hello"))
     real = stream.stream
@@ -595,7 +596,7 @@ def test_a_base_model_is_refused(tmp_path, capsys):
 
 def test_without_a_network_it_says_what_fetches_the_model(offline, monkeypatch, capsys):
     """The storyteller can't chat: nothing is loaded in the model's place."""
-    from llama3_scratch import options
+    from llama3_scratch.inference import options
 
     monkeypatch.setattr(options, "read", lambda *args, **how: pytest.fail("nothing may be loaded"))
     assert chat.main([]) == 3

@@ -13,8 +13,8 @@ from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.init import init
 from llama3_scratch.model import forward
-from llama3_scratch.quantize import FORMS, dequantize, quantize
-from llama3_scratch.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.params.quantize import FORMS, dequantize, quantize
+from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from tests import tiny
 
 # 8 shards divide H, G, F and V; rows are whole blocks of 32 for Q4_0; with K = 8 one of the RoPE pairs turns slowly

@@ -20,12 +20,12 @@ from huggingface_hub import errors as hub_errors
 
 from llama3_scratch import download, verify
 from llama3_scratch.checkpoint import names
-from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
 from llama3_scratch.checkpoint.names import canonical, resolve, user_cache, weights_dir
 from llama3_scratch.config import Config
-from llama3_scratch.dialog import encode_dialog
 from llama3_scratch.errors import FileError, MismatchError, UsageError
-from tests.test_chat_template import model as chat_model
+from llama3_scratch.text.byte_level import read_tokenizer_json
+from llama3_scratch.text.dialog import encode_dialog
+from tests.text.test_chat_template import model as chat_model
 
 
 @pytest.fixture

@@ -10,14 +10,23 @@ import pytest
 import torch
 
 from llama3_scratch import evaluate
-from llama3_scratch.answers import answers
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import write_meta
+from llama3_scratch.evaluation.scoring import (
+    TooLongError,
+    apart,
+    ask,
+    choose,
+    estimate,
+    log_probabilities,
+    surprise,
+    windows,
+)
+from llama3_scratch.inference.answers import answers
+from llama3_scratch.inference.sample import sampler
+from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import forward
-from llama3_scratch.sample import sampler
-from llama3_scratch.scoring import TooLongError, apart, ask, choose, estimate, log_probabilities, surprise, windows
-from llama3_scratch.stream import stream
 from tests import tiny
 
 TEXT = "The quick brown fox jumps over the lazy dog. 敏捷的狐狸。 " * 6

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama3_scratch import generate, stream, text, word_wrap
+from llama3_scratch import generate
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.meta import write_meta
+from llama3_scratch.inference import stream
+from llama3_scratch.inference.options import open_model
 from llama3_scratch.native import kernels
-from llama3_scratch.options import open_model
-from llama3_scratch.quantize import quantize
+from llama3_scratch.params.quantize import quantize
 from llama3_scratch.stored import stored
-from llama3_scratch.text import Answer
-from llama3_scratch.timings import Timings
+from llama3_scratch.system.timings import Timings
+from llama3_scratch.terminal import word_wrap
+from llama3_scratch.text import answer as text_answer
+from llama3_scratch.text.answer import Answer
 from tests import tiny
 
 
@@ -101,7 +104,7 @@ def test_a_stop_string_ends_the_answer_before_it(run, chats):
     stop = text[3:5]
     answer = result(run, "hi", "--model", chats, "--stop", stop)[0]
     assert answer["finish_reason"] == "stop"
-    assert answer["text"] == text[: text.index(stop)]
+    assert answer["text"] == text[: answer.index(stop)]
 
 
 def test_logprobs_are_those_of_the_model(run, completes):
@@ -283,7 +286,7 @@ def test_f120_a_terminal_is_never_driven_by_the_model(capsys, monkeypatch):
 
 def test_words_of_an_answer_on_a_terminal_are_not_broken_and_in_a_pipe_nothing_is_added(run, chats, monkeypatch):
     shown = {}
-    monkeypatch.setattr(text, "piece", lambda token, tokenizer: b" wordy")
+    monkeypatch.setattr(text_answer, "piece", lambda token, tokenizer: b" wordy")
     monkeypatch.setattr(word_wrap, "columns", lambda: 22)
     for terminal in (False, True):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)

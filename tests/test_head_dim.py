@@ -11,7 +11,8 @@ import torch
 
 from llama3_scratch import convert, describe, model, parity
 from llama3_scratch.cache import Cache, Kept, RaggedCache
-from llama3_scratch.cache_forms import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.gguf import read_gguf
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.hf import read_hf
@@ -22,21 +23,20 @@ from llama3_scratch.checkpoint.peft import read_peft
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
 from llama3_scratch.linear import Params
-from llama3_scratch.lora import stack
-from llama3_scratch.memory import plan
 from llama3_scratch.model import attend, block, forward, fused_block
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import FastForward, NativeDecode, fast_decode
-from llama3_scratch.quantize import FORMS, quantize
-from llama3_scratch.sliding import SlidingCache
+from llama3_scratch.params.lora import stack
+from llama3_scratch.params.quantize import FORMS, quantize
 from llama3_scratch.stored import Tiles, stored
+from llama3_scratch.system.memory import plan
 from llama3_scratch.trace import watch
 from tests import tiny
+from tests.checkpoint.test_gguf import greedy, llama_cpp
+from tests.checkpoint.test_peft import doubled, their_model
 from tests.compare import DiffersError, check
 from tests.forms import plain
 from tests.hf_reference import hf_model, wide
-from tests.test_gguf import greedy, llama_cpp
-from tests.test_peft import doubled, their_model
 
 # D=48 L=3 H=6 G=2 (R=3) V=67 F=40, and K=22 (J=11): H·K=132, G·K=44
 CONFIG = replace(tiny.CONFIG, n_layers=3, head_dim=22)

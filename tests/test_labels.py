@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llama3_scratch.text import label
-from llama3_scratch.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.text.answer import label
+from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 
 LABELS = [
     (b"Paris", "Paris"),

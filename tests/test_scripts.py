@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from llama3_scratch.data.stories import stories
+from tests.documents.test_readme import blocks
 from tests.house import PACKAGE
-from tests.test_pretrain import SCRIPTS, script
-from tests.test_readme import blocks
+from tests.training.test_pretrain import SCRIPTS, script
 
 NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
 LEARNING = [

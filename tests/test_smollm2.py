@@ -9,18 +9,17 @@ import pytest
 import torch
 
 from llama3_scratch import generate, load
-from llama3_scratch.checkpoint.check import n_bytes
 from llama3_scratch.checkpoint.meta import open_pth
 from llama3_scratch.checkpoint.names import BLOCKS
 from llama3_scratch.download import download
 from llama3_scratch.errors import FileError
+from llama3_scratch.inference.options import open_model
+from llama3_scratch.inference.sample import sampler
+from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import block, forward
 from llama3_scratch.native import kernels
-from llama3_scratch.options import open_model
-from llama3_scratch.quantize import dequantize
-from llama3_scratch.sample import sampler
-from llama3_scratch.stored import stored
-from llama3_scratch.stream import stream
+from llama3_scratch.params.quantize import dequantize
+from llama3_scratch.stored import n_bytes, stored
 from tests import smollm2_golden as golden
 
 

@@ -117,7 +117,7 @@ def test_nothing_to_verify(folder, capsys):
 def test_tensors(tmp_path, monkeypatch, capsys, limit, value, code, said):
     from llama3_scratch.checkpoint import check, load
     from llama3_scratch.checkpoint.meta import write_meta
-    from llama3_scratch.tokenizer import PATTERN, Tokenizer
+    from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 
     from . import tiny
 

@@ -12,7 +12,8 @@ import re
 import nbformat
 import pytest
 
-from llama3_scratch import load, pictures, walkthrough
+from llama3_scratch import load, walkthrough
+from llama3_scratch.documents import pictures
 from llama3_scratch.errors import FileError, MismatchError
 from llama3_scratch.walkthrough import Block, difference, notebook, read, run, updated
 from tests.house import PACKAGE

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama3_scratch.checkpoint.byte_level import BYTE_OF, byte_level_tokenizer
 from llama3_scratch.checkpoint.meta import write_meta
-from llama3_scratch.checkpoint.pre_tokenizers import GPT2_PATTERN
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.init import init
 from llama3_scratch.linear import Params
-from llama3_scratch.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.text.byte_level import BYTE_OF, byte_level_tokenizer
+from llama3_scratch.text.pre_tokenizers import GPT2_PATTERN
+from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 
 # D=48 L=5 H=6 G=2 (R=3) V=67 F=40, K=8, J=4
 CONFIG = Config(48, 5, 6, 2, 67, 40, rope_scaling=RopeScaling(32.0), max_seq_len=4096)

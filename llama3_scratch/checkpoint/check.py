@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,12 +11,10 @@ from torch import Tensor
 
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
-from llama3_scratch.files import listed
-from llama3_scratch.stored import COLUMNS, NF4_GROUP, ROWS, SIBLINGS, Params, units
+from llama3_scratch.stored import COLUMNS, FLOATS, NF4_GROUP, ROWS, SIBLINGS, Params, dtype_name, units
+from llama3_scratch.system.files import listed
 
 log = logging.getLogger("llama3_scratch")
-
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 SCAN_LIMIT = 500_000_000  # bytes of weights below which `load` reads them all for NaN and infinity
 _PIECE = 1 << 24  # elements that the scan looks at together
@@ -180,18 +177,6 @@ def scan(params: Params, source: Path | str) -> None:
             log.warning("%s: %s: root mean square %g, which no trained Llama has", source, name, rms)
 
 
-def n_bytes(params: Params) -> int:
-    """Bytes of all weights, a shared one counted once."""
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in params.values()}.values())
-
-
-def each(params: Params, change: Callable[[Tensor], Tensor]) -> Params:
-    """Every tensor changed, a shared one once: a tied head stays the same tensor as its embedding."""
-    unique = {id(tensor): tensor for tensor in params.values()}
-    changed = {key: change(tensor) for key, tensor in unique.items()}
-    return {name: changed[id(tensor)] for name, tensor in params.items()}
-
-
 def same(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether both are absent or equal. The first row decides nearly always, so few gigabytes are read for this."""
     if one is None or other is None:
@@ -199,8 +184,3 @@ def same(one: Tensor | None, other: Tensor | None) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return one.data_ptr() == other.data_ptr() or (torch.equal(one[:1], other[:1]) and torch.equal(one, other))
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16`, without torch's prefix."""
-    return str(dtype).removeprefix("torch.")

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.checkpoint import names
-from llama3_scratch.checkpoint.check import dtype_name, n_bytes
-from llama3_scratch.checkpoint.progress import progress
-from llama3_scratch.files import write_whole
-from llama3_scratch.stored import Params
+from llama3_scratch.stored import Params, dtype_name, n_bytes
+from llama3_scratch.system.files import write_whole
+from llama3_scratch.system.progress import progress
 
 log = logging.getLogger("llama3_scratch")
 

@@ -25,10 +25,10 @@ from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize, has
 from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import listed, real, require_file, text, whole
 from llama3_scratch.linear import Params
-from llama3_scratch.memory import Plan, available, require
-from llama3_scratch.tokenizer import Tokenizer
+from llama3_scratch.system.files import listed, real, require_file, text, whole
+from llama3_scratch.system.memory import Plan, available, require
+from llama3_scratch.text.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 

@@ -16,10 +16,10 @@ from llama3_scratch.checkpoint.gguf import ROPE_FREQS, gguf_name, scaling_diviso
 from llama3_scratch.checkpoint.gguf_vocab import vocabulary
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
-from llama3_scratch.files import fresh_file, listed, unwritable
 from llama3_scratch.stored import COLUMNS, Floats, Params, Tiles, stored, units
+from llama3_scratch.system.files import fresh_file, listed, unwritable
+from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.tied import tie
-from llama3_scratch.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from llama3_scratch.checkpoint.byte_level import byte_level_tokenizer, merges, to_alphabet
-from llama3_scratch.checkpoint.chat_format import adopt_template, chat_settings, written_template
-from llama3_scratch.checkpoint.hf_added_tokens import control_names
-from llama3_scratch.checkpoint.pre_tokenizers import RULES, rule_name
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import text
-from llama3_scratch.tokenizer import ChatTemplate, Tokenizer
+from llama3_scratch.system.files import text
+from llama3_scratch.text.byte_level import byte_level_tokenizer, merges, to_alphabet
+from llama3_scratch.text.chat_format import adopt_template, chat_settings, written_template
+from llama3_scratch.text.hf_added_tokens import control_names
+from llama3_scratch.text.pre_tokenizers import RULES, rule_name
+from llama3_scratch.text.tokenizer import ChatTemplate, Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 

@@ -12,15 +12,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llama3_scratch.checkpoint.byte_level import write_tokenizer_json
-from llama3_scratch.checkpoint.check import FLOATS, dtype_name
-from llama3_scratch.checkpoint.hf import halves, hf_name, turned_heads
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
-from llama3_scratch.files import fresh_folder
 from llama3_scratch.linear import Params
+from llama3_scratch.params.hf_layout import halves, hf_name, turned_heads
+from llama3_scratch.stored import FLOATS, dtype_name
+from llama3_scratch.system.files import fresh_folder
+from llama3_scratch.text.byte_level import write_tokenizer_json
+from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.tied import tie
-from llama3_scratch.tokenizer import Tokenizer
 
 
 def write_hf(

@@ -10,8 +10,8 @@ import torch
 
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import require_file
 from llama3_scratch.linear import Params
+from llama3_scratch.system.files import require_file
 
 
 def read_llama2c(path: Path) -> tuple[Config, Params]:

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from llama3_scratch.checkpoint import gguf, hf, llama2c, meta
-from llama3_scratch.checkpoint.byte_level import read_tokenizer_json
-from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, each, n_bytes, scan
+from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, scan
 from llama3_scratch.checkpoint.fingerprint import Origin
 from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError, MissingFileError, UsageError
-from llama3_scratch.stored import Params, stored
-from llama3_scratch.tokenizer import EXTRA_FILE, Tokenizer, read_tokenizer, with_rows
+from llama3_scratch.stored import Params, each, n_bytes, stored
+from llama3_scratch.text.byte_level import read_tokenizer_json
+from llama3_scratch.text.tokenizer import EXTRA_FILE, Tokenizer, read_tokenizer, with_rows
 
 log = logging.getLogger("llama3_scratch")
 

@@ -20,11 +20,11 @@ from llama3_scratch.checkpoint.check import check, known_names, same
 from llama3_scratch.checkpoint.params_json import params_json, read_params_json
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import fresh_folder, read_json, real, require_file
-from llama3_scratch.memory import Plan, available, require
 from llama3_scratch.stored import FORMS, SIBLINGS, Params
+from llama3_scratch.system.files import fresh_folder, read_json, real, require_file
+from llama3_scratch.system.memory import Plan, available, require
+from llama3_scratch.text.tokenizer import Tokenizer, write_tokenizer
 from llama3_scratch.tied import tie
-from llama3_scratch.tokenizer import Tokenizer, write_tokenizer
 
 log = logging.getLogger("llama3_scratch")
 

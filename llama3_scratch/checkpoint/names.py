@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama3_scratch.config import OFFICIAL, official_name
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import require_utf8_name
+from llama3_scratch.system.files import require_utf8_name
 
 DEFAULT = "smollm2-135m"
 BLOCKS = f"{DEFAULT}-blocks"  # the same numbers in 4 and 8 bits, as its file has them: what generates fastest

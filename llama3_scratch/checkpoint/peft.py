@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llama3_scratch.checkpoint.check import FLOATS, dtype_name, scan
-from llama3_scratch.checkpoint.hf import halves, hf_name, neighbours, read_safetensors, turned_heads
+from llama3_scratch.checkpoint.check import scan
+from llama3_scratch.checkpoint.hf import read_safetensors
 from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.checkpoint.meta import open_pth
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import fresh_folder, listed, read_json, real, text, whole
-from llama3_scratch.lora import adapted, stack
-from llama3_scratch.stored import Params, stored
-from llama3_scratch.tokenizer import FRAMES
+from llama3_scratch.params.hf_layout import halves, hf_name, neighbours, turned_heads
+from llama3_scratch.params.lora import adapted, stack
+from llama3_scratch.stored import FLOATS, Params, dtype_name, stored
+from llama3_scratch.system.files import fresh_folder, listed, read_json, real, text, whole
+from llama3_scratch.text.tokenizer import FRAMES
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from llama3_scratch.data.batches import IGNORE, Batch
 from llama3_scratch.data.documents import objects, placed
-from llama3_scratch.dialog import Message, check_messages, encode_conversation
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.tokenizer import Tokenizer
-from llama3_scratch.training.batches import IGNORE, Batch
+from llama3_scratch.text.dialog import Message, check_messages, encode_conversation
+from llama3_scratch.text.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 

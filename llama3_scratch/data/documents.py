@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import decode, read_text, require_file
+from llama3_scratch.system.files import decode, read_text, require_file
 
 FILE, BLANK_LINE, LINE = "file", "blank-line", "line"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from llama3_scratch.data.batches import IGNORE, Batch
 from llama3_scratch.data.documents import lines, placed, rows
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.tokenizer import Tokenizer
-from llama3_scratch.training.batches import IGNORE, Batch
+from llama3_scratch.text.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 

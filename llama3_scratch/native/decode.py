@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.cache import NO_CACHE, Cache, Kept, NoCache
-from llama3_scratch.cache_forms import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import ResourceError, UsageError
 from llama3_scratch.linear import embed

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama3_scratch import hf_layers
+from llama3_scratch.compare import hf_layers
+from llama3_scratch.compare.difference import Difference, difference
 from llama3_scratch.config import Config
-from llama3_scratch.difference import Difference, difference
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.linear import Params, embed
 from llama3_scratch.model import block, decode, unembed

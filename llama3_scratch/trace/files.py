@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama3_scratch.checkpoint.check import dtype_name
 from llama3_scratch.checkpoint.hf_out import write_safetensors
-from llama3_scratch.files import write_whole
 from llama3_scratch.linear import Params
+from llama3_scratch.stored import dtype_name
+from llama3_scratch.system.files import write_whole
 from llama3_scratch.trace.tracer import Step
 
 

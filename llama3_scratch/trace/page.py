@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama3_scratch.checkpoint.check import dtype_name
 from llama3_scratch.config import Config
-from llama3_scratch.files import write_whole
 from llama3_scratch.linear import Params
-from llama3_scratch.text import legible, piece
-from llama3_scratch.tokenizer import Tokenizer
+from llama3_scratch.stored import dtype_name
+from llama3_scratch.system.files import write_whole
+from llama3_scratch.text.answer import legible, piece
+from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import Step
 from llama3_scratch.trace.views import likeliest
 

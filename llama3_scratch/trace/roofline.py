@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from llama3_scratch.machine import Machine
-from llama3_scratch.memory import size
+from llama3_scratch.system.machine import Machine
+from llama3_scratch.system.memory import size
 from llama3_scratch.trace.cost import Cost
 from llama3_scratch.trace.tracer import Step
 

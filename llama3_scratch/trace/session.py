@@ -11,18 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama3_scratch import cli
+from llama3_scratch.compare.hf_layers import require_transformers
 from llama3_scratch.errors import FileError, MismatchError, UsageError
-from llama3_scratch.hf_layers import require_transformers
-from llama3_scratch.text import label
+from llama3_scratch.system import cli
+from llama3_scratch.text.answer import label
 
 if TYPE_CHECKING:
     import torch
 
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.config import Config
-    from llama3_scratch.machine import Machine
-    from llama3_scratch.text import Answer
+    from llama3_scratch.system.machine import Machine
+    from llama3_scratch.text.answer import Answer
     from llama3_scratch.trace.compare import Reference
     from llama3_scratch.trace.page import Page
     from llama3_scratch.trace.tracer import Step
@@ -45,7 +45,7 @@ class Session:
         import torch
 
         from llama3_scratch.checkpoint.load import weight_files
-        from llama3_scratch.machine import measure
+        from llama3_scratch.system.machine import measure
         from llama3_scratch.trace.table import Table
 
         config = checkpoint.config
@@ -138,7 +138,7 @@ class Session:
 
     def compare(self) -> None:
         """Print the run beside the one that --trace-compare names. Raises MismatchError where they part."""
-        from llama3_scratch.checkpoint.check import dtype_name
+        from llama3_scratch.stored import dtype_name
         from llama3_scratch.trace import compare
 
         if self._reference is None:
@@ -225,7 +225,7 @@ def _reference(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch
 
 def _page(options: argparse.Namespace, checkpoint: Checkpoint, files: Mapping[str, str], length: int) -> Page | None:
     """The page that --trace-out asks for, if it does, of a prompt of `length` tokens."""
-    from llama3_scratch.stream import CHUNK
+    from llama3_scratch.inference.stream import CHUNK
     from llama3_scratch.trace.page import Page
 
     if options.trace_out is None or options.trace_out.suffix != ".html":
@@ -239,7 +239,7 @@ def trace_without_weights(options: argparse.Namespace, config: Config, length: i
     """Print the steps, where --trace asks for them, and the sums of one pass of `length` tokens."""
     import torch
 
-    from llama3_scratch.machine import measure
+    from llama3_scratch.system.machine import measure
     from llama3_scratch.trace import files, shapes
     from llama3_scratch.trace.table import Table
 

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama3_scratch.config import Config, expected
 from llama3_scratch.linear import Params
-from llama3_scratch.machine import Machine
-from llama3_scratch.memory import size
 from llama3_scratch.model import block, forward
+from llama3_scratch.system.machine import Machine
+from llama3_scratch.system.memory import size
 from llama3_scratch.trace import roofline
 from llama3_scratch.trace.cost import Cost
 from llama3_scratch.trace.tracer import Step, watch

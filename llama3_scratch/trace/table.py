@@ -10,9 +10,9 @@ from typing import TextIO
 
 import torch
 
-from llama3_scratch.checkpoint.check import dtype_name
 from llama3_scratch.linear import Params
-from llama3_scratch.machine import Machine
+from llama3_scratch.stored import dtype_name
+from llama3_scratch.system.machine import Machine
 from llama3_scratch.trace.roofline import beside
 from llama3_scratch.trace.tracer import Statistics, Step
 

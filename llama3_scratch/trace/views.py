@@ -13,8 +13,8 @@ from torch import Tensor
 from llama3_scratch.config import Config
 from llama3_scratch.linear import Params
 from llama3_scratch.model import rms_norm, unembed
-from llama3_scratch.text import label
-from llama3_scratch.tokenizer import Tokenizer
+from llama3_scratch.text.answer import label
+from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import Step
 
 WIDTH = 16  # the last tokens of a prompt that a matrix shows

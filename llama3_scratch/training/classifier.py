@@ -13,20 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama3_scratch.checkpoint.check import each
 from llama3_scratch.checkpoint.hf import read_safetensors
 from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.config import Config
+from llama3_scratch.data.batches import IGNORE, Batch, Batches
 from llama3_scratch.data.labelled import READ
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.files import fresh_folder, read_json
 from llama3_scratch.linear import Params, at_least_f32, embed, linear
-from llama3_scratch.lora import attach, trainable
 from llama3_scratch.model import decode, fused_block
-from llama3_scratch.stored import quantised
-from llama3_scratch.timings import remaining
-from llama3_scratch.training.batches import IGNORE, Batch, Batches
+from llama3_scratch.params.lora import attach, trainable
+from llama3_scratch.stored import each, quantised
+from llama3_scratch.system.files import fresh_folder, read_json
+from llama3_scratch.system.timings import remaining
 from llama3_scratch.training.loop import DTYPES
 from llama3_scratch.training.loss import Wrap, cross_entropy, unchanged
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from llama3_scratch.checkpoint.load import Checkpoint
+from llama3_scratch.data.batches import require_context
 from llama3_scratch.data.labelled import Labelled, LabelledTexts
-from llama3_scratch.files import write_whole
-from llama3_scratch.timings import peak_rss_bytes
+from llama3_scratch.system.display import display
+from llama3_scratch.system.files import write_whole
+from llama3_scratch.system.timings import peak_rss_bytes
 from llama3_scratch.training import checkpoints, record
-from llama3_scratch.training.batches import require_context
 from llama3_scratch.training.classifier import class_loss, confusion, prepare, write_classifier
-from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import DTYPES, Plan, Training, run
 
 log = logging.getLogger("llama3_scratch")

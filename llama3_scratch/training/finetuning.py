@@ -11,20 +11,19 @@ from typing import Any
 
 import torch
 
-from llama3_scratch.checkpoint.check import each
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.checkpoint.peft import write_peft
 from llama3_scratch.config import Config
+from llama3_scratch.data.batches import require_context
 from llama3_scratch.data.conversations import Conversation, Conversations
 from llama3_scratch.errors import UsageError
-from llama3_scratch.lora import adapted, adapter, attach, detach, trainable
-from llama3_scratch.quantize import quantize
-from llama3_scratch.stored import Params, quantised
-from llama3_scratch.timings import peak_rss_bytes
+from llama3_scratch.params.lora import adapted, adapter, attach, detach, trainable
+from llama3_scratch.params.quantize import quantize
+from llama3_scratch.stored import Params, each, quantised
+from llama3_scratch.system.display import display
+from llama3_scratch.system.timings import peak_rss_bytes
 from llama3_scratch.training import checkpoints, record
-from llama3_scratch.training.batches import require_context
-from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import DTYPES, Plan, Training, run
 
 log = logging.getLogger("llama3_scratch")

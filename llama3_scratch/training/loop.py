@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.config import Config
+from llama3_scratch.data.batches import IGNORE, Batch, Batches
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
 from llama3_scratch.linear import Params
 from llama3_scratch.model import Block
 from llama3_scratch.tied import tie
 from llama3_scratch.training import checkpoints
-from llama3_scratch.training.batches import IGNORE, Batch, Batches
 from llama3_scratch.training.compiled import compiled
 from llama3_scratch.training.fp8 import in_fp8
 from llama3_scratch.training.loss import next_token_loss, recomputed

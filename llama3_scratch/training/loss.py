@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from llama3_scratch.config import Config
+from llama3_scratch.data.batches import IGNORE, Batch
 from llama3_scratch.linear import Params
 from llama3_scratch.model import Block, block, forward, fused_block
-from llama3_scratch.training.batches import IGNORE, Batch
 
 Wrap = Callable[[Block], Block]
 

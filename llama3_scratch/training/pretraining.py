@@ -14,12 +14,12 @@ import torch
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import Config
 from llama3_scratch.data.shards import Shards
+from llama3_scratch.inference.sample import sampler
+from llama3_scratch.inference.stream import stream
 from llama3_scratch.init import init
-from llama3_scratch.sample import sampler
-from llama3_scratch.stream import stream
-from llama3_scratch.text import text_of
+from llama3_scratch.system.display import display
+from llama3_scratch.text.answer import text_of
 from llama3_scratch.training import checkpoints, record
-from llama3_scratch.training.display import display
 from llama3_scratch.training.loop import Plan, Training, run
 
 log = logging.getLogger("llama3_scratch")

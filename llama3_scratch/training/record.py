@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from llama3_scratch.config import Config
-from llama3_scratch.files import unwritable, write_whole
-from llama3_scratch.machine import peaks
-from llama3_scratch.timings import duration
-from llama3_scratch.training.display import Show
+from llama3_scratch.system.display import Show
+from llama3_scratch.system.files import unwritable, write_whole
+from llama3_scratch.system.machine import peaks
+from llama3_scratch.system.timings import duration
 from llama3_scratch.training.loop import Step
 
 log = logging.getLogger("llama3_scratch")

@@ -1,0 +1,216 @@
+"""A conversation with an instruct model: the messages so far, and a cache of what the model has seen of them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+from bisect import bisect_left
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.generate import timed_stream, warn_if_clamped
+from llama3_scratch.inference.options import make_cache, make_guesses
+from llama3_scratch.system.files import read_json, unwritable, write_whole
+from llama3_scratch.system.timings import Timings
+from llama3_scratch.text.answer import Answer
+
+if TYPE_CHECKING:
+    import torch
+
+    from llama3_scratch.checkpoint.load import Checkpoint
+
+log = logging.getLogger("llama3_scratch")
+
+Messages = list[dict[str, Any]]
+
+
+class Conversation:
+    """Messages, all that were said, and what the model knows of them: each turn computes only what is new.
+
+    Where the context is full the oldest turns are no longer shown to the model: `forgotten` messages, the system
+    message never. With a sliding cache it forgets tokens instead.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, options: argparse.Namespace, *, load_s: float = 0.0
+    ) -> None:
+        self.checkpoint, self.dtype, self.options = checkpoint, dtype, options
+        self.tokenizer = checkpoint.require_tokenizer()
+        self.set_system(options.system or "")
+        self.timings = Timings(load_s)
+        self.ended: str | None = None  # what ended the last answer: stop, max_tokens, context; None: a person did
+        self._cache = make_cache(options, checkpoint.config)
+        self._seen: list[int] = []  # what the cache has taken in, in the order of the text
+        self._guesses = make_guesses(options, checkpoint, dtype)
+        self._fitting([{"role": "user", "content": "?"}])  # a --system or a --date that can't be is told at once
+
+    @property
+    def n_cached(self) -> int:
+        return self._cache.length
+
+    def set_system(self, text: str) -> None:
+        """Start anew under this system message; under none where it's empty."""
+        self.begin([{"role": "system", "content": text}] if text else [])
+
+    def clear(self) -> None:
+        """Start anew under the same system message."""
+        self.begin(self._system)
+
+    def begin(self, messages: Messages) -> None:
+        """Go on from these messages."""
+        self._system = [message for message in messages[:1] if message["role"] == "system"]
+        self.messages = messages[len(self._system) :]
+        self.forgotten = 0
+
+    @property
+    def last(self) -> str | None:
+        """The text of the user's last message."""
+        asked = self._asked()
+        return None if asked is None else self.messages[asked]["content"]
+
+    def reply(self, text: str) -> Generator[str, None, None]:
+        """Say `text`; yield the answer piece by piece.
+
+        Ctrl-C, which is raised on, and `close` end it; what was said until then is kept.
+        """
+        return self._answer([*self.messages, {"role": "user", "content": text}])
+
+    def retry(self, text: str | None = None) -> Generator[str, None, None]:
+        """Answer the user's last message again, or this text in its place, and forget what came of it.
+
+        Where the last message isn't the assistant's, as in a conversation that was loaded, it is answered.
+        """
+        asked = self._asked()
+        if asked is None:
+            raise UsageError("there is no message yet; type one")
+        if text is None and self.messages[-1]["role"] != "assistant":
+            return self._answer(self.messages)
+        message = self.messages[asked]
+        return self._answer([*self.messages[:asked], message if text is None else {**message, "content": text}])
+
+    def _asked(self) -> int | None:
+        """Where the user's last message is."""
+        asked = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
+        return asked[-1] if asked else None
+
+    def _answer(self, messages: Messages) -> Generator[str, None, None]:
+        prompt, forgotten = self._fitting(messages)
+        if not self._cache.endless:
+            warn_if_clamped(len(prompt), self.checkpoint, self.options)
+        answer = Answer(self.tokenizer, self.tokenizer.stop_tokens, self.options.stop)
+        self.timings, self.ended = Timings(self.timings.load_s), None
+        shown = 0
+        steps = timed_stream(
+            [self._take_up(prompt)],
+            [answer],
+            self.checkpoint,
+            self.dtype,
+            self.options,
+            self.timings,
+            cache=self._cache,
+            guesses=self._guesses,
+        )
+        left: BaseException | None = None
+        try:
+            with contextlib.closing(steps):  # the cache gives up what was guessed
+                for _ in steps:
+                    piece, shown = answer.text[shown:], len(answer.text)
+                    yield piece
+            full = len(answer.tokens) < self.options.max_tokens
+            self.ended = "stop" if answer.finish_reason == "stop" else "context" if full else "max_tokens"
+        except (KeyboardInterrupt, GeneratorExit) as error:
+            left = error
+        self._seen = [*prompt, *answer.tokens][: self._cache.dropped + self._cache.length]
+        if self.ended or shown:  # what was interrupted before it began wasn't said
+            self.messages = [*messages, {"role": "assistant", "content": answer.text[:shown]}]
+            self.forgotten = forgotten
+        if left is not None:
+            raise left
+
+    def _known(self, prompt: list[int]) -> int:
+        """How many of the prompt's tokens the cache has taken in, the last one excepted: that is computed anew."""
+        from llama3_scratch.caches.prompt_cache import common_prefix
+
+        known = min(common_prefix(prompt, self._seen), len(prompt) - 1)
+        parts_in_a_gap = self._cache.dropped and known <= self._cache.dropped + self._cache.sinks
+        return 0 if parts_in_a_gap else known
+
+    def _take_up(self, prompt: list[int]) -> list[int]:
+        """Keep in the cache what the prompt begins with, and make room for the rest: the tokens kept, and that rest."""
+        import torch
+
+        known = self._known(prompt)
+        self._cache.rewind(max(0, known - self._cache.dropped))
+        self._seen = prompt[:known]  # whatever cuts the answer short, no more than the truth
+        with torch.inference_mode():
+            self._cache.span(len(prompt) - known + 1)  # a sliding one drops tokens now
+        return [*prompt[: self._cache.sinks], *prompt[self._cache.sinks + self._cache.dropped :]]
+
+    def _slides(self, prompt: list[int]) -> bool:
+        """Whether the cache makes room for what is new in the prompt."""
+        known, kept = self._known(prompt), self._cache.sinks + (self.options.sliding or 0)
+        return bool(self._cache.endless and known and kept + len(prompt) - known < self._cache.limit)
+
+    def _fitting(self, messages: Messages) -> tuple[list[int], int]:
+        """The prompt's ids, and how many of the oldest messages had to be left out, so that an answer fits too.
+
+        As many as free a quarter of the context: all that stays has to be computed anew, at its new place.
+        """
+        from llama3_scratch.text.dialog import encode_dialog
+
+        def encoded(begin: int) -> list[int]:
+            return encode_dialog([*self._system, *messages[begin:]], self.tokenizer, date=self.options.date)
+
+        turns = [index for index, message in enumerate(messages) if message["role"] == "user"]
+        limit = self._cache.limit
+        answer = min(self.options.max_tokens, limit // 4)
+        begin = min(self.forgotten, turns[-1])
+        prompt = encoded(begin)
+        if len(prompt) + answer <= limit or self._slides(prompt):
+            return prompt, begin
+        if later := [turn for turn in turns if turn > begin]:
+            fits = bisect_left(later, True, key=lambda turn: len(encoded(turn)) + answer <= limit * 3 // 4)
+            begin = later[min(fits, len(later) - 1)]
+            prompt = encoded(begin)
+            log.info(
+                "The context of %d tokens is full: the oldest %d of %d messages are forgotten.",
+                limit,
+                begin,
+                len(messages),
+            )
+        if len(prompt) >= limit:
+            longer = self.checkpoint.config.max_seq_len
+            remedy = f", or start chat with --max-seq-len {longer}" if limit < longer else ""
+            raise UsageError(
+                f"the message and its frame are {len(prompt)} tokens, the context holds {limit} and wants one for the "
+                f"answer: shorten {'it or the system message' if self._system else 'it'}{remedy}"
+            )
+        return prompt, begin
+
+    def save(self, path: Path) -> None:
+        """Write the conversation as JSON: {"messages": [{"role", "content"}, …]}."""
+        try:
+            write_whole(
+                path, json.dumps({"messages": [*self._system, *self.messages]}, ensure_ascii=False, indent=1) + "\n"
+            )
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+    def load(self, path: Path) -> None:
+        """Go on with a conversation that `save` wrote, or another of the same form."""
+        from llama3_scratch.text.dialog import encode_dialog
+
+        messages = read_json(path, "a saved conversation").get("messages")
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise FileError(f'{path}: expected {{"messages": [{{"role": …, "content": …}}, …]}}')
+        waits = messages and messages[-1].get("role") in ("user", "tool")
+        try:  # whether the model can be shown it is seen now, and not at the next message
+            more = [] if waits else [{"role": "user", "content": "?"}]
+            encode_dialog([*messages, *more], self.tokenizer, date=self.options.date)
+        except UsageError as error:
+            raise FileError(f"{path}: {error}") from error
+        self.begin(messages)

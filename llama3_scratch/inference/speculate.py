@@ -1,0 +1,120 @@
+"""Guessing ahead: a pass over the last token and a few guessed ones costs little more than one over the last alone, and
+where the guesses are what the model says anyway, one pass makes several tokens.
+
+What is sampled at each place comes from the model's own logits there, so the text is that of a run without guesses,
+with any sampler: a guess only decides whether the next place's logits were computed for the right beginning. For
+guesses without a probability of their own this is the rule of arXiv:2211.17192 and arXiv:2302.01318.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from llama3_scratch.cache import Cache
+from llama3_scratch.caches.prompt_cache import common_prefix
+from llama3_scratch.config import Config
+from llama3_scratch.linear import Params
+from llama3_scratch.native.decode import FastForward
+
+# Tokens so far, how many are wanted at most → the tokens that may follow.
+Propose = Callable[[Sequence[int], int], list[int]]
+
+MOST = 8  # guesses that a pass checks
+_FADING = 0.8  # of an average at each new pass: about the last five count
+_PAUSE, _LONGEST_PAUSE = 16, 256  # tokens without guesses, once they have cost more than they brought
+
+
+class NoGuesses:
+    """Nothing is guessed: a pass makes one token."""
+
+    proposed = accepted = 0
+
+    def guess(self, seen: Sequence[int], most: int) -> list[int]:
+        """At most `most` tokens that may follow `seen`."""
+        return []
+
+    def learn(self, proposed: int, accepted: int, seconds: float) -> None:
+        """Hear of a pass: how many guesses it checked, how many were right, how long it took."""
+
+
+NO_GUESSES = NoGuesses()
+
+
+class Guesses(NoGuesses):
+    """Guesses by `propose`, as many as have lately been right, and for a while none where they lose time.
+
+    `proposed` and `accepted` count all of them. `clock` tells seconds.
+    """
+
+    def __init__(self, propose: Propose, *, most: int = MOST, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._propose, self._most, self._clock = propose, most, clock
+        self.proposed = self.accepted = 0
+        self._wanted = min(4, most)
+        self._plain = self._guessed = 0.0  # seconds a token, averaged: without guesses and with them
+        self._drafting = 0.0  # seconds that the guesses of the coming pass took
+        self._paused, self._pause = 1, _PAUSE  # the first pass is without guesses, to know what one takes
+
+    def guess(self, seen: Sequence[int], most: int) -> list[int]:
+        if self._paused:
+            self._paused -= 1
+            return []
+        begun = self._clock()
+        guesses = self._propose(seen, min(self._wanted, most))
+        self._drafting = self._clock() - begun
+        return guesses
+
+    def learn(self, proposed: int, accepted: int, seconds: float) -> None:
+        self.proposed += proposed
+        self.accepted += accepted
+        if not proposed:
+            self._plain = self._faded(self._plain, seconds)
+            return
+        self._wanted = min(self._most, 2 * self._wanted) if accepted == proposed else max(1, accepted + 1)
+        self._guessed = self._faded(self._guessed, (seconds + self._drafting) / (accepted + 1))
+        if self._plain and self._guessed > self._plain:
+            self._paused, self._guessed = self._pause, 0.0
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        elif accepted == proposed:
+            self._pause = _PAUSE
+
+    @staticmethod
+    def _faded(average: float, new: float) -> float:
+        return _FADING * average + (1 - _FADING) * new if average else new
+
+
+def lookup(seen: Sequence[int], most: int, *, longest: int = 3) -> list[int]:
+    """What followed the last tokens where they stood before: no second model, good for texts that repeat or quote.
+
+    The latest place counts at which the last `longest` tokens stood, or else the last two, or the last one.
+    """
+    for n in range(min(longest, len(seen) - 1), 0, -1):
+        last = list(seen[-n:])
+        for begin in range(len(seen) - n - 1, -1, -1):
+            if seen[begin] == last[0] and list(seen[begin : begin + n]) == last:
+                return list(seen[begin + n : begin + n + most])
+    return []
+
+
+class DraftModel:
+    """Guesses of a smaller model with the same tokens: what it finds likeliest. It keeps a cache of its own."""
+
+    def __init__(self, params: Params, config: Config, *, dtype: torch.dtype | None = None) -> None:
+        self._model, self._config = FastForward(params, config, dtype=dtype), config
+        self._cache = Cache(config.max_seq_len)
+        self._cached: list[int] = []
+
+    @torch.inference_mode()
+    def __call__(self, seen: Sequence[int], most: int) -> list[int]:
+        same = min(common_prefix(seen, self._cached), len(seen) - 1)
+        self._cache.rewind(same)
+        guesses: list[int] = []
+        most = min(most, self._config.max_seq_len - len(seen))
+        tokens = list(seen[same:])
+        while len(guesses) < most:
+            guesses.append(int(self._model.logits(torch.tensor([tokens]), self._cache)[0, -1].argmax()))
+            tokens = guesses[-1:]
+        self._cached = [*seen, *guesses][: self._cache.length]
+        return guesses

@@ -1,0 +1,177 @@
+"""What every verb's command line shares: how options are refused, where messages go, which code it ends with.
+
+Text goes to stdout, everything else to stderr. No torch here: `--help` and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import functools
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NoReturn
+
+from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
+from llama3_scratch.system import stdio
+from llama3_scratch.system.files import FULL
+
+log = logging.getLogger("llama3_scratch")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises UsageError, suggests the flag that was meant, and knows --debug and --quiet."""
+
+    def __init__(self, verb: str, description: str, **kwargs: Any) -> None:
+        super().__init__(prog=f"python -m llama3_scratch.{verb}", description=description, allow_abbrev=False, **kwargs)
+        self.add_argument("--quiet", action="store_true", help="print nothing on stderr but errors")
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+    def parse_args(self, args=None, namespace=None):
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            self.error(f"unknown argument {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
+        return known
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """What a name that isn't among the known ones may have been meant for, and if nothing like it is there, all."""
+    begun = [one for one in known if name and one.startswith(name)]
+    close = begun or difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+
+
+def script(name: str, doc: str | None) -> Parser:
+    """The parser of scripts/{name}.py, whose --help shows the script's docstring as it stands, examples included."""
+    parser = Parser(name, doc or "", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.prog = f"python scripts/{name}.py"
+    return parser
+
+
+def number(
+    kind: Callable[[str], Any],
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> Callable[[str], Any]:
+    """An argparse `type`: a finite int or float within bounds; its message says which."""
+    limits = [
+        *([f"at least {least:g}"] if least is not None else []),
+        *([f"above {above:g}"] if above is not None else []),
+        *([f"at most {most:g}"] if most is not None else []),
+    ]
+    wanted = f"a{' whole' if kind is int else ''} number" + (" " + " and ".join(limits) if limits else "")
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if (
+            value is None
+            or value != value
+            or abs(value) == float("inf")
+            or (least is not None and value < least)
+            or (above is not None and value <= above)
+            or (most is not None and value > most)
+        ):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        return value
+
+    convert.__doc__ = wanted
+    return convert
+
+
+def text(given: str) -> str:
+    """An argparse `type`: text, in UTF-8 where the locale's encoding didn't know its bytes."""
+    try:
+        return given.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"expected text in UTF-8, got {given!r}") from None
+
+
+class _Sentence(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
+
+
+@contextlib.contextmanager
+def _messages_on_stderr(quiet: bool) -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Sentence())
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+def verb(make_parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Namespace], int]], Callable[..., int]]:
+    """Turn `run(options) -> exit code` into `main(argv) -> exit code`, with errors as one sentence on stderr."""
+
+    def decorate(run: Callable[[argparse.Namespace], int]) -> Callable[..., int]:
+        @functools.wraps(run)
+        def main(argv: Sequence[str] | None = None) -> int:
+            stdio.prepare()
+            arguments = list(sys.argv[1:] if argv is None else argv)
+            try:
+                options = make_parser().parse_args(arguments)
+                with _messages_on_stderr(options.quiet):
+                    code = run(options)
+                sys.stdout.flush()
+                return code
+            except SystemExit as done:  # argparse's --help
+                return int(done.code or 0)
+            except KeyboardInterrupt:
+                return 130
+            except BrokenPipeError:
+                return 141  # whoever read us (| head) has seen enough
+            except Exception as error:
+                return report(error, debug="--debug" in arguments)
+            finally:
+                stdio.settle()
+
+        return main
+
+    return decorate
+
+
+def ended_by(signal: int) -> int:
+    """The exit code of what a signal ended in good order, 0 where none did: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + signal if signal else 0
+
+
+def report(error: Exception, *, debug: bool) -> int:
+    """Print the error as one sentence, with a traceback where it's none of ours; its exit code."""
+    known = as_ours(error)
+    with contextlib.suppress(OSError):  # where stderr takes no more, the exit code still tells
+        if debug or known is None:
+            traceback.print_exception(error)
+        print(f"error: {known or error}", file=sys.stderr)
+    return known.exit_code if known else 1
+
+
+def as_ours(error: Exception) -> Llama3Error | None:
+    """The error as one of ours where a person could have caused it, else None."""
+    if isinstance(error, Llama3Error):
+        return error
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error).lower():
+        return ResourceError("out of memory; lower --max-seq-len, take fewer prompts at once, or a smaller model")
+    if isinstance(error, OSError) and error.errno in FULL:
+        return ResourceError(f"the disk is full: {error.filename or error.strerror}")
+    if isinstance(error, OSError) and error.filename is not None:
+        return FileError(f"{error.filename}: {error.strerror}")
+    return None

@@ -1,0 +1,386 @@
+"""Chats ↔ token ids, message by message: what a user types can't become a control token.
+
+A message is a dict, as JSON has it: `role` (system, user, assistant or tool) and `content`; an assistant's may have
+`tool_calls`, each `{"name": …, "arguments": {…}}` or as OpenAI has it, and `stop_reason` "end_of_message" where it
+waits for a tool. The layout is Meta's `ChatFormat` or, for `chat_format` "chatml", SmolLM2's template; for "template"
+it's what the model's own template makes (`chat_template`).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llama3_scratch.errors import UsageError
+from llama3_scratch.text.answer import text_of
+from llama3_scratch.text.chat_template import encode_chat, render
+from llama3_scratch.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+ROLES = ("system", "user", "assistant", "tool")
+STOP_REASONS = ("end_of_turn", "end_of_message", "out_of_tokens")
+TOOL_FORMATS = ("json", "function_tag", "python_list")
+# Meta's built-in tools have a text of their own in whatever format: a query each, or the code itself.
+QUERY_TOOLS = ("brave_search", "wolfram_alpha", "photogen")
+CODE_TOOL = "code_interpreter"
+
+
+def encode_dialog(
+    messages: Sequence[Message], tokenizer: Tokenizer, *, tool_format: str = "json", date: str | None = None
+) -> list[int]:
+    """Ids of the prompt that asks for the assistant's next message.
+
+    `date` ("26 Jul 2024") is today's for a template that asks; it lays a Llama 3 chat without one out as Hugging Face's
+    3.1 template does: a system message that begins with the knowledge cutoff and today's date, every content stripped.
+    Without it, as Meta does: nothing is added.
+    """
+    check_order(messages)
+    if tokenizer.chat_format == "template":
+        assert tokenizer.chat_template
+        if tool_format != "json":
+            raise UsageError(f"the tool format {tool_format} goes with Meta's frame; a chat template has its own")
+        return encode_chat([_plain(message) for message in messages], tokenizer.chat_template, tokenizer, date=date)
+    opening, messages = _opening(messages, tokenizer, date)
+    framed = (id for message in messages for id in encode_message(message, tokenizer, tool_format=tool_format))
+    return [*opening, *framed, *_open_answer(tokenizer)]
+
+
+def encode_conversation(
+    messages: Sequence[Message], tokenizer: Tokenizer, *, date: str | None = None
+) -> tuple[list[int], list[bool]]:
+    """Ids of a chat to learn from, and of each whether the assistant writes it: all of an answer behind its header,
+    with the token that ends it. `date` is as of `encode_dialog`.
+
+    Raises UsageError for a chat without an answer, and where a template doesn't say where answers begin and end.
+    """
+    check_messages(messages)
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        raise UsageError("the chat has no message of the assistant, so there is nothing to learn")
+    if tokenizer.chat_format == "template":
+        return _templated_conversation([_plain(message) for message in messages], answers, tokenizer, date)
+    opening, messages = _opening(messages, tokenizer, date)
+    parts = [(opening, False)]
+    for message in messages:
+        ids = encode_message(message, tokenizer)
+        if message["role"] != "assistant":
+            parts.append((ids, False))
+            continue
+        header = _open_answer(tokenizer)
+        if tokenizer.chat_format == "chatml":  # the line end behind an answer isn't the assistant's to write
+            body = [*_text(_parts(message)[1], tokenizer), tokenizer.special("<|im_end|>")]
+            parts += [(header, False), (body, True), (ids[-1:], False)]
+        else:
+            parts += [(header, False), (ids[len(header) :], True)]
+    if tokenizer.chat_format == "chatml" and messages[-1]["role"] == "assistant":
+        parts.pop()
+    return [id for ids, _ in parts for id in ids], [written for ids, written in parts for _ in ids]
+
+
+def _templated_conversation(
+    messages: list[Message], answers: list[int], tokenizer: Tokenizer, date: str | None
+) -> tuple[list[int], list[bool]]:
+    """As `encode_conversation`: an answer is what the template writes from a prompt's end to the next stop token."""
+    assert tokenizer.chat_template
+    if answers[0] == 0:
+        raise UsageError("the chat begins with an answer, expected a message before it, which the template opens with")
+    chats: list[tuple[Sequence[Message], bool]] = [(messages[:index], True) for index in answers]
+    *prompts, whole = render([*chats, (messages, False)], tokenizer.chat_template, tokenizer, date=date)
+    parts, done = [], 0
+    for number, (index, prompt) in enumerate(zip(answers, prompts, strict=True)):
+        begin = len(prompt.text)
+        if not whole.text.startswith(prompt.text) or begin < done:
+            raise UsageError(
+                f"the model's chat template lays the chat before message {index} out otherwise once that answer is "
+                "there, so what the assistant writes can't be told; take the chat format llama3 or chatml"
+            )
+        end = whole.find(tokenizer.stop_tokens, tokenizer, begin)
+        if end < 0 or any(len(later.text) < end for later in prompts[number + 1 :]):
+            raise UsageError(
+                f"the model's chat template ends message {index} with none of its stop tokens, so a model that learns "
+                "such answers would never stop; take the chat format llama3 or chatml"
+            )
+        parts += [(whole[done:begin].ids(tokenizer), False), (whole[begin:end].ids(tokenizer), True)]
+        done = end
+    if len(messages) > answers[-1] + 1:
+        parts.append((whole[done:].ids(tokenizer), False))
+    return [id for ids, _ in parts for id in ids], [written for ids, written in parts for _ in ids]
+
+
+def _opening(
+    messages: Sequence[Message], tokenizer: Tokenizer, date: str | None
+) -> tuple[list[int], Sequence[Message]]:
+    """What a frame puts before the first message: ids, and the messages with the system prompt that none replaces."""
+    if tokenizer.chat_format is None:
+        raise UsageError("this tokenizer has no chat format, so its model completes text; take an instruct model")
+    if tokenizer.chat_format == "llama3":
+        return [tokenizer.special("<|begin_of_text|>")], messages if date is None else _dated(messages, date)
+    if date is not None:
+        raise UsageError("a date goes into Llama 3's system message; this model chats in ChatML, leave it out")
+    if messages[0]["role"] != "system" and tokenizer.system_prompt is not None:
+        messages = [{"role": "system", "content": tokenizer.system_prompt}, *messages]
+    return [], messages
+
+
+def _open_answer(tokenizer: Tokenizer) -> list[int]:
+    """Ids behind which the assistant's next message is written."""
+    if tokenizer.chat_format == "chatml":
+        return [tokenizer.special("<|im_start|>"), *_text("assistant\n", tokenizer)]
+    return _header("assistant", tokenizer)
+
+
+def encode_message(message: Message, tokenizer: Tokenizer, *, tool_format: str = "json") -> list[int]:
+    """Ids of one message as a fixed format frames it, from its header to the token that ends it."""
+    role, content, calls = _parts(message)
+    if tokenizer.chat_format == "template":
+        raise UsageError("a chat template lays out whole chats, not one message; take encode_dialog")
+    if tokenizer.chat_format == "chatml":
+        if calls:
+            raise UsageError("ChatML has no tool calls here; write them into the message's content")
+        body = _text(f"{role}\n{content}", tokenizer)
+        end = [tokenizer.special("<|im_end|>"), *_text("\n", tokenizer)]
+        return [tokenizer.special("<|im_start|>"), *body, *end]
+    waits = role == "assistant" and message.get("stop_reason") == "end_of_message"
+    return [
+        *_header("ipython" if role == "tool" else role, tokenizer),
+        *([tokenizer.special("<|python_tag|>")] if calls and calls[0][0] == CODE_TOOL else []),
+        *_text(content, tokenizer),
+        *(id for name, arguments in calls for id in _text(tool_text(name, arguments, tool_format), tokenizer)),
+        tokenizer.special("<|eom_id|>" if waits else "<|eot_id|>"),
+    ]
+
+
+def tool_text(name: str, arguments: dict[str, Any], tool_format: str = "json") -> str:
+    """How an assistant writes a tool call (Meta's `ToolUtils.encode_tool_call`, its unescaped quotes included)."""
+    if tool_format not in TOOL_FORMATS:
+        raise UsageError(f"the tool format must be one of {', '.join(TOOL_FORMATS)}, got {tool_format!r}")
+    if name in QUERY_TOOLS or name == CODE_TOOL:
+        key = "code" if name == CODE_TOOL else "query"
+        if not isinstance(arguments.get(key), str):
+            raise UsageError(f"a call of {name} must have {key}, a string, among its arguments, got {arguments!r}")
+        return arguments["code"] if name == CODE_TOOL else f'{name}.call(query="{arguments["query"]}")'
+    try:
+        if tool_format == "json":
+            return json.dumps({"type": "function", "name": name, "parameters": arguments})
+        if tool_format == "function_tag":
+            return f"<function={name}>{json.dumps(arguments)}</function>"
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the arguments of tool call {name} must be JSON: {error}") from error
+    return f"[{name}({', '.join(f'{key}={_python(value)}' for key, value in arguments.items())})]"
+
+
+def decode_message(ids: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The message that an assistant's ids mean: its text, or the tool calls in any of the four formats.
+
+    `stop_reason` is Meta's: "end_of_turn", "end_of_message" (it waits for a tool) or "out_of_tokens".
+    """
+    special = tokenizer.special_tokens
+    body = list(ids)
+    reason = "out_of_tokens"
+    if body and body[-1] in tokenizer.stop_tokens:
+        reason = "end_of_message" if body.pop() == special.get("<|eom_id|>") else "end_of_turn"
+    tagged = bool(body) and body[0] == special.get("<|python_tag|>")
+    text = text_of(body[1:] if tagged else body, tokenizer)
+    calls = parse_tool_calls(text) if tokenizer.chat_format in ("llama3", "template") else []
+    if tagged and not calls:
+        calls = [{"name": CODE_TOOL, "arguments": {"code": text}}]
+    message: dict[str, Any] = {"role": "assistant", "content": "" if calls else text, "stop_reason": reason}
+    return message | ({"tool_calls": calls} if calls else {})
+
+
+def parse_tool_calls(text: str) -> list[dict[str, Any]]:
+    """The tool calls that an answer consists of; none where it is anything but calls."""
+    text = text.strip()
+    for parse in (_parse_function_tags, _parse_json, _parse_python_list, _parse_query):
+        calls = parse(text)
+        if calls:
+            return [{"name": name, "arguments": arguments} for name, arguments in calls]
+    return []
+
+
+def check_order(messages: Sequence[Message]) -> None:
+    """Raise UsageError unless the messages are a chat that the assistant can answer, in whatever order they come."""
+    check_messages(messages)
+    if messages[-1]["role"] == "assistant":
+        raise UsageError(
+            "the last message is of role assistant, expected one to which the assistant answers; leave it out to have "
+            "it written anew, or add the user's next"
+        )
+    if messages[-1]["role"] == "user" and not messages[-1]["content"]:
+        raise UsageError("the user's message is empty, expected a prompt; say something")
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise UsageError unless there are messages, each of them well formed."""
+    if not messages:
+        raise UsageError("the chat is empty, expected at least a message of the user")
+    for message in messages:
+        _parts(message)
+
+
+def _plain(message: Message) -> Message:
+    """The message, checked, with its tool calls as `{"name", "arguments"}`.
+
+    Arguments in a string stay so: some templates want JSON, some an object, and transformers hands on either.
+    """
+    _, _, calls = _parts(message)
+    if not calls:
+        return message
+    named = []
+    for call, (name, arguments) in zip(message["tool_calls"], calls, strict=True):
+        given = (_function(call) or {}).get("arguments")
+        text = {"arguments": given} if isinstance(given, str) else {}
+        named.append({**({"id": call["id"]} if "id" in call else {}), "name": name, "arguments": arguments, **text})
+    return {**message, "tool_calls": named}
+
+
+def _parts(message: Message) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
+    """(role, content, tool calls) of a message that is well formed, else UsageError."""
+    known = {"role", "content", "tool_calls", "stop_reason"}
+    if message.get("role") == "tool":
+        known |= {"name", "tool_call_id"}  # as OpenAI has them; a template may show them
+    if (unknown := set(message) - known) or "role" not in message:
+        what = f"unknown key {min(unknown)!r}" if unknown else "no role"
+        raise UsageError(f"a message has {what}; expected role and content, or tool_calls and stop_reason")
+    role, content, calls = message["role"], message.get("content"), message.get("tool_calls") or []
+    if role not in ROLES:
+        raise UsageError(f"a message's role must be one of {', '.join(ROLES)}, got {role!r}")
+    if calls and role != "assistant":
+        raise UsageError(f"a message of role {role} has tool_calls, expected them from the assistant alone")
+    if not isinstance(content, str) and not (content is None and calls):
+        raise UsageError(f"the content of a message must be a string, got {content!r}")
+    if message.get("stop_reason") not in (None, *STOP_REASONS):
+        raise UsageError(f"stop_reason must be one of {', '.join(STOP_REASONS)}, got {message['stop_reason']!r}")
+    return role, content or "", [_named(call) for call in calls]
+
+
+def _named(call: Any) -> tuple[str, dict[str, Any]]:
+    """(name, arguments) of a message's tool call, ours or OpenAI's."""
+    called = _function(call)
+    if called is None:
+        raise UsageError(f'a tool call must be {{"name": …, "arguments": {{…}}}}, got {call!r}')
+    arguments = _arguments(called.get("arguments"))
+    if arguments is None:
+        raise UsageError(f"the arguments of tool call {called['name']} must be an object, got {called['arguments']!r}")
+    return called["name"], arguments
+
+
+def _function(call: Any) -> Mapping[str, Any] | None:
+    """The part of a tool call that has name and arguments: itself, or in OpenAI's shape what is under `function`."""
+    if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
+        call = call["function"]
+    return call if isinstance(call, Mapping) and isinstance(call.get("name"), str) else None
+
+
+def _arguments(value: Any) -> dict[str, Any] | None:
+    """A tool call's arguments as an object: null, nothing and an empty list are none, OpenAI has JSON in a string."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except (ValueError, RecursionError):
+            return None
+    return {} if value is None or value == [] else value if isinstance(value, dict) else None
+
+
+def _dated(messages: Sequence[Message], date: str) -> list[Message]:
+    block = f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n"
+    system = messages[0]["content"].strip() if messages[0]["role"] == "system" else ""
+    rest = messages[1:] if messages[0]["role"] == "system" else messages
+    stripped = [{**message, "content": (message.get("content") or "").strip()} for message in rest]
+    return [{"role": "system", "content": block + system}, *stripped]
+
+
+def _header(role: str, tokenizer: Tokenizer) -> list[int]:
+    start, end = tokenizer.special("<|start_header_id|>"), tokenizer.special("<|end_header_id|>")
+    return [start, *_text(role, tokenizer), end, *_text("\n\n", tokenizer)]
+
+
+def _text(text: str, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(text, bos=False, eos=False)
+
+
+def _python(value: Any) -> str:
+    """An argument in the python_list format."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, list):
+        return f"[{', '.join(map(_python, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}={_python(item)}' for key, item in value.items())}}}"
+    if value is None or isinstance(value, int | float):
+        return str(value)
+    raise UsageError(f"a tool call's argument must be JSON, got {value!r}")
+
+
+def _parse_function_tags(text: str) -> list[tuple[str, Any]]:
+    calls = []
+    while text:
+        opened = re.match(r"<function=([^<>{}]+)>\s*", text)
+        if not opened:
+            return []
+        value, rest = _json_head(text[opened.end() :])
+        arguments = _arguments(value)
+        if arguments is None or (value is None and not rest.startswith("</function>")):
+            return []
+        calls.append((opened[1], arguments))
+        text = rest.removeprefix("</function>").lstrip()
+    return calls
+
+
+def _parse_json(text: str) -> list[tuple[str, Any]]:
+    calls = []
+    while text:
+        value, text = _json_head(text)
+        called = _function(value)
+        if called is None or not (_says_call(value) or _says_call(called)):
+            return []
+        given = (called.get(key) for key in ("parameters", "arguments"))
+        arguments = _arguments(next((each for each in given if each is not None), None))
+        if arguments is None:
+            return []
+        calls.append((called["name"], arguments))
+        text = text.removeprefix(";").lstrip()  # several calls come one after the other
+    return calls
+
+
+def _says_call(value: Mapping[str, Any]) -> bool:
+    """Whether an object with a name is a tool call: any other JSON may have a name too."""
+    return value.get("type") == "function" or "parameters" in value or "arguments" in value
+
+
+def _json_head(text: str) -> tuple[Any, str]:
+    """The JSON value that a text begins with, and the rest; (None, text) where there is none."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None, text
+    return value, text[end:].lstrip()
+
+
+def _parse_python_list(text: str) -> list[tuple[str, Any]]:
+    if not (text.startswith("[") and text.endswith("]")):
+        return []
+    try:
+        calls = ast.parse(text, mode="eval").body
+        if not isinstance(calls, ast.List):
+            return []
+        parsed = []
+        for call in calls.elts:
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+                return []
+            arguments = {item.arg: ast.literal_eval(item.value) for item in call.keywords}
+            if None in arguments:  # f(**x)
+                return []
+            parsed.append((call.func.id, arguments))
+        return parsed
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return []
+
+
+def _parse_query(text: str) -> list[tuple[str, Any]]:
+    found = re.fullmatch(r'(\w+)\.call\(query="(.*)"\)', text, re.DOTALL)
+    return [(found[1], {"query": found[2]})] if found else []
