@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.text.answer import tokenizer as module
+from llama3_scratch.text import tokenizer as module
 from llama3_scratch.text.byte_level import read_tokenizer_json, to_alphabet, write_tokenizer_json
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer, read_tokenizer, with_rows, write_tokenizer
 from tests import tiny

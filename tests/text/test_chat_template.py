@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary, vocabulary
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.text.answer import chat_template
+from llama3_scratch.text import chat_template
 from llama3_scratch.text.byte_level import read_tokenizer_json, to_alphabet, write_tokenizer_json
 from llama3_scratch.text.chat_template import encode_chat
 from llama3_scratch.text.dialog import decode_message, encode_conversation, encode_dialog, encode_message

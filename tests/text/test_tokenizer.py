@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.text.answer import tokenizer as module
+from llama3_scratch.text import tokenizer as module
 from llama3_scratch.text.tokenizer import META, PATTERN, Tokenizer, read_tokenizer, write_tokenizer
 from tests import tiny
 from tests.reference import llama3, meta, texts
