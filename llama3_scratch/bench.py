@@ -142,10 +142,10 @@ def _check(options: argparse.Namespace) -> None:
         if not options.tg:
             raise UsageError("--plot draws new tokens per second, and --tg 0 asks for none")
         require_matplotlib(options.plot)
-    from llama3_scratch.benchmark.ours import FORMS, KEEPS
+    from llama3_scratch.benchmark.ours import KEEPS, MEASURED_FORMS
 
-    if unknown := [form for form in options.forms or [] if form not in FORMS]:
-        raise UsageError(f"--forms {unknown[0]}: expected some of {', '.join(FORMS)}")
+    if unknown := [form for form in options.forms or [] if form not in MEASURED_FORMS]:
+        raise UsageError(f"--forms {unknown[0]}: expected some of {', '.join(MEASURED_FORMS)}")
     if others := [bits for bits in options.kv if bits not in (None, *KEEPS)]:
         raise UsageError(f"--kv {others[0]}: a cache is kept in {', '.join(map(str, KEEPS))} bits")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llama3_scratch.errors import UsageError
 
-BLOCK = 256  # slots by which a cache grows
+GROWTH = 256  # slots by which a cache grows
 
 
 class NoCache:
@@ -141,7 +141,7 @@ class Cache(NoCache):
             raise UsageError(f"a cache of {len(layer[0].values)} rows got {len(like_BTGK)}; take one for each batch")
         if layer[0].slots < span:
             for kept in layer:
-                kept.grow(min(self.limit, -(-span // BLOCK) * BLOCK))
+                kept.grow(min(self.limit, -(-span // GROWTH) * GROWTH))
         return layer
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.options import FORMS, add_adapter_option, add_reading_options, read
+from llama3_scratch.inference.options import QUANTIZED, add_adapter_option, add_reading_options, read
 from llama3_scratch.system import cli
 from llama3_scratch.system.files import foreign
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
-    from llama3_scratch.linear import Params
+    from llama3_scratch.stored import Params
 
 log = logging.getLogger("llama3_scratch")
 
@@ -33,7 +33,7 @@ def _parser() -> cli.Parser:
         help="of the weights, for meta and hf; as stored if not given; makes floats of quantised ones",
     )
     parser.add_argument(
-        "--quantize", choices=FORMS, help="the form of the matrices, for meta and gguf; embedding and head are int8"
+        "--quantize", choices=QUANTIZED, help="the form of the matrices, for meta and gguf; embedding and head are int8"
     )
     parser.add_argument(
         "--blocks",
@@ -103,7 +103,7 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
     import torch
 
     from llama3_scratch.params.quantize import dequantize, quantize
-    from llama3_scratch.stored import each, quantised, stored
+    from llama3_scratch.stored import map_tensors, quantised, stored
 
     config, params, tokenizer = checkpoint.config, checkpoint.params, checkpoint.tokenizer
     narrow = options.dtype or next((dtype for dtype, kind in _TYPES.items() if kind == options.type), None)
@@ -135,7 +135,7 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
     if options.dtype:
         _check_rounding(params, options.dtype, f"--dtype {options.dtype}")
         dtype = getattr(torch, options.dtype)
-        params = each(params, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        params = map_tensors(params, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
     if options.to == "meta":
         from llama3_scratch.checkpoint.meta import write_meta
 

@@ -15,7 +15,7 @@ from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
 from llama3_scratch.config import OFFICIAL, Config, official_name, rope_factor
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.system import cli, stdio
-from llama3_scratch.system.memory import Plan, available, plan, size
+from llama3_scratch.system.memory import MemoryPlan, available, plan, size
 
 if TYPE_CHECKING:
     from llama3_scratch.text.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ class Description:
     tokenizer: Tokenizer | None
     kernels: str | None = None
 
-    def plan(self, context: int, batch: int = 1) -> Plan:
+    def plan(self, context: int, batch: int = 1) -> MemoryPlan:
         """Memory for `batch` prompts of `context` tokens, in float32 as on a CPU."""
         return plan(self.config, context=context, batch=batch, mapped=self.mapped, weights=self.weights)
 
@@ -84,7 +84,7 @@ def _meta(folder: Path) -> Description:
     from llama3_scratch.checkpoint.load import find_tokenizer
     from llama3_scratch.checkpoint.meta import open_pth, shard_paths
     from llama3_scratch.checkpoint.params_json import read_params_json
-    from llama3_scratch.stored import FORMS, dtype_name, form
+    from llama3_scratch.stored import FORM_KEYS, dtype_name, form
     from llama3_scratch.stored import stored as weight_of
 
     shards = [open_pth(path) for path in shard_paths(folder)]  # mapped, so no weight is read
@@ -100,7 +100,7 @@ def _meta(folder: Path) -> Description:
             if ".adaptor." in name or stem == name or tensor.data_ptr() in seen:
                 continue
             seen.add(tensor.data_ptr())
-            parts = [shard[f"{stem}.{part}"] for part in FORMS if f"{stem}.{part}" in shard]
+            parts = [shard[f"{stem}.{part}"] for part in FORM_KEYS if f"{stem}.{part}" in shard]
             weight = weight_of(shard, stem)
             n_weights = tensor.numel() if tensor.ndim == 1 else math.prod(weight.shape)
             _count(forms, weight.name, n_weights, sum(part.nbytes for part in (tensor, *parts)))
@@ -230,7 +230,7 @@ def _rope(config: Config, says: str = "") -> str:
     return f"theta {config.rope_theta:g}, scaled by {factor:g}: {says}"
 
 
-def _as_json(found: Description, memory: Plan, context: int, batch: int) -> dict[str, Any]:
+def _as_json(found: Description, memory: MemoryPlan, context: int, batch: int) -> dict[str, Any]:
     tokenizer = found.tokenizer
     return {
         "source": found.source,
@@ -261,7 +261,7 @@ def _as_json(found: Description, memory: Plan, context: int, batch: int) -> dict
     }
 
 
-def _rows(found: Description, memory: Plan, context: int, batch: int) -> list[tuple[str, str]]:
+def _rows(found: Description, memory: MemoryPlan, context: int, batch: int) -> list[tuple[str, str]]:
     config, free = found.config, available()
     enough = "" if free is None else f", {size(free)} are free"
     if free is not None and memory.allocated > free:

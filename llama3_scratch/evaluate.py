@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
-from llama3_scratch.inference.options import FORMS, add_adapter_option
+from llama3_scratch.inference.options import QUANTIZED, add_adapter_option
 from llama3_scratch.system import cli, stdio
-from llama3_scratch.text.answer import visible
+from llama3_scratch.text.detokenizer import visible
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -49,7 +49,7 @@ def _parser() -> cli.Parser:
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--against", metavar="MODEL", help="another model with the same tokens, held against on --text")
     add_adapter_option(other, "held against the model without")
-    other.add_argument("--quantize", choices=FORMS, metavar="FORM", help=f"the same, its weights in {', '.join(FORMS)}")
+    other.add_argument("--quantize", choices=QUANTIZED, metavar="FORM", help="the same in a quantised form")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     return parser
 
@@ -123,7 +123,7 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
     import torch
 
     from llama3_scratch.data.documents import placed
-    from llama3_scratch.evaluation.scoring import apart, estimate, log_probabilities, surprise, windows
+    from llama3_scratch.evaluation.scoring import estimate, kl_divergence, log_probabilities, surprisal, windows
     from llama3_scratch.system.files import read_text
     from llama3_scratch.system.timings import remaining
 
@@ -145,11 +145,11 @@ def _on_text(checkpoint: Checkpoint, other: Checkpoint | None, options: argparse
     begun = time.perf_counter()
     for number, window in enumerate(cut, start=1):
         one_TV = log_probabilities(window.ids, checkpoint.params, checkpoint.config)
-        seen.append(surprise(window, one_TV, tokenizer))
+        seen.append(surprisal(window, one_TV, tokenizer))
         if other is not None:
             other_TV = log_probabilities(window.ids, other.params, other.config)
-            theirs.append(surprise(window, other_TV, tokenizer))
-            distance = apart(window, one_TV, other_TV)
+            theirs.append(surprisal(window, other_TV, tokenizer))
+            distance = kl_divergence(window, one_TV, other_TV)
             divergences.append(distance.divergence_T)
             same.append(distance.same_T.double().mean().item())
         if number % 10 == 0:

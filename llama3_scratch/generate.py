@@ -19,7 +19,7 @@ from llama3_scratch.inference.options import (
     check_sampling,
     check_sliding,
     make_cache,
-    make_guesses,
+    make_drafts,
     make_sampler,
     open_model,
 )
@@ -27,8 +27,8 @@ from llama3_scratch.system import cli, stdio
 from llama3_scratch.system.files import require_utf8_name
 from llama3_scratch.system.timings import Timings
 from llama3_scratch.terminal.prompts import Prompt, add_prompt_options, encode_prompt, read_prompts, refuse_empty
-from llama3_scratch.terminal.word_wrap import Page
-from llama3_scratch.text.answer import Answer, piece
+from llama3_scratch.terminal.word_wrap import WrappedOutput
+from llama3_scratch.text.detokenizer import Detokenizer, piece
 from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace, check_number, trace_without_weights
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from llama3_scratch.cache import Cache
     from llama3_scratch.checkpoint.load import Checkpoint
-    from llama3_scratch.inference.speculate import NoGuesses
-    from llama3_scratch.inference.stream import Step
+    from llama3_scratch.inference.speculate import NoDrafts
+    from llama3_scratch.inference.stream import GeneratedToken
     from llama3_scratch.text.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
@@ -187,14 +187,14 @@ def _answer(
     """Answer the prompts of one batch and print them; 130 where Ctrl-C ended it. `total` grows by what it took."""
     prompts = printer.prompts
     timings = Timings(total.load_s)
-    guesses = make_guesses(options, checkpoint, dtype)
+    guesses = make_drafts(options, checkpoint, dtype)
     cache = make_cache(options, checkpoint.config, len(prompts))
     if not cache.endless:
         warn_if_clamped(max(map(len, prompts)), checkpoint, options)
     known: list[int] = []
     if options.prompt_cache is not None and options.prompt_cache.exists():
         known = _begin_with(options.prompt_cache, cache, prompts[0], checkpoint, dtype)
-    answers = [Answer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
+    answers = [Detokenizer(tokenizer, tokenizer.stop_tokens, options.stop) for _ in prompts]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in prompts]
     code = 0
     try:
@@ -265,7 +265,7 @@ def warn_if_clamped(prompt_tokens: int, checkpoint: Checkpoint, options: argpars
 
 def timed_stream(
     prompts: list[list[int]],
-    answers: list[Answer],
+    answers: list[Detokenizer],
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     options: argparse.Namespace,
@@ -273,15 +273,15 @@ def timed_stream(
     *,
     cache: Cache,
     session: Session | None = None,
-    guesses: NoGuesses | None = None,
-) -> Generator[Step, None, None]:
+    guesses: NoDrafts | None = None,
+) -> Generator[GeneratedToken, None, None]:
     """`stream` by the options: each token goes into its answer, and `timings` grows with it; `session` watches,
     `guesses` are --speculate's."""
-    from llama3_scratch.inference.speculate import NO_GUESSES
+    from llama3_scratch.inference.speculate import NO_DRAFTS
     from llama3_scratch.inference.stream import stream
     from llama3_scratch.model import block
 
-    guesses = guesses or NO_GUESSES
+    guesses = guesses or NO_DRAFTS
     started = time.perf_counter()
     timings.prompt_tokens = sum(map(len, prompts)) - cache.length
     if session is not None:
@@ -313,7 +313,7 @@ def timed_stream(
         yield step
 
 
-def _logprobs(step: Step, n_top: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def _logprobs(step: GeneratedToken, n_top: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """The chosen token and the `n_top` likeliest, with their natural log-probabilities before any filter."""
     logprobs_V = step.logits_V.log_softmax(-1)
 
@@ -342,14 +342,14 @@ class _Printer:
         self.prompts, self._weights = prompts, weights
         self._first, self._several, self._options, self._asked = first, n_prompts > 1, options, asked
         self._row, self._printed = 0, -1  # -1: not even the heading
-        self._page = Page()
+        self._page = WrappedOutput()
 
     @property
     def done(self) -> int:
         """How many of all prompts are answered and printed."""
         return self._first + self._row
 
-    def show(self, answers: list[Answer], logprobs: list[list[dict[str, Any]]], timings: Timings) -> None:
+    def show(self, answers: list[Detokenizer], logprobs: list[list[dict[str, Any]]], timings: Timings) -> None:
         while self._row < len(answers):
             answer = answers[self._row]
             if self._options.json:
@@ -362,9 +362,9 @@ class _Printer:
                 for token in logprobs[self._row]:
                     top = "  ".join(f"{other['text']!r} {other['logprob']:.3f}" for other in token["top"])
                     log.info("%r %.3f  | %s", token["text"], token["logprob"], top)
-            self._row, self._printed, self._page = self._row + 1, -1, Page()
+            self._row, self._printed, self._page = self._row + 1, -1, WrappedOutput()
 
-    def _as_text(self, answer: Answer) -> bool:
+    def _as_text(self, answer: Detokenizer) -> bool:
         """Print what is new of the answer; whether it's done."""
         if self._printed < 0:
             if self._several:
@@ -377,7 +377,7 @@ class _Printer:
             self._page.finish()
         return answer.finish_reason is not None
 
-    def _as_json(self, answer: Answer, logprobs: list[dict[str, Any]], timings: Timings) -> dict[str, Any]:
+    def _as_json(self, answer: Detokenizer, logprobs: list[dict[str, Any]], timings: Timings) -> dict[str, Any]:
         return {
             "index": self.done,
             **self._asked[self._row].as_json(),

@@ -7,7 +7,7 @@ import math
 import torch
 
 from llama3_scratch.config import Config, expected
-from llama3_scratch.linear import Params
+from llama3_scratch.stored import Params
 
 
 def init(

@@ -23,18 +23,18 @@ def at_least_f32(dtype: torch.dtype) -> torch.dtype:
 
 def linear(x: Tensor, params: Params, name: str) -> Tensor:
     """x (…, columns) times the weight of `name`, transposed: (…, rows), in x's dtype."""
-    out = product(x, stored(params, name))
+    out = matmul(x, stored(params, name))
     if f"{name}.adaptor.A.weight" in params:
         low_rank = linear(linear(x, params, f"{name}.adaptor.A"), params, f"{name}.adaptor.B")
         out = out + low_rank * params[f"{name}.adaptor.scale"].to(x.dtype)
     if f"{name}.adaptor.magnitude" in params:
-        own = row_lengths(params, name, at_least_f32(x.dtype))
+        own = row_norms(params, name, at_least_f32(x.dtype))
         out = out * (params[f"{name}.adaptor.magnitude"] / own).to(x.dtype)
     return out
 
 
 @torch.no_grad()
-def row_lengths(params: Params, name: str, dtype: torch.dtype) -> Tensor:
+def row_norms(params: Params, name: str, dtype: torch.dtype) -> Tensor:
     """The length of each row of the weight with its adapter added: (rows,).
 
     A constant to the gradient, as DoRA's authors suggest (arXiv:2402.09353 §4.3) and PEFT does.
@@ -42,17 +42,17 @@ def row_lengths(params: Params, name: str, dtype: torch.dtype) -> Tensor:
     down, up = (params[f"{name}.adaptor.{part}.weight"].to(dtype) for part in "AB")
     scaled = params[f"{name}.adaptor.scale"].to(dtype) * down
     floats = pieces(stored(params, name), dtype)
-    return torch.cat([lengths(piece + up[rows] @ scaled) for rows, piece in floats])
+    return torch.cat([norms_of(piece + up[rows] @ scaled) for rows, piece in floats])
 
 
-def lengths(rows: Tensor) -> Tensor:
+def norms_of(rows: Tensor) -> Tensor:
     """The length of each row, above 0 so that a row of zeros can be divided by it: (rows,) of (rows, columns)."""
     return torch.linalg.vector_norm(rows, dim=1).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
-def product(x: Tensor, weight: Floats) -> Tensor:
+def matmul(x: Tensor, weight: Floats) -> Tensor:
     """x (…, columns) times the weight, transposed: (…, rows), by whatever is fastest for its form here."""
-    if kernels.fits(x, weight) and (out := kernels.product(x, weight)) is not None:
+    if kernels.fits(x, weight) and (out := kernels.matmul(x, weight)) is not None:
         return out
     plain = type(weight) is Floats
     if plain and weight.values.dtype == x.dtype and multiplies(x.dtype, x.device.type):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from llama3_scratch.cache import NO_CACHE, NoCache
 from llama3_scratch.config import Config, RopeScaling
-from llama3_scratch.linear import Params, at_least_f32, embed, linear
+from llama3_scratch.linear import at_least_f32, embed, linear
+from llama3_scratch.stored import Params
 from llama3_scratch.tied import warn_if_apart
 from llama3_scratch.token_ids import Ids, as_batch
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.config import Config
-    from llama3_scratch.linear import Params
+    from llama3_scratch.stored import Params
 
 log = logging.getLogger("llama3_scratch")
 

@@ -39,9 +39,9 @@ NF4_LEVELS = (
 # fmt: on
 
 # Ends of the keys that name a form of integers, and of all keys that may stand beside a weight.
-FORMS = ("scales", "zeros", "int8_scales", "int4_scales", "int4_mins", "nf4_scales")
-SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
-SIBLINGS = (*FORMS, "adaptor.A.weight", "adaptor.B.weight", "adaptor.scale", "adaptor.magnitude")
+FORM_KEYS = ("scales", "zeros", "int8_scales", "int4_scales", "int4_mins", "nf4_scales")
+SHORT_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}
+SIBLINGS = (*FORM_KEYS, "adaptor.A.weight", "adaptor.B.weight", "adaptor.scale", "adaptor.magnitude")
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def untiled_values(values: Tensor) -> Tensor:
 
 def quantised(names: Iterable[str]) -> str | None:
     """The first key that names a form of integers; None where all weights are floats."""
-    ends = tuple(f".{part}" for part in FORMS)
+    ends = tuple(f".{part}" for part in FORM_KEYS)
     return next((name for name in names if name.endswith(ends)), None)
 
 
@@ -225,12 +225,12 @@ def form_of(forms: Mapping[str, str]) -> str:
     """The form of the layers' matrices by name, the most frequent one first where they differ, and the head's where
     it isn't the one that `quantize` puts beside them: "int4", "int8 + int4", "int4-sym, head f32"."""
     layers = Counter(
-        SHORT.get(form, form) for name, form in forms.items() if name.startswith("layers.") and "norm" not in name
+        SHORT_DTYPE.get(form, form) for name, form in forms.items() if name.startswith("layers.") and "norm" not in name
     )
     of_layers = " + ".join(form for form, _ in layers.most_common())
     head = forms.get("output", forms["tok_embeddings"])
-    head = SHORT.get(head, head)
-    usual = {of_layers} if of_layers in SHORT.values() else {"int8", "int8-row"}
+    head = SHORT_DTYPE.get(head, head)
+    usual = {of_layers} if of_layers in SHORT_DTYPE.values() else {"int8", "int8-row"}
     return of_layers if head in usual else f"{of_layers}, head {head}"
 
 
@@ -254,7 +254,7 @@ def n_bytes(params: Params) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in params.values()}.values())
 
 
-def each(params: Params, change: Callable[[Tensor], Tensor]) -> Params:
+def map_tensors(params: Params, change: Callable[[Tensor], Tensor]) -> Params:
     """Every tensor changed, a shared one once: a tied head stays the same tensor as its embedding."""
     unique = {id(tensor): tensor for tensor in params.values()}
     changed = {key: change(tensor) for key, tensor in unique.items()}

@@ -8,7 +8,7 @@ import torch
 
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
-from llama3_scratch.stored import FORMS, Params
+from llama3_scratch.stored import FORM_KEYS, Params
 
 _REMEDY = "params['output.weight'] = params['tok_embeddings.weight'] ties them, replace(config, tied=False) parts them"
 
@@ -29,7 +29,7 @@ def tie(params: Params, config: Config) -> Params:
     """
     if not config.tied or not _apart(params):
         return params
-    parts = [part for part in ("weight", *FORMS) if f"output.{part}" in params]
+    parts = [part for part in ("weight", *FORM_KEYS) if f"output.{part}" in params]
     for part in parts:
         head, embedding = params[f"output.{part}"], params.get(f"tok_embeddings.{part}")
         if embedding is None or head.dtype != embedding.dtype or not torch.equal(head, embedding):

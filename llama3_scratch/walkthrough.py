@@ -51,7 +51,7 @@ class Prose:
 
 
 @dataclass(frozen=True)
-class Block:
+class CodeBlock:
     """Code of the document: `line` is its first one, `output` what it's said to print, on the lines from `shown` up to
     `end` (where it would stand if it printed nothing)."""
 
@@ -70,7 +70,7 @@ class Block:
         return "" if not self.needs or importlib.util.find_spec(self.needs) else f"{self.needs} isn't installed"
 
 
-Cell = Prose | Block
+Cell = Prose | CodeBlock
 
 
 def source(name: str, start: str = "") -> None:
@@ -145,7 +145,7 @@ def read(path: Path) -> list[Cell]:
             shown = fenced(after) if has_output else end
             output = "".join(f"{text}\n" for text in lines[after + 1 : shown]) if has_output else ""
             code = "\n".join(lines[at + 1 : end])
-            cells.append(Block(at + 2, code, fence[3].removeprefix("needs="), output, end + 1, shown + 1))
+            cells.append(CodeBlock(at + 2, code, fence[3].removeprefix("needs="), output, end + 1, shown + 1))
             at = shown + 1
     return [*cells, Prose("\n".join(prose).strip("\n"))] if any(prose) else cells
 
@@ -195,7 +195,7 @@ def _same(ours: str, theirs: str) -> bool:
     return all(math.isclose(float(a), float(b), rel_tol=2e-3, abs_tol=2e-4) for a, b in pairs)
 
 
-def _failed(path: Path, block: Block, error: Exception) -> Llama3Error:
+def _failed(path: Path, block: CodeBlock, error: Exception) -> Llama3Error:
     """The error with the block's line that led to it, even where a function of an earlier block raised it."""
     lines = block.code.splitlines()
     frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -211,18 +211,20 @@ def with_model(cells: Sequence[Cell], model: str) -> list[Cell]:
     if not _loads(cells):
         raise UsageError(f"--model: the document has no {_LOAD} that another model could take the place of")
     other = f"l3.load({model!r})"
-    return [replace(cell, code=cell.code.replace(_LOAD, other)) if isinstance(cell, Block) else cell for cell in cells]
+    return [
+        replace(cell, code=cell.code.replace(_LOAD, other)) if isinstance(cell, CodeBlock) else cell for cell in cells
+    ]
 
 
 def _loads(cells: Sequence[Cell]) -> bool:
-    return any(isinstance(cell, Block) and _LOAD in cell.code for cell in cells)
+    return any(isinstance(cell, CodeBlock) and _LOAD in cell.code for cell in cells)
 
 
 def updated(text: str, cells: Sequence[Cell], outputs: Sequence[str | None]) -> str:
     """The document with what its blocks printed in the place of what it showed."""
     lines = text.splitlines()
     for cell, output in reversed(list(zip(cells, outputs, strict=True))):
-        if isinstance(cell, Block) and output is not None:
+        if isinstance(cell, CodeBlock) and output is not None:
             lines[cell.shown : cell.end] = ["", "```output", *output.splitlines(), "```"] if output else []
     return "\n".join(lines) + "\n"
 
@@ -328,7 +330,7 @@ def main(options: argparse.Namespace) -> int:
         made = notebook(cells, outputs, path.parent)
         write_whole(Path(options.notebook), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
     ran = sum(output is not None for output in outputs)
-    blocks = sum(isinstance(cell, Block) for cell in cells)
+    blocks = sum(isinstance(cell, CodeBlock) for cell in cells)
     print(f"{path.name}: {ran} of {blocks} blocks ran" + ("" if other else ", their outputs are those shown"))
     return 0
 

@@ -108,9 +108,9 @@ def _learn(
 ) -> int:
     from llama3_scratch.system.timings import duration
     from llama3_scratch.training.classifying import finetune
-    from llama3_scratch.training.loop import Plan
+    from llama3_scratch.training.loop import TrainingPlan
 
-    plan = Plan(
+    plan = TrainingPlan(
         steps=options.epochs * -(-len(learn) // options.batch),
         lr=options.lr or RATES.get(options.train, 0.0),
         warmup=5,

@@ -89,7 +89,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.system.files import write_whole
     from llama3_scratch.system.timings import duration
     from llama3_scratch.training.finetuning import Adapters, finetune
-    from llama3_scratch.training.loop import Plan
+    from llama3_scratch.training.loop import TrainingPlan
 
     found = read_conversations(options.data)
     validation = 0.0 if options.validation_data else options.validation
@@ -102,7 +102,7 @@ def main(options: argparse.Namespace) -> int:
     checkpoint = load(download(options.model) if options.model == DEFAULT else options.model)
     if options.chat_format and checkpoint.tokenizer is not None:
         checkpoint.tokenizer.set_chat_format(options.chat_format)
-    plan = Plan(
+    plan = TrainingPlan(
         steps=options.steps,
         lr=options.lr or (2e-5 if options.method == "full" else 2e-4),
         warmup=options.warmup,

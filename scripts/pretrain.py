@@ -66,7 +66,7 @@ def _parser() -> cli.Parser:
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.config import Config, hidden_dim
     from llama3_scratch.data.shards import Shards
-    from llama3_scratch.training.loop import Plan
+    from llama3_scratch.training.loop import TrainingPlan
     from llama3_scratch.training.pretraining import Telling, pretrain, range_test, suggested
 
     if options.resume and options.weights:
@@ -83,7 +83,7 @@ def main(options: argparse.Namespace) -> int:
         rope_theta=10_000.0,
         tied=not options.untied,
     )
-    plan = Plan(
+    plan = TrainingPlan(
         steps=options.steps,
         lr=options.lr,
         warmup=options.warmup,

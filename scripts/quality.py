@@ -20,7 +20,7 @@ from pathlib import Path
 
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.options import FORMS
+from llama3_scratch.inference.options import QUANTIZED
 from llama3_scratch.system import cli
 from llama3_scratch.system.files import read_text
 
@@ -36,7 +36,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--noise", action="store_true", help="move the weights by up to half a step of 4 bits first")
     parser.add_argument("--through-kernels", action="store_true", help="multiply by the forms as they're stored")
     parser.add_argument(
-        "--forms", nargs="+", default=[*FORMS, *PEERS], choices=[*FORMS, *PEERS], metavar="FORM", help="(all)"
+        "--forms", nargs="+", default=[*QUANTIZED, *PEERS], choices=[*QUANTIZED, *PEERS], metavar="FORM", help="(all)"
     )
     return parser
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.config import Config
-from llama3_scratch.linear import Params
 from llama3_scratch.params.quantize import quantize
-from llama3_scratch.stored import FORMS as ENDS
-from llama3_scratch.stored import NF4_LEVELS, stored
+from llama3_scratch.stored import FORM_KEYS as ENDS
+from llama3_scratch.stored import NF4_LEVELS, Params, stored
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.config import Config
-from llama3_scratch.linear import Params
+from llama3_scratch.stored import Params
 
 _PARTS = {
     "attention_norm": "input_layernorm",

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from llama3_scratch.config import Config
-from llama3_scratch.linear import Params
+from llama3_scratch.stored import Params
 
 _FAIRSCALE = ["fairscale", *(f"fairscale.nn{part}" for part in ("", ".model_parallel"))]
 _INITIALIZE, _LAYERS = "fairscale.nn.model_parallel.initialize", "fairscale.nn.model_parallel.layers"

@@ -6,7 +6,7 @@ import torch
 
 from llama3_scratch.config import Config, RopeScaling, hidden_dim
 from llama3_scratch.init import init
-from llama3_scratch.linear import Params
+from llama3_scratch.stored import Params
 
 EIGHT, THIRTY_TWO = RopeScaling(8.0), RopeScaling(32.0)
 

@@ -234,7 +234,7 @@ def measured_and_said(capsys, monkeypatch, generates, measures):
     found = json.loads(capsys.readouterr().out)
     [row] = found["rows"]
     assert f"| {row['form']} |" in markdown(found) and f"activations are in {row['dtype']}" in markdown(found)
-    return (row["form"], row["dtype"]), (said, stored.SHORT[str(types[0][1]).removeprefix("torch.")])
+    return (row["form"], row["dtype"]), (said, stored.SHORT_DTYPE[str(types[0][1]).removeprefix("torch.")])
 
 
 @pytest.mark.parametrize("compiler", [True, False])

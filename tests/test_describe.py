@@ -21,7 +21,7 @@ from llama3_scratch.inference import stream
 from llama3_scratch.native import kernels
 from llama3_scratch.params.quantize import quantize
 from llama3_scratch.system import memory
-from llama3_scratch.system.memory import Plan, plan, require, size
+from llama3_scratch.system.memory import MemoryPlan, plan, require, size
 
 from . import tiny
 
@@ -204,7 +204,7 @@ def test_f140_mapped_weights_dont_count():
     require(plan(config, context=512, mapped=16_060_522_496), 8_000_000_000)
     with pytest.raises(ResourceError):
         require(plan(config, context=512, weights=16_060_522_496), 8_000_000_000)
-    require(Plan(0, 10**15, 0, 0), None)  # a system that doesn't say
+    require(MemoryPlan(0, 10**15, 0, 0), None)  # a system that doesn't say
 
 
 def test_the_plan_takes_the_loop_s_chunk():

@@ -15,12 +15,12 @@ from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.evaluation.scoring import (
     TooLongError,
-    apart,
     ask,
     choose,
     estimate,
+    kl_divergence,
     log_probabilities,
-    surprise,
+    surprisal,
     windows,
 )
 from llama3_scratch.inference.answers import answers
@@ -82,7 +82,7 @@ def test_a_model_that_knows_nothing_has_a_perplexity_of_its_vocabulary(model):
     checkpoint = load(model)
     params = checkpoint.params | {"output.weight": torch.zeros_like(checkpoint.params["output.weight"])}
     window = next(windows(list(range(20)), length=32, stride=8, first=1))
-    found = surprise(window, log_probabilities(window.ids, params, checkpoint.config), checkpoint.tokenizer)
+    found = surprisal(window, log_probabilities(window.ids, params, checkpoint.config), checkpoint.tokenizer)
     assert found.nats / found.tokens == pytest.approx(math.log(checkpoint.config.vocab_size), rel=1e-6)
 
 
@@ -203,7 +203,9 @@ def test_a_padded_vocabulary_answers_and_compares(tmp_path, capsys):
     wanted_T = torch.nn.functional.kl_div(
         other_TV[:4, :7].log_softmax(-1), one_TV[:4], reduction="none", log_target=True
     ).sum(-1)
-    torch.testing.assert_close(apart(window, one_TV, other_TV).divergence_T, wanted_T.double(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        kl_divergence(window, one_TV, other_TV).divergence_T, wanted_T.double(), rtol=1e-4, atol=1e-6
+    )
     assert found["against"]["kl"] > 0
 
 
@@ -219,7 +221,7 @@ def test_two_models_apart(model, tmp_path, capsys):
     one_TV, other_TV = (torch.randn(5, 7).log_softmax(-1) for _ in range(2))
     window = replace(next(windows(list(range(9)), length=5, stride=4, first=3)), scored=4)
     by_hand = [sum(one_TV[t].exp() * (one_TV[t] - other_TV[t])).item() for t in range(4)]
-    assert apart(window, one_TV, other_TV).divergence_T.tolist() == pytest.approx(by_hand, abs=1e-6)
+    assert kl_divergence(window, one_TV, other_TV).divergence_T.tolist() == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_samples_are_the_likeliest_answers_side_by_side(model, tmp_path, capsys):

@@ -21,8 +21,8 @@ from llama3_scratch.params.quantize import quantize
 from llama3_scratch.stored import stored
 from llama3_scratch.system.timings import Timings
 from llama3_scratch.terminal import word_wrap
-from llama3_scratch.text import answer as text_answer
-from llama3_scratch.text.answer import Answer
+from llama3_scratch.text import detokenizer
+from llama3_scratch.text.detokenizer import Detokenizer
 from tests import tiny
 
 
@@ -274,7 +274,7 @@ def test_f141_memory_that_runs_out_is_one_sentence(run, chats, monkeypatch):
 
 
 def test_f120_a_terminal_is_never_driven_by_the_model(capsys, monkeypatch):
-    answer = Answer(tiny.tokenizer())
+    answer = Detokenizer(tiny.tokenizer())
     for byte in b"red \x1b[31m":
         answer.take(byte)
     answer.finish("stop")
@@ -286,7 +286,7 @@ def test_f120_a_terminal_is_never_driven_by_the_model(capsys, monkeypatch):
 
 def test_words_of_an_answer_on_a_terminal_are_not_broken_and_in_a_pipe_nothing_is_added(run, chats, monkeypatch):
     shown = {}
-    monkeypatch.setattr(text_answer, "piece", lambda token, tokenizer: b" wordy")
+    monkeypatch.setattr(detokenizer, "piece", lambda token, tokenizer: b" wordy")
     monkeypatch.setattr(word_wrap, "columns", lambda: 22)
     for terminal in (False, True):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
@@ -296,7 +296,7 @@ def test_words_of_an_answer_on_a_terminal_are_not_broken_and_in_a_pipe_nothing_i
 
 
 def test_ids_past_the_tokenizer_are_tokens_without_text():
-    answer = Answer(tiny.tokenizer())
+    answer = Detokenizer(tiny.tokenizer())
     assert [answer.take(token) for token in (104, 270, 105)] == [False] * 3
     assert (answer.text, answer.tokens) == ("hi", [104, 270, 105])
 

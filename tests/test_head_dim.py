@@ -22,13 +22,12 @@ from llama3_scratch.checkpoint.meta import read_meta, write_meta
 from llama3_scratch.checkpoint.peft import read_peft
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
-from llama3_scratch.linear import Params
 from llama3_scratch.model import attend, block, forward, fused_block
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import FastForward, NativeDecode, fast_decode
 from llama3_scratch.params.lora import stack
 from llama3_scratch.params.quantize import FORMS, quantize
-from llama3_scratch.stored import Tiles, stored
+from llama3_scratch.stored import Params, Tiles, stored
 from llama3_scratch.system.memory import plan
 from llama3_scratch.trace import watch
 from tests import tiny

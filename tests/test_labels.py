@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama3_scratch.text.answer import label
+from llama3_scratch.text.detokenizer import label
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 
 LABELS = [

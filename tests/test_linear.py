@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from llama3_scratch import linear as linear_module
 from llama3_scratch import stored as stored_module
-from llama3_scratch.linear import embed, linear, row_lengths
+from llama3_scratch.linear import embed, linear, row_norms
 from llama3_scratch.stored import Floats, stored
 from tests import tiny
 from tests.compare import check
@@ -132,7 +132,7 @@ def test_gradcheck_of_dora_whose_lengths_are_constants(form, small_pieces, monke
         return linear(x, params | dict(zip(names, trained, strict=True)), name)
 
     live = torch.autograd.grad(product(x, *trained).square().sum(), (x, *trained))
-    lengths = row_lengths(params | dict(zip(names, trained, strict=True)), name, torch.float64)
+    lengths = row_norms(params | dict(zip(names, trained, strict=True)), name, torch.float64)
     monkeypatch.setattr(linear_module, "row_lengths", lambda *_: lengths)
     held = torch.autograd.grad(product(x, *trained).square().sum(), (x, *trained))
     assert all(one.equal(other) for one, other in zip(live, held, strict=True))

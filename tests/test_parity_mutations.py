@@ -14,8 +14,8 @@ from torch import Tensor
 from llama3_scratch import model
 from llama3_scratch.cache import Cache
 from llama3_scratch.config import Config, RopeScaling
-from llama3_scratch.linear import Params
 from llama3_scratch.model import attend, block, forward
+from llama3_scratch.stored import Params
 from tests import tiny
 from tests.compare import DiffersError, check
 from tests.hf_reference import halves, hf_model, wide

@@ -15,7 +15,7 @@ import pytest
 from llama3_scratch import load, walkthrough
 from llama3_scratch.documents import pictures
 from llama3_scratch.errors import FileError, MismatchError
-from llama3_scratch.walkthrough import Block, difference, notebook, read, run, updated
+from llama3_scratch.walkthrough import CodeBlock, difference, notebook, read, run, updated
 from tests.house import PACKAGE
 
 ROOT = PACKAGE.parent
@@ -72,15 +72,15 @@ def ran(request, smollm2):
 
 def test_the_document_runs_and_prints_what_it_shows(ran):
     cells, outputs = ran
-    assert sum(isinstance(cell, Block) for cell in cells) > 15
+    assert sum(isinstance(cell, CodeBlock) for cell in cells) > 15
     left_out = {
-        cell.missing for cell, out in zip(cells, outputs, strict=True) if isinstance(cell, Block) and out is None
+        cell.missing for cell, out in zip(cells, outputs, strict=True) if isinstance(cell, CodeBlock) and out is None
     }
     assert left_out <= {"llama_models isn't installed", "LLAMA_WEIGHTS isn't set"}
 
 
 def test_both_languages_run_the_same_code_to_the_same_outputs():
-    ours, theirs = ([cell for cell in read(path) if isinstance(cell, Block)] for path in (ENGLISH, CHINESE))
+    ours, theirs = ([cell for cell in read(path) if isinstance(cell, CodeBlock)] for path in (ENGLISH, CHINESE))
     shared = [[(block.code, block.needs, block.output) for block in blocks] for blocks in (ours, theirs)]
     assert shared[0] == shared[1]
 
@@ -123,7 +123,7 @@ def test_what_runs_is_said_as_it_runs(tmp_path, caplog):
 def test_what_may_be_left_out_is_needed_by_nothing_else():
     bound: dict[bool, set[str]] = {False: set(), True: set()}
     used = set()
-    for block in (cell for cell in read(ENGLISH) if isinstance(cell, Block)):
+    for block in (cell for cell in read(ENGLISH) if isinstance(cell, CodeBlock)):
         for node in ast.walk(ast.parse(block.code)):
             if isinstance(node, ast.alias):
                 bound[bool(block.needs)].add(node.asname or node.name)

@@ -13,7 +13,7 @@ import torch
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.init import init
-from llama3_scratch.linear import Params
+from llama3_scratch.stored import Params
 from llama3_scratch.text.byte_level import BYTE_OF, byte_level_tokenizer
 from llama3_scratch.text.pre_tokenizers import GPT2_PATTERN
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer

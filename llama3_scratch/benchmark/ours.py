@@ -17,19 +17,18 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.options import activations_dtype, model_options, open_model
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import CHUNK
-from llama3_scratch.linear import Params
 from llama3_scratch.model import unembed
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import FastForward
 from llama3_scratch.params import quantize
-from llama3_scratch.stored import SHORT, each, n_bytes, quantised
+from llama3_scratch.stored import SHORT_DTYPE, Params, map_tensors, n_bytes, quantised
 from llama3_scratch.stored import form as form_of
 from llama3_scratch.system.machine import measure, peaks
 from llama3_scratch.system.memory import available, plan, require
 from llama3_scratch.system.timings import peak_rss_bytes
 
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-FORMS = (*FLOATS, *quantize.FORMS)
+MEASURED_FORMS = (*FLOATS, *quantize.FORMS)
 KEEPS: dict[int, Keep] = {32: Kept, **KEPT_IN_BITS}  # what a cache keeps keys and values in, by bits
 # A weight, head and embedding included, which stay at 8 bits beside layers in 4.
 _BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8-row": 8.1, "int8": 8.5, "int4": 6, "int4-sym": 5.6, "nf4": 5.4}
@@ -40,7 +39,7 @@ def in_form(params: Params, form: str) -> Params:
     if key := quantised(params):
         raise UsageError(f"{key}: these weights are stored as integers; leave --forms out, or give the float model")
     if form in FLOATS:
-        return each(params, lambda tensor: tensor.to(FLOATS[form]))
+        return map_tensors(params, lambda tensor: tensor.to(FLOATS[form]))
     return quantize.quantize(params, form)
 
 
@@ -87,7 +86,7 @@ class Ours:
         if shape is not None:
             config, form = OFFICIAL[shape], form or "bf16"
             _require(config, form, slots, batch)
-            params = each(random_params(config, form), lambda tensor: tensor.to(device))
+            params = map_tensors(random_params(config, form), lambda tensor: tensor.to(device))
             self._dtype = activations_dtype(chosen, params)
         else:
             chosen.model = model
@@ -99,7 +98,7 @@ class Ours:
             del checkpoint  # the other form's file needn't stay mapped
         if slots > config.max_seq_len:
             raise UsageError(f"--pp, --tg and --contexts take {slots} tokens, the model's context {config.max_seq_len}")
-        self._dtype_name = SHORT[str(self._dtype).removeprefix("torch.")]
+        self._dtype_name = SHORT_DTYPE[str(self._dtype).removeprefix("torch.")]
         if kv == 32 and self._dtype != torch.float32:
             raise UsageError(f"--kv 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
         self._params, self._config, self._keep = params, config, KEEPS[kv or 32]

@@ -58,10 +58,10 @@ class Files:
             return
         from llama3_scratch import convert
         from llama3_scratch.describe import describe
-        from llama3_scratch.stored import SHORT
+        from llama3_scratch.stored import SHORT_DTYPE
 
         arguments = [str(self._model), target, "--to", layout, *(["--type", kind] if kind else [])]
-        if layout == "hf" and not describe(str(self._model)).forms.keys() <= SHORT.keys():
+        if layout == "hf" and not describe(str(self._model)).forms.keys() <= SHORT_DTYPE.keys():
             arguments += ["--dtype", "float32"]  # a layout without integers
         if code := convert.main([*arguments, "--quiet"]):
             raise Llama3Error(f"{self._model} can't be written as {kind or layout} for the comparison (exit {code})")

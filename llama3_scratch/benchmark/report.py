@@ -14,7 +14,7 @@ from llama3_scratch.errors import FileError
 from llama3_scratch.system.files import unwritable
 
 OURS = "llama3_scratch"
-Machine = dict[str, float]  # "bandwidth" in bytes/s, and FLOP/s by type: "f32", "bf16", "int8"
+Rates = dict[str, float]  # "bandwidth" in bytes/s, and FLOP/s by type: "f32", "bf16", "int8"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Row:
     peak_bytes: int = 0
     rates: dict[str, list[float]] = field(default_factory=dict)
 
-    def limit(self, test: Trial, machine: Machine) -> float:
+    def limit(self, test: Trial, machine: Rates) -> float:
         """Tokens/s that this machine can't exceed: by its FLOP/s for a prompt, by its bytes/s for new tokens.
 
         Weights in fewer bits may be multiplied in any type that is at least as wide, so the fastest of these counts.
@@ -83,7 +83,7 @@ def step_bytes(read_bytes: int, slot_bytes: int, test: Trial, batch: int) -> flo
     return read_bytes + batch * slot_bytes * (test.context + (test.tokens + 1) / 2)
 
 
-def report(rows: Sequence[Row], tests: Sequence[Trial], roofs: Sequence[Machine], **about: Any) -> dict:
+def report(rows: Sequence[Row], tests: Sequence[Trial], roofs: Sequence[Rates], **about: Any) -> dict:
     """All that was found, as JSON holds it. The machine's limits are medians of those measured between the runs."""
     machine = {name: median(roof[name] for roof in roofs) for name in roofs[0]}
     told = []

@@ -17,7 +17,7 @@ from torch import Tensor
 from llama3_scratch.cache import Keep, Kept
 from llama3_scratch.errors import UsageError
 
-GROUP = 32  # numbers that share a scale, unless told otherwise
+GROUP_SIZE = 32  # numbers that share a scale, unless told otherwise
 _LEAST = torch.finfo(torch.float32).tiny  # a smaller scale has no inverse that is a float; its group becomes zeros
 
 
@@ -94,10 +94,10 @@ class KeptInt4(KeptInt8):
         return 2 * self.values.shape[3]
 
     def put(self, index: tuple[slice | Tensor, slice | Tensor], x_BTGK: Tensor) -> None:
-        super().put(index, spread(x_BTGK.float()))
+        super().put(index, hadamard(x_BTGK.float()))
 
     def get(self, span: int) -> Tensor:
-        return spread(self._floats(span)).to(self._dtype)
+        return hadamard(self._floats(span)).to(self._dtype)
 
     def _pack(self, integers: Tensor) -> Tensor:
         low, high = (integers + 8).to(torch.uint8).chunk(2, dim=-1)
@@ -107,7 +107,7 @@ class KeptInt4(KeptInt8):
         return torch.cat((grouped & 15, grouped >> 4), dim=-1).to(torch.int8) - 8
 
 
-def spread(x: Tensor) -> Tensor:
+def hadamard(x: Tensor) -> Tensor:
     """x (…, K) times a Hadamard matrix: each number becomes a sum of all, with signs, so that none stands out.
 
     A few numbers of every key are far larger than the rest, and the scale that they set leaves 4 bits nothing for the
@@ -127,7 +127,7 @@ KEPT_IN_BITS = {16: KeptBf16, 8: KeptInt8, 4: KeptInt4}
 def group_size(head_dim: int, group: int | None = None) -> int:
     """How many numbers share a scale: the group, if given, which must divide the head's width."""
     if group is None:
-        return GROUP if head_dim % GROUP == 0 else head_dim
+        return GROUP_SIZE if head_dim % GROUP_SIZE == 0 else head_dim
     if group < 1 or head_dim % group:
         raise UsageError(f"a group must divide the head's width, which is {head_dim}, got {group}")
     return group

@@ -25,9 +25,9 @@ from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize, has
 from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.linear import Params
+from llama3_scratch.stored import Params
 from llama3_scratch.system.files import listed, real, require_file, text, whole
-from llama3_scratch.system.memory import Plan, available, require
+from llama3_scratch.system.memory import MemoryPlan, available, require
 from llama3_scratch.text.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
@@ -440,7 +440,7 @@ def read_gguf(
     config = header_config(header)
     tokenizer = read_vocabulary(header.values, header.path, config.vocab_size)
     needed = sum(allocated(stored, blocks, dtype) for stored in header.tensors.values())
-    require(Plan(0, needed, 0, 0), available())
+    require(MemoryPlan(0, needed, 0, 0), available())
     mapped = {
         part: torch.from_file(str(part), shared=False, size=part.stat().st_size, dtype=torch.uint8).untyped_storage()
         for part in {tensor.path for tensor in header.tensors.values()}

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.params.hf_layout import hf_name, neighbours, turned_heads
+from llama3_scratch.params.hf_layout import hf_name, interleaved, turned_heads
 from llama3_scratch.system.files import listed, read_json, real, require_file, whole
 
 if TYPE_CHECKING:  # the headers are read without torch
-    from llama3_scratch.linear import Params
+    from llama3_scratch.stored import Params
 
 log = logging.getLogger("llama3_scratch")
 
@@ -62,7 +62,7 @@ def read_hf(folder: Path, *, allow_extra: bool = False) -> tuple[Config, Params]
     params = {name: found[name] for name in entries}
     for name, tensor in params.items():
         if heads := turned_heads(name, config):
-            params[name] = neighbours(tensor, heads)
+            params[name] = interleaved(tensor, heads)
     embedding = params["tok_embeddings.weight"]
     tied = same(params.setdefault("output.weight", embedding), embedding)
     if tied:

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
-from llama3_scratch.linear import Params
-from llama3_scratch.params.hf_layout import halves, hf_name, turned_heads
-from llama3_scratch.stored import FLOATS, dtype_name
+from llama3_scratch.params.hf_layout import half_split, hf_name, turned_heads
+from llama3_scratch.stored import FLOATS, Params, dtype_name
 from llama3_scratch.system.files import fresh_folder
 from llama3_scratch.text.byte_level import write_tokenizer_json
 from llama3_scratch.text.tokenizer import Tokenizer
@@ -79,7 +78,7 @@ def _groups(params: Params, names: list[str], most: int) -> Iterator[list[str]]:
 
 def _rows(tensor: Tensor, name: str, config: Config) -> Tensor:
     heads = turned_heads(name, config)
-    return (halves(tensor, heads) if heads else tensor).detach().contiguous()
+    return (half_split(tensor, heads) if heads else tensor).detach().contiguous()
 
 
 def write_safetensors(path: Path, tensors: Params, metadata: dict[str, str] | None = None) -> None:

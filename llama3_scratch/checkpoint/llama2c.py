@@ -10,7 +10,7 @@ import torch
 
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.linear import Params
+from llama3_scratch.stored import Params
 from llama3_scratch.system.files import require_file
 
 

@@ -17,7 +17,7 @@ from llama3_scratch.checkpoint.fingerprint import Origin
 from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError, MissingFileError, UsageError
-from llama3_scratch.stored import Params, each, n_bytes, stored
+from llama3_scratch.stored import Params, map_tensors, n_bytes, stored
 from llama3_scratch.text.byte_level import read_tokenizer_json
 from llama3_scratch.text.tokenizer import EXTRA_FILE, Tokenizer, read_tokenizer, with_rows
 
@@ -132,7 +132,7 @@ def load(
     if n_bytes(params) < SCAN_LIMIT:
         scan(params, path)
     if torch.device(device).type != "cpu":
-        params = each(params, lambda tensor: tensor.to(device))
+        params = map_tensors(params, lambda tensor: tensor.to(device))
     checkpoint = Checkpoint(config, params, tokenizer, path)
     if needs_tokenizer:
         checkpoint.require_tokenizer()

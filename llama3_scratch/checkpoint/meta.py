@@ -20,9 +20,9 @@ from llama3_scratch.checkpoint.check import check, known_names, same
 from llama3_scratch.checkpoint.params_json import params_json, read_params_json
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.stored import FORMS, SIBLINGS, Params
+from llama3_scratch.stored import FORM_KEYS, SIBLINGS, Params
 from llama3_scratch.system.files import fresh_folder, read_json, real, require_file
-from llama3_scratch.system.memory import Plan, available, require
+from llama3_scratch.system.memory import MemoryPlan, available, require
 from llama3_scratch.text.tokenizer import Tokenizer, write_tokenizer
 from llama3_scratch.tied import tie
 
@@ -31,7 +31,7 @@ log = logging.getLogger("llama3_scratch")
 # Along which axis Meta's shards are joined; what isn't named here (the norms) is the same in every shard.
 _AXIS = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "output": 0, "tok_embeddings": 0, "wo": 1, "w2": 1}
 # What Meta publishes in one shard only, and how it would be cut nobody has said.
-_WHOLE_ONLY = (*(f".{part}" for part in FORMS), ".adaptor.A.weight", ".adaptor.B.weight")
+_WHOLE_ONLY = (*(f".{part}" for part in FORM_KEYS), ".adaptor.A.weight", ".adaptor.B.weight")
 
 
 def read_meta(
@@ -208,7 +208,7 @@ def _merge(shards: list[dict[str, Tensor]], paths: list[Path], config: Config) -
             if not off <= 1e-2:
                 log.warning("%s: %s differs from %s by %.3g, the first is taken", path, name, paths[0].name, off)
     del first, shard
-    require(Plan(0, sum(tensor.nbytes for tensor in whole.values()), 0, 0), available())
+    require(MemoryPlan(0, sum(tensor.nbytes for tensor in whole.values()), 0, 0), available())
     merged = {name: torch.empty_like(tensor, device="cpu") for name, tensor in whole.items()}
     for index in range(count):
         for name, part in shards.pop(0).items():
@@ -255,7 +255,7 @@ def _tie(params: Params) -> bool:
 
 def _head(params: Params) -> Params:
     """The embedding's tensors, whatever its form, under the names of a tied head."""
-    embedding = ((part, params.get(f"tok_embeddings.{part}")) for part in ("weight", *FORMS))
+    embedding = ((part, params.get(f"tok_embeddings.{part}")) for part in ("weight", *FORM_KEYS))
     return {f"output.{part}": tensor for part, tensor in embedding if tensor is not None}
 
 

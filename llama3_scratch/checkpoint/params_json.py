@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llama3_scratch.config import Config, RopeScaling, hidden_dim, rope_factor
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.linear import Params
+from llama3_scratch.stored import Params
 from llama3_scratch.system.files import read_json, real, whole
 
 log = logging.getLogger("llama3_scratch")

@@ -24,7 +24,7 @@ from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.checkpoint.meta import open_pth
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.params.hf_layout import halves, hf_name, neighbours, turned_heads
+from llama3_scratch.params.hf_layout import half_split, hf_name, interleaved, turned_heads
 from llama3_scratch.params.lora import adapted, stack
 from llama3_scratch.stored import FLOATS, Params, dtype_name, stored
 from llama3_scratch.system.files import fresh_folder, listed, read_json, real, text, whole
@@ -102,7 +102,7 @@ def read_peft(folder: Path, config: Config) -> Params:
         _check_module(module, its, rank, shapes[name], bool(settings.get("use_dora")), file)
         heads = turned_heads(name, config)
         for part, tensor in its.items():
-            turned = neighbours(tensor, heads) if heads and part != "A.weight" else tensor
+            turned = interleaved(tensor, heads) if heads and part != "A.weight" else tensor
             made[stem + (part if part == "weight" else f"adaptor.{part}")] = turned
         if its.keys() != {"weight"}:
             scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
@@ -295,7 +295,7 @@ def write_peft(folder: Path, params: Params, config: Config, *, base: str | None
         heads = turned_heads(name, config)
         for part, end in _ENDS.items():
             if (tensor := params.get(f"{name}.adaptor.{part}")) is not None:
-                turned = halves(tensor, heads) if heads and part != "A.weight" else tensor
+                turned = half_split(tensor, heads) if heads and part != "A.weight" else tensor
                 tensors[f"{_PREFIX}{module}{end}"] = turned.detach().cpu().contiguous()
         ranks[module] = len(params[f"{name}.adaptor.A.weight"])
         scale = params[f"{name}.adaptor.scale"].item()

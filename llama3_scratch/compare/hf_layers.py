@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from llama3_scratch.config import Config
-    from llama3_scratch.linear import Params
+    from llama3_scratch.stored import Params
 
 _FREQUENCIES = 1e-6  # relative: transformers has RoPE's frequencies in f32 only
 _HEAD_ROWS = 1 << 14  # of the head turned into floats at once
@@ -57,7 +57,7 @@ class Theirs:
         import torch
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-        from llama3_scratch.params.hf_layout import LAYER, halves, neighbours, turned_heads
+        from llama3_scratch.params.hf_layout import LAYER, half_split, interleaved, turned_heads
         from llama3_scratch.params.lora import merged_rows
 
         with torch.device("meta"):
@@ -68,7 +68,7 @@ class Theirs:
         G, R = self.config.n_kv_heads, self.config.n_heads // self.config.n_kv_heads
 
         def keep(step: str, heads: int | None, module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
-            made[f"{name}.{step}"] = neighbours(out.movedim(-1, 0), heads).movedim(0, -1) if heads else out
+            made[f"{name}.{step}"] = interleaved(out.movedim(-1, 0), heads).movedim(0, -1) if heads else out
             taken = {"attention.wo": "out_BTGRK", "ffn_norm": "x_BTD", "feed_forward.w2": "hidden_BTF"}.get(step)
             if taken:
                 between[taken] = inputs[0].unflatten(-1, (G, R, -1)) if step == "attention.wo" else inputs[0]
@@ -78,7 +78,7 @@ class Theirs:
         ) -> tuple[Tensor, None]:
             from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-            q_BTHK, k_BSGK = (neighbours(x.movedim(-1, 0), 1).movedim(0, -1).transpose(1, 2) for x in (query, key))
+            q_BTHK, k_BSGK = (interleaved(x.movedim(-1, 0), 1).movedim(0, -1).transpose(1, 2) for x in (query, key))
             between["q_BTHK"], between["k_BTGK"] = q_BTHK, k_BSGK
             # Their kernel holds neither: scores and weights are taken from the q and k that it is given.
             scores_BGRTS = torch.einsum("btgrk,bsgk->bgrts", q_BTHK.unflatten(2, (G, R)), k_BSGK) * scaling
@@ -91,7 +91,7 @@ class Theirs:
         for part, theirs in LAYER.items():
             heads = turned_heads(f"{name}.{part}", self.config)
             floats = merged_rows(self.params, f"{name}.{part}", self.dtype)
-            weights[f"{theirs}.weight"] = halves(floats, heads) if heads else floats
+            weights[f"{theirs}.weight"] = half_split(floats, heads) if heads else floats
             layer.get_submodule(theirs).register_forward_hook(functools.partial(keep, part, heads))
         layer.load_state_dict(weights, assign=True)
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):

@@ -30,7 +30,7 @@ def tidy(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Page:
+class WebPage:
     """A document as the rules look at it."""
 
     text: str
@@ -93,7 +93,7 @@ class Page:
         return sum(len(word) for word, is_again in zip(self.words, again, strict=True) if is_again) / max(1, total)
 
 
-Rule = Callable[[Page], bool]  # whether a page may stay
+Rule = Callable[[WebPage], bool]  # whether a page may stay
 
 
 def _top(n: int, most: float) -> Rule:
@@ -148,7 +148,7 @@ def c4_lines(text: str) -> list[str]:
     """The lines that c4 keeps: of five words at least, ended as a sentence is, without words of web pages' own."""
     kept = []
     for line in text.split("\n"):
-        few = len(Page(line).words) < 5
+        few = len(WebPage(line).words) < 5
         own = re.search(r"javascript|terms of use|privacy policy|cookie policy|uses cookies", line, re.IGNORECASE)
         if not few and not own and line.strip().endswith(_ENDS):
             kept.append(line)
@@ -157,7 +157,7 @@ def c4_lines(text: str) -> list[str]:
 
 def broken_rule(text: str, rules: Sequence[str]) -> str | None:
     """The first rule that a text breaks, as "gopher: 50 to 100,000 words"; None where it may stay."""
-    page = Page(text)
+    page = WebPage(text)
     for name in rules:
         for rule, holds in RULES[name].items():
             if not holds(page):

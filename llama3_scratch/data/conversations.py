@@ -24,10 +24,10 @@ log = logging.getLogger("llama3_scratch")
 
 SIDES = ("right", "left")  # from which a conversation that is too long is cut
 
-Conversation = list[Message]
+Dialog = list[Message]
 
 
-def read_conversations(path: Path) -> list[Conversation]:
+def read_conversations(path: Path) -> list[Dialog]:
     """The conversations of a JSONL file or a JSON list: `{"messages": [{"role", "content"}, …]}`, or rows of
     `{"instruction", "input", "output"}`, of which the first two are the user's message and the last is the answer.
 
@@ -54,7 +54,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     return found
 
 
-def _messages(row: dict[str, Any], place: str) -> Conversation:
+def _messages(row: dict[str, Any], place: str) -> Dialog:
     if "messages" in row:
         messages = row["messages"]
         if not isinstance(messages, list) or not all(
@@ -72,8 +72,8 @@ def _messages(row: dict[str, Any], place: str) -> Conversation:
 
 
 def split(
-    conversations: Sequence[Conversation], shares: Sequence[float] = (0.85, 0.05, 0.10), *, seed: int
-) -> list[list[Conversation]]:
+    conversations: Sequence[Dialog], shares: Sequence[float] = (0.85, 0.05, 0.10), *, seed: int
+) -> list[list[Dialog]]:
     """The conversations in shuffled parts of these shares; the last one takes what rounding leaves."""
     mixed = random.Random(seed).sample(list(conversations), len(conversations))
     parts, begin = [], 0
@@ -92,9 +92,7 @@ class Encoded:
     learnt: list[bool]
 
 
-def encode(
-    messages: Conversation, tokenizer: Tokenizer, *, mask_prompt: bool = True, date: str | None = None
-) -> Encoded:
+def encode(messages: Dialog, tokenizer: Tokenizer, *, mask_prompt: bool = True, date: str | None = None) -> Encoded:
     """The conversation as the model will meet it on that date; with `mask_prompt` only answers are learnt, up to the
     token that ends each."""
     ids, written = encode_conversation(messages, tokenizer, date=date)
@@ -106,7 +104,7 @@ class Conversations:
 
     def __init__(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Dialog],
         tokenizer: Tokenizer,
         *,
         size: int,

@@ -17,7 +17,7 @@ from llama3_scratch.errors import FileError
 from llama3_scratch.inference.sample import at_temperature
 from llama3_scratch.model import block, forward, rope_frequencies
 from llama3_scratch.system.files import write_whole
-from llama3_scratch.trace.tracer import Step, watch
+from llama3_scratch.trace.tracer import TracedTensor, watch
 
 FOLDER, DATA_FILE = ".pictures", "walkthrough.json"
 TEXT = "the answer to the ultimate question of life, the universe, and everything is "
@@ -32,7 +32,7 @@ def data(checkpoint: Checkpoint) -> dict[str, Data]:
     ids = checkpoint.tokenizer.encode(TEXT, bos=checkpoint.tokenizer.add_bos, eos=False)
     words = [checkpoint.tokenizer.decode([id]) for id in ids]
 
-    def keep(step: Step) -> bool:
+    def keep(step: TracedTensor) -> bool:
         returned = step.function == "block" and step.kind == "return"
         return returned or (step.function == "attend" and step.layer == LAYER) or step.name == "rotation_BTJ"
 

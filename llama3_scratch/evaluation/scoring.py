@@ -12,8 +12,9 @@ from torch import Tensor
 
 from llama3_scratch.config import Config
 from llama3_scratch.errors import Llama3Error, UsageError
-from llama3_scratch.linear import Params, embed
+from llama3_scratch.linear import embed
 from llama3_scratch.model import decode, forward, unembed
+from llama3_scratch.stored import Params
 from llama3_scratch.text.tokenizer import Tokenizer
 
 
@@ -67,7 +68,7 @@ def log_probabilities(ids: Sequence[int], params: Params, config: Config) -> Ten
 
 
 @dataclass(frozen=True)
-class Surprise:
+class Surprisal:
     """Nats and bytes of a window's predicted tokens, and how many they are."""
 
     nats: float
@@ -75,11 +76,11 @@ class Surprise:
     bytes: int
 
 
-def surprise(window: Window, logprobs_TV: Tensor, tokenizer: Tokenizer) -> Surprise:
+def surprisal(window: Window, logprobs_TV: Tensor, tokenizer: Tokenizer) -> Surprisal:
     """What the scored tokens of a window cost: −Σ log p."""
     targets = torch.tensor(window.ids[-window.scored :])
     nats = F.nll_loss(logprobs_TV[-window.scored - 1 : -1].double(), targets, reduction="sum").item()
-    return Surprise(nats, window.scored, len(tokenizer.decode_bytes(window.ids[-window.scored :])))
+    return Surprisal(nats, window.scored, len(tokenizer.decode_bytes(window.ids[-window.scored :])))
 
 
 @dataclass(frozen=True)
@@ -139,17 +140,17 @@ def choose(asked: Asked, params: Params, config: Config) -> Choice:
 
 
 @dataclass(frozen=True)
-class Apart:
+class Divergence:
     """Of each predicted token: KL(one ‖ other) in nats, and whether both find the same one likeliest."""
 
     divergence_T: Tensor
     same_T: Tensor
 
 
-def apart(window: Window, one_TV: Tensor, other_TV: Tensor) -> Apart:
+def kl_divergence(window: Window, one_TV: Tensor, other_TV: Tensor) -> Divergence:
     """How far the second model's predictions of a window are from the first's, over the ids that both have: one may
     have padded its embedding further than the other."""
     V = min(one_TV.shape[-1], other_TV.shape[-1])
     one_TV, other_TV = (logprobs_TV[-window.scored - 1 : -1, :V].log_softmax(-1) for logprobs_TV in (one_TV, other_TV))
     divergence_T = (one_TV.exp() * (one_TV - other_TV)).double().sum(-1)
-    return Apart(divergence_T, one_TV.argmax(-1) == other_TV.argmax(-1))
+    return Divergence(divergence_T, one_TV.argmax(-1) == other_TV.argmax(-1))

@@ -10,10 +10,10 @@ from llama3_scratch import chat, generate
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.conversation import Conversation
-from llama3_scratch.inference.options import activations, check_sampling, make_cache, make_guesses
+from llama3_scratch.inference.options import activations, check_sampling, make_cache, make_drafts
 from llama3_scratch.system import cli
 from llama3_scratch.system.timings import Timings
-from llama3_scratch.text.answer import Answer
+from llama3_scratch.text.detokenizer import Detokenizer
 
 _GROUPS = ("sampling", "KV cache")
 _ALONE = ("system", "raw", "date", "max_seq_len")
@@ -37,10 +37,10 @@ def stream_answer(checkpoint: Checkpoint, prompt: str, **settings: Any) -> Itera
     if options.system is not None and (options.raw or tokenizer.chat_format is None):
         raise UsageError("a system message goes with a chat, not with a base model or raw=True; leave it out")
     ids = generate.encode_prompt(prompt, tokenizer, options)
-    return _pieces(checkpoint, ids, Answer(tokenizer, tokenizer.stop_tokens, options.stop), options)
+    return _pieces(checkpoint, ids, Detokenizer(tokenizer, tokenizer.stop_tokens, options.stop), options)
 
 
-def _pieces(checkpoint: Checkpoint, ids: list[int], said: Answer, options: argparse.Namespace) -> Iterator[str]:
+def _pieces(checkpoint: Checkpoint, ids: list[int], said: Detokenizer, options: argparse.Namespace) -> Iterator[str]:
     dtype, shown = activations(checkpoint.params), 0
     for _ in generate.timed_stream(
         [ids],
@@ -50,7 +50,7 @@ def _pieces(checkpoint: Checkpoint, ids: list[int], said: Answer, options: argpa
         options,
         Timings(load_s=0.0),
         cache=make_cache(options, checkpoint.config),
-        guesses=make_guesses(options, checkpoint, dtype),
+        guesses=make_drafts(options, checkpoint, dtype),
     ):
         if len(said.text) > shown:
             yield said.text[shown:]

@@ -10,7 +10,7 @@ import torch
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.inference.sample import Sampler, sampler
 from llama3_scratch.inference.stream import stream
-from llama3_scratch.text.answer import text_of
+from llama3_scratch.text.detokenizer import text_of
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.generate import timed_stream, warn_if_clamped
-from llama3_scratch.inference.options import make_cache, make_guesses
+from llama3_scratch.inference.options import make_cache, make_drafts
 from llama3_scratch.system.files import read_json, unwritable, write_whole
 from llama3_scratch.system.timings import Timings
-from llama3_scratch.text.answer import Answer
+from llama3_scratch.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class Conversation:
         self.ended: str | None = None  # what ended the last answer: stop, max_tokens, context; None: a person did
         self._cache = make_cache(options, checkpoint.config)
         self._seen: list[int] = []  # what the cache has taken in, in the order of the text
-        self._guesses = make_guesses(options, checkpoint, dtype)
+        self._guesses = make_drafts(options, checkpoint, dtype)
         self._fitting([{"role": "user", "content": "?"}])  # a --system or a --date that can't be is told at once
 
     @property
@@ -101,7 +101,7 @@ class Conversation:
         prompt, forgotten = self._fitting(messages)
         if not self._cache.endless:
             warn_if_clamped(len(prompt), self.checkpoint, self.options)
-        answer = Answer(self.tokenizer, self.tokenizer.stop_tokens, self.options.stop)
+        answer = Detokenizer(self.tokenizer, self.tokenizer.stop_tokens, self.options.stop)
         self.timings, self.ended = Timings(self.timings.load_s), None
         shown = 0
         steps = timed_stream(

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.config import Config
     from llama3_scratch.inference.sample import Sampler
-    from llama3_scratch.inference.speculate import NoGuesses
-    from llama3_scratch.linear import Params
+    from llama3_scratch.inference.speculate import NoDrafts
+    from llama3_scratch.stored import Params
 
 log = logging.getLogger("llama3_scratch")
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 # Those of `quantize`, told without torch, which takes seconds to import; a test compares them.
-FORMS = ("int8-row", "int8", "int4", "int4-sym", "nf4")
+QUANTIZED = ("int8-row", "int8", "int4", "int4-sym", "nf4")
 REPEAT_LAST_N = 64  # of `sample`, likewise
 
 _STORIES = (
@@ -59,7 +59,7 @@ def add_model_options(parser: cli.Parser) -> None:
     add_device_options(group)
     group.add_argument(
         "--quantize",
-        choices=FORMS,
+        choices=QUANTIZED,
         help="round float weights to this form when they're read; embedding and head are int8. "
         "`convert --quantize` writes a folder that opens at once",
     )
@@ -252,15 +252,15 @@ def make_sampler(options: argparse.Namespace) -> Sampler:
     )
 
 
-def make_guesses(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype) -> NoGuesses:
+def make_drafts(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype) -> NoDrafts:
     """What --speculate means for an answer of this model."""
     from llama3_scratch.inference import speculate
 
     if not options.speculate:
-        return speculate.NO_GUESSES
-    most = options.draft_tokens or speculate.MOST
+        return speculate.NO_DRAFTS
+    most = options.draft_tokens or speculate.MAX_DRAFT_TOKENS
     if options.speculate == "lookup":
-        return speculate.Guesses(speculate.lookup, most=most)
+        return speculate.Drafts(speculate.lookup, most=most)
     draft = read(options.speculate, options, device=options.device)
     ours, its = checkpoint.tokenizer, draft.tokenizer
     if ours is None or its is None or not ours.same_tokens(its):
@@ -268,7 +268,7 @@ def make_guesses(options: argparse.Namespace, checkpoint: Checkpoint, dtype: tor
     if draft.config.vocab_size != checkpoint.config.vocab_size:
         sizes = f"{draft.config.vocab_size} tokens, {checkpoint.path} {checkpoint.config.vocab_size}"
         raise UsageError(f"--speculate {options.speculate}: its vocabulary has {sizes}")
-    return speculate.Guesses(speculate.DraftModel(draft.params, draft.config, dtype=dtype), most=most)
+    return speculate.Drafts(speculate.DraftModel(draft.params, draft.config, dtype=dtype), most=most)
 
 
 def check_device(name: str) -> torch.device:

@@ -16,18 +16,18 @@ import torch
 from llama3_scratch.cache import Cache
 from llama3_scratch.caches.prompt_cache import common_prefix
 from llama3_scratch.config import Config
-from llama3_scratch.linear import Params
 from llama3_scratch.native.decode import FastForward
+from llama3_scratch.stored import Params
 
 # Tokens so far, how many are wanted at most → the tokens that may follow.
 Propose = Callable[[Sequence[int], int], list[int]]
 
-MOST = 8  # guesses that a pass checks
+MAX_DRAFT_TOKENS = 8  # guesses that a pass checks
 _FADING = 0.8  # of an average at each new pass: about the last five count
 _PAUSE, _LONGEST_PAUSE = 16, 256  # tokens without guesses, once they have cost more than they brought
 
 
-class NoGuesses:
+class NoDrafts:
     """Nothing is guessed: a pass makes one token."""
 
     proposed = accepted = 0
@@ -40,16 +40,18 @@ class NoGuesses:
         """Hear of a pass: how many guesses it checked, how many were right, how long it took."""
 
 
-NO_GUESSES = NoGuesses()
+NO_DRAFTS = NoDrafts()
 
 
-class Guesses(NoGuesses):
+class Drafts(NoDrafts):
     """Guesses by `propose`, as many as have lately been right, and for a while none where they lose time.
 
     `proposed` and `accepted` count all of them. `clock` tells seconds.
     """
 
-    def __init__(self, propose: Propose, *, most: int = MOST, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, propose: Propose, *, most: int = MAX_DRAFT_TOKENS, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._propose, self._most, self._clock = propose, most, clock
         self.proposed = self.accepted = 0
         self._wanted = min(4, most)

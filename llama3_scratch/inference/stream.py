@@ -15,17 +15,18 @@ from llama3_scratch.caches.quantized import vector_bytes
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import NonFiniteError, Sampler
-from llama3_scratch.inference.speculate import NO_GUESSES, NoGuesses
-from llama3_scratch.linear import Params, embed
+from llama3_scratch.inference.speculate import NO_DRAFTS, NoDrafts
+from llama3_scratch.linear import embed
 from llama3_scratch.model import Block, decode, fused_block, unembed
 from llama3_scratch.native.decode import FastForward
+from llama3_scratch.stored import Params
 from llama3_scratch.system.memory import available, plan, require
 
 CHUNK = 512  # tokens of a prompt that go through the model at once: memory stays flat however long the prompt is
 
 
 @dataclass(frozen=True)
-class Step:
+class GeneratedToken:
     """One token of one prompt's answer. `finish_reason` is "stop" or "length" on the last one, else None.
 
     `logits_V` are the model's own, before any filter.
@@ -51,8 +52,8 @@ def stream(
     chunk: int = CHUNK,
     cache: Cache | None = None,
     block: Block | None = None,
-    guesses: NoGuesses = NO_GUESSES,
-) -> Iterator[Step]:
+    guesses: NoDrafts = NO_DRAFTS,
+) -> Iterator[GeneratedToken]:
     """Yield each prompt's next tokens, step by step, until all have stopped.
 
     `stop(row, token)` hears of every token and says whether it ends that row. `dtype` is that of the activations and,
@@ -72,7 +73,7 @@ def stream(
             raise UsageError(f"prompt {len(prompt)} tokens, limit {limit - 1}, so that one more fits the context")
         if bad := [token for token in prompt if not 0 <= token < config.vocab_size]:
             raise UsageError(f"token {bad[0]} in the prompt, the model's vocabulary has {config.vocab_size}")
-    if guesses is not NO_GUESSES and len(prompts) > 1:
+    if guesses is not NO_DRAFTS and len(prompts) > 1:
         raise UsageError(f"guesses are for one prompt, got {len(prompts)}")
     if cache is None:
         cache = Cache(limit) if len(prompts) == 1 else RaggedCache(limit, len(prompts))
@@ -122,7 +123,7 @@ def stream(
                     seen[row].append(token)
                     right += guessed[place : place + 1] == [token]
                     reason = "stop" if stop(row, token) else "length" if len(seen[row]) >= most[row] else None
-                    yield Step(row, token, logits_BTV[index, place], reason)
+                    yield GeneratedToken(row, token, logits_BTV[index, place], reason)
                     if reason or right <= place:
                         break
                 if reason is None:

@@ -113,7 +113,7 @@ def fits(x: Tensor, form: Floats) -> bool:
     return not (torch.is_grad_enabled() and form.values.requires_grad)
 
 
-def product(x: Tensor, form: Floats) -> Tensor | None:
+def matmul(x: Tensor, form: Floats) -> Tensor | None:
     """x (…, columns) times the weight, transposed: (…, rows); None where the kernels have none for its form.
 
     Raises UsageError where x isn't as wide as the weight.

@@ -33,12 +33,12 @@ def hf_name(name: str) -> str:
     return f"model.layers.{layer}.{_NAMES[kind]}.weight"
 
 
-def neighbours(rows: Tensor, heads: int) -> Tensor:
+def interleaved(rows: Tensor, heads: int) -> Tensor:
     """Rows of q or k (heads · K, …) from Hugging Face's order (i beside i + K/2) to Meta's (2i beside 2i + 1)."""
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def halves(rows: Tensor, heads: int) -> Tensor:
+def half_split(rows: Tensor, heads: int) -> Tensor:
     """Rows of q or k (heads · K, …) from Meta's order to Hugging Face's: the inverse of `neighbours`."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 

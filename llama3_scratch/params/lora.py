@@ -15,9 +15,9 @@ from torch import Tensor
 
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.linear import lengths, row_lengths
+from llama3_scratch.linear import norms_of, row_norms
 from llama3_scratch.params.hf_layout import LAYER
-from llama3_scratch.stored import FORMS, Floats, Params, dtype_name, stored
+from llama3_scratch.stored import FORM_KEYS, Floats, Params, dtype_name, stored
 from llama3_scratch.system.files import listed
 
 log = logging.getLogger("llama3_scratch")
@@ -83,7 +83,7 @@ def attach(
         scale = alpha / (math.sqrt(rank) if rslora else rank)
         made[f"{name}.adaptor.scale"] = torch.tensor(scale, dtype=dtype, device=device)
         if dora:
-            made[f"{name}.adaptor.magnitude"] = row_lengths(made, name, dtype)
+            made[f"{name}.adaptor.magnitude"] = row_norms(made, name, dtype)
     return made
 
 
@@ -126,7 +126,7 @@ def stack(params: Params, *adapters: Params) -> Params:
             if name in replaced:
                 raise UsageError(f"{name}: two adapters bring it whole, which don't add up; take one of them")
             replaced.add(name)
-            for part in FORMS:
+            for part in FORM_KEYS:
                 made.pop(name.removesuffix("weight") + part, None)
             made[name] = new[name]
         for name in adapted(new):
@@ -164,7 +164,7 @@ def merged_rows(params: Params, name: str, dtype: torch.dtype, rows: slice = sli
         down, up = (params[f"{name}.adaptor.{part}.weight"].to(dtype) for part in "AB")
         floats = floats + params[f"{name}.adaptor.scale"].to(dtype) * (up[rows] @ down)
     if (magnitude := params.get(f"{name}.adaptor.magnitude")) is not None:
-        floats = floats * (magnitude[rows].to(dtype) / lengths(floats))[:, None]
+        floats = floats * (magnitude[rows].to(dtype) / norms_of(floats))[:, None]
     return floats
 
 
@@ -211,7 +211,7 @@ def _merged(params: Params, dtype: torch.dtype | None) -> Params:
     made = detach(params)
     lost = changed = 0.0
     for name in adapted(params):
-        for part in FORMS:
+        for part in FORM_KEYS:
             made.pop(f"{name}.{part}", None)
         weight = stored(params, name)
         own = dtype or weight.dtype

@@ -21,7 +21,7 @@ _TRIES = 9
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineLimits:
     """Bytes per second read from memory, and FLOP per second of a matrix product."""
 
     bandwidth: float
@@ -36,7 +36,7 @@ class Machine:
         return "arithmetic" if flops / self.flops > bytes / self.bandwidth else "memory"
 
 
-def measure(device: torch.device, dtype: torch.dtype) -> Machine:
+def measure(device: torch.device, dtype: torch.dtype) -> MachineLimits:
     """Measure in about a second: a large matrix read by all threads, and a product of two square ones of `dtype`.
 
     What reads fastest differs between machines, so the fastest of a sum, torch's matrix–vector product and that of
@@ -48,9 +48,9 @@ def measure(device: torch.device, dtype: torch.dtype) -> Machine:
     vector = torch.ones(large.shape[1], dtype=dtype, device=device)
     reads: list[Callable[[], object]] = [large.sum, lambda: large @ vector]
     if kernels.usable(vector):
-        reads.append(lambda: kernels.product(vector, Floats(large)))
+        reads.append(lambda: kernels.matmul(vector, Floats(large)))
     bandwidth = _READ / min(_seconds(read, device) for read in reads)
-    return Machine(bandwidth, _flops(dtype, device))
+    return MachineLimits(bandwidth, _flops(dtype, device))
 
 
 def peaks() -> dict[str, float]:

@@ -13,7 +13,7 @@ _F32 = 4
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes. `mapped` weights stay in their file, where the system reads them when needed: they aren't allocated."""
 
     mapped: int
@@ -35,7 +35,7 @@ def plan(
     weights: int = 0,
     cache_bytes: float = _F32,
     chunk: int = 512,
-) -> Plan:
+) -> MemoryPlan:
     """The plan for `batch` prompts of `context` tokens each, answer included, `cache_bytes` a number in the cache.
 
     Activations are an estimate: the widest moment of a layer, when `chunk` tokens of each prompt run through it.
@@ -46,7 +46,7 @@ def plan(
     layer = tokens * (4 * config.hidden_dim + 8 * config.dim + 4 * heads) * _F32
     mask = tokens * context * (1 + _F32)
     logits = 2 * batch * config.vocab_size * _F32
-    return Plan(mapped, weights, config.kv_bytes(context, batch, cache_bytes), layer + mask + logits)
+    return MemoryPlan(mapped, weights, config.kv_bytes(context, batch, cache_bytes), layer + mask + logits)
 
 
 def available() -> int | None:
@@ -69,7 +69,7 @@ def available() -> int | None:
         return free
 
 
-def require(plan: Plan, free: int | None) -> None:
+def require(plan: MemoryPlan, free: int | None) -> None:
     """Raise ResourceError, with the plan and the flag to lower, if it takes more than `free` bytes; None is unknown."""
     if free is None or plan.allocated <= free:
         return

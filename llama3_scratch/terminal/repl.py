@@ -17,7 +17,7 @@ from llama3_scratch.inference.options import add_sampling_options, random_seed
 from llama3_scratch.system import cli
 from llama3_scratch.system.files import read_json
 from llama3_scratch.terminal.line_editor import LineEditor, PlainInput
-from llama3_scratch.terminal.word_wrap import Page
+from llama3_scratch.terminal.word_wrap import WrappedOutput
 
 log = logging.getLogger("llama3_scratch")
 
@@ -117,13 +117,13 @@ class Repl:
         return self._commands[name](argument[0].strip() if argument else "")
 
     def _help(self, argument: str) -> None:
-        page = Page()
+        page = WrappedOutput()
         page.write(HELP)
         page.finish()
 
     def _print(self, answer: Generator[str, None, None]) -> None:
         """Print the answer as it comes. Ctrl-C ends it, wherever it strikes."""
-        page = Page()
+        page = WrappedOutput()
         with contextlib.suppress(KeyboardInterrupt), contextlib.closing(answer) as pieces:
             for piece in pieces:
                 page.write(piece)

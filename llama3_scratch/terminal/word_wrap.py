@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from rich.cells import cell_len
 
-from llama3_scratch.text.answer import visible
+from llama3_scratch.text.detokenizer import visible
 
 _FENCE = re.compile(r"\s*(```+|~~~+)([^`]*)$")
 
@@ -22,7 +22,7 @@ def columns() -> int:
         return 80
 
 
-class Page:
+class WrappedOutput:
     """Streams a text to stdout: to a terminal word by word, with control characters shown; elsewhere as it is."""
 
     def __init__(self) -> None:

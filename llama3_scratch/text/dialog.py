@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama3_scratch.errors import UsageError
-from llama3_scratch.text.answer import text_of
 from llama3_scratch.text.chat_template import encode_chat, render
+from llama3_scratch.text.detokenizer import text_of
 from llama3_scratch.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]

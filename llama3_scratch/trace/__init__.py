@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llama3_scratch.trace.tracer import ShapeError, Statistics, Step, suffix, watch
+    from llama3_scratch.trace.tracer import ShapeError, Statistics, TracedTensor, suffix, watch
 
-__all__ = ["ShapeError", "Statistics", "Step", "suffix", "watch"]
+__all__ = ["ShapeError", "Statistics", "TracedTensor", "suffix", "watch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,9 +22,10 @@ from llama3_scratch.compare import hf_layers
 from llama3_scratch.compare.difference import Difference, difference
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.linear import Params, embed
+from llama3_scratch.linear import embed
 from llama3_scratch.model import block, decode, unembed
-from llama3_scratch.trace.tracer import Statistics, Step, summarise, watch
+from llama3_scratch.stored import Params
+from llama3_scratch.trace.tracer import Statistics, TracedTensor, summarise, watch
 
 Take = Callable[[int | None, str, Tensor], None]  # (pass, or None: of all tokens), key, tensor
 
@@ -41,7 +42,7 @@ class Row:
     model that are hundreds of standard deviations large, and says little about any dtype but the widest.
     """
 
-    step: Step | None
+    step: TracedTensor | None
     difference: Difference
     theirs: Statistics | None
     note: str = ""
@@ -63,7 +64,7 @@ class Reference:
     complete: bool = True
 
 
-def needs(step: Step) -> bool:
+def needs(step: TracedTensor) -> bool:
     """Whether the comparison needs the step's tensor: what the lines made, and the tokens that went in.
 
     What passes through `forward` is what its functions made.
@@ -76,7 +77,7 @@ def one_pass(name: str, params: Params, config: Config, dtype: torch.dtype) -> R
     """A pass of the readable model over all tokens at once, without a cache."""
 
     def run(tokens_1T: Tensor, n_logits: int, take: Take) -> Sequence[Row]:
-        def hear(step: Step) -> None:
+        def hear(step: TracedTensor) -> None:
             if step.value is not None:
                 take(None, step.key, step.value)
                 step.value = None  # one at a time
@@ -126,7 +127,7 @@ def recorded(path: Path) -> Reference:
 
 
 @torch.inference_mode()
-def compare(steps: Sequence[Step], reference: Reference, tolerance: float) -> list[Row]:
+def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: float) -> list[Row]:
     """Our steps beside theirs, in our order; a step that one side lacks differs infinitely.
 
     `steps` are those of one prompt's passes, with the tensors that `needs` asks for.
@@ -136,7 +137,7 @@ def compare(steps: Sequence[Step], reference: Reference, tolerance: float) -> li
     ends = list(accumulate(some.shape[1] for some in tokens if some is not None))
     total = ends[-1]
     first_logit = min((ends[s.call] - s.shape[1] for s in steps if s.name == "logits_BTV"), default=total - 1)
-    ours: dict[str, list[Step]] = defaultdict(list)
+    ours: dict[str, list[TracedTensor]] = defaultdict(list)
     for step in steps:
         ours[step.key] += [step] if step.kind != "argument" else []
     found: dict[tuple[int, str], Row] = {}
@@ -173,7 +174,7 @@ def first_divergence(rows: Sequence[Row]) -> Row | None:
     return next((row for row in rows if row.diverges), None)
 
 
-def lines(rows: Sequence[Row], full: Callable[[Step], bool]) -> Iterator[str]:
+def lines(rows: Sequence[Row], full: Callable[[TracedTensor], bool]) -> Iterator[str]:
     """The comparison for a terminal: the steps that `full` chooses and those of the layer that parts first; of every
     other layer the step that differs most. Of a tensor that is only handed on, one row is shown."""
     first = first_divergence(rows)
@@ -233,7 +234,7 @@ def _infinite(name: str, tolerance: float) -> Difference:
     return Difference(name, math.inf, math.inf, math.inf, tolerance)
 
 
-def _beside(step: Step, theirs: Tensor, tolerance: float) -> Row:
+def _beside(step: TracedTensor, theirs: Tensor, tolerance: float) -> Row:
     assert step.value is not None
     theirs = theirs.to(step.value.device)
     if step.value.shape != theirs.shape:
@@ -242,7 +243,7 @@ def _beside(step: Step, theirs: Tensor, tolerance: float) -> Row:
     return Row(step, difference(step.label, step.value, theirs, tolerance), summarise(theirs))
 
 
-def _rows(step: Step, theirs: Tensor, end: int, total: int) -> Tensor:
+def _rows(step: TracedTensor, theirs: Tensor, end: int, total: int) -> Tensor:
     """Of a tensor about the last of `total` tokens, what a pass that ended with token `end` had of it."""
     for axis, letter in enumerate(step.letters):
         if theirs.dim() != len(step.letters) or letter not in "TS":

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.checkpoint.hf_out import write_safetensors
-from llama3_scratch.linear import Params
-from llama3_scratch.stored import dtype_name
+from llama3_scratch.stored import Params, dtype_name
 from llama3_scratch.system.files import write_whole
-from llama3_scratch.trace.tracer import Step
+from llama3_scratch.trace.tracer import TracedTensor
 
 
-def write(path: Path, steps: Sequence[Step], params: Params, files: Mapping[str, str]) -> None:
+def write(path: Path, steps: Sequence[TracedTensor], params: Params, files: Mapping[str, str]) -> None:
     """Write the steps as the ending says; a safetensors file holds the tensors that were kept, named by step labels.
 
     `params` are the run's, `files` say where each weight was read from.
@@ -45,7 +44,7 @@ def real(value: Tensor) -> Tensor:
     return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
 
 
-def as_dict(step: Step, params: Params, files: Mapping[str, str]) -> dict[str, Any]:
+def as_dict(step: TracedTensor, params: Params, files: Mapping[str, str]) -> dict[str, Any]:
     """A step as JSON holds it, without its tensor."""
     return {
         "pass": step.call,

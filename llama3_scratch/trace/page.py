@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.config import Config
-from llama3_scratch.linear import Params
-from llama3_scratch.stored import dtype_name
+from llama3_scratch.stored import Params, dtype_name
 from llama3_scratch.system.files import write_whole
-from llama3_scratch.text.answer import legible, piece
+from llama3_scratch.text.detokenizer import legible, piece
 from llama3_scratch.text.tokenizer import Tokenizer
-from llama3_scratch.trace.tracer import Step
+from llama3_scratch.trace.tracer import TracedTensor
 from llama3_scratch.trace.views import likeliest
 
 ROWS, COLUMNS, BINS = 64, 48, 32  # of a heat map, of a histogram
@@ -40,7 +39,7 @@ TOP = 5
 SCORES = 63  # steps between a head's least and largest score: more of them are noise that doesn't compress
 
 
-class Page:
+class TracePage:
     """What the page shows of a run of one prompt: `take` every step, then `write`. Keeps no tensor.
 
     `files` says where each weight was read from, `pieces` how many passes take the prompt in. `asked` and `answered`
@@ -71,7 +70,7 @@ class Page:
         self._offsets: dict[bytes, int] = {}  # of each array in the blobs, by its hash: equal ones share their bytes
         self._before_RD = torch.empty(0)  # the residual stream as the layer found it, in the rows that are shown
 
-    def take(self, step: Step) -> None:
+    def take(self, step: TracedTensor) -> None:
         """Reduce a step; its tensor isn't needed any more after this."""
         if not self._passes or step.call >= len(self._passes):
             self._passes.append({"rows": [], "columns": [], "steps": [], "residual": [], "layers": {}, "last": -2})
@@ -117,7 +116,7 @@ class Page:
         heads, share = self._config.n_layers * self._config.n_heads, max(0, self._left) // max(1, self._pieces)
         return min(MOST_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(share // (2 * heads))))
 
-    def _group(self, last: int, step: Step) -> int:
+    def _group(self, last: int, step: TracedTensor) -> int:
         """Where on the page a step stands: its layer, -1 before the first, n_layers after the last."""
         if step.layer is not None:
             return step.layer
@@ -126,7 +125,7 @@ class Page:
         handed_on = step.function == "decode" and step.kind == "local" and last < self._config.n_layers
         return last if handed_on else self._config.n_layers
 
-    def _views(self, of: dict[str, Any], step: Step, value: Tensor) -> None:
+    def _views(self, of: dict[str, Any], step: TracedTensor, value: Tensor) -> None:
         """Add what the views show of this step, if any."""
         where = step.function, step.name
         if where == ("embed", "tokens_BT"):
@@ -186,7 +185,7 @@ class Page:
         most = float(np.abs(np.nan_to_num(values)).max(initial=0)) or 1.0
         return [self._blob(np.rint(np.nan_to_num(values) / most * 127).astype(np.int8)), _short(most)]
 
-    def _heat(self, step: Step, value: Tensor) -> int:
+    def _heat(self, step: TracedTensor, value: Tensor) -> int:
         """The number of the step's heat map and histogram; tensors that look the same share one."""
         plane, rows, columns, head = _plane(value, step.letters)
         cells, row_block, column_block = _largest(plane, self._heat_rows)
@@ -220,7 +219,7 @@ class Page:
         return legible(piece(id, self._tokenizer)) if self._tokenizer else str(id)
 
 
-def needs(step: Step) -> bool:
+def needs(step: TracedTensor) -> bool:
     """Whether the page needs the step's tensor."""
     return step.kind != "argument" or (step.function, step.name) in (("embed", "tokens_BT"), ("decode", "x_BTD"))
 

@@ -10,22 +10,22 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import median
 
-from llama3_scratch.system.machine import Machine
+from llama3_scratch.system.machine import MachineLimits
 from llama3_scratch.system.memory import size
 from llama3_scratch.trace.cost import Cost
-from llama3_scratch.trace.tracer import Step
+from llama3_scratch.trace.tracer import TracedTensor
 
 _COLUMNS = ("FLOP", "moved", "time", "at least", "limited by", "reached")
 
 
-def beside(cost: Cost, machine: Machine) -> str:
+def beside(cost: Cost, machine: MachineLimits) -> str:
     """A step's FLOPs, bytes and time, and how near that is to the machine's limit."""
     least = machine.seconds(cost.flops, cost.bytes)
     took = f"{_time(cost.seconds)}, {least / cost.seconds:.0%} of" if cost.seconds else f"at least {_time(least)} by"
     return f"{cost.flops:,} FLOPs, {cost.bytes:,} bytes, {took} the {machine.bound(cost.flops, cost.bytes)} limit"
 
 
-def lines(steps: Sequence[Step], machine: Machine | None) -> Iterator[str]:
+def lines(steps: Sequence[TracedTensor], machine: MachineLimits | None) -> Iterator[str]:
     """The sums by function, the dearest first, and by layer, equal ones as one row with their median time.
 
     Without a machine there are no limits, and without values (on the meta device) no times.
@@ -64,7 +64,7 @@ def _folded(by_layer: dict[int | None, Cost]) -> Iterator[tuple[str, Cost]]:
         yield name, Cost(cost.flops, cost.bytes, seconds)
 
 
-def _cells(cost: Cost, machine: Machine | None) -> tuple[str, ...]:
+def _cells(cost: Cost, machine: MachineLimits | None) -> tuple[str, ...]:
     flops = next((f"{cost.flops / unit:.2f} {sign}" for unit, sign in _UNITS if cost.flops >= unit), str(cost.flops))
     least = machine.seconds(cost.flops, cost.bytes) if machine is not None else 0.0
     limit = machine.bound(cost.flops, cost.bytes) if machine is not None else ""

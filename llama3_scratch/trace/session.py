@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 from llama3_scratch.compare.hf_layers import require_transformers
 from llama3_scratch.errors import FileError, MismatchError, UsageError
 from llama3_scratch.system import cli
-from llama3_scratch.text.answer import label
+from llama3_scratch.text.detokenizer import label
 
 if TYPE_CHECKING:
     import torch
 
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.config import Config
-    from llama3_scratch.system.machine import Machine
-    from llama3_scratch.text.answer import Answer
+    from llama3_scratch.system.machine import MachineLimits
+    from llama3_scratch.text.detokenizer import Detokenizer
     from llama3_scratch.trace.compare import Reference
-    from llama3_scratch.trace.page import Page
-    from llama3_scratch.trace.tracer import Step
+    from llama3_scratch.trace.page import TracePage
+    from llama3_scratch.trace.tracer import TracedTensor
     from llama3_scratch.trace.views import Looks
 
 # The mean |difference| in standard deviations that still counts as rounding: ten times the largest that was seen on a
@@ -55,18 +55,18 @@ class Session:
         self._machine = measure(torch.device(options.device), dtype) if options.trace_cost else None
         self._left = options.trace_tokens
         self._ids, self._asked = ids, asked
-        self._answer: Answer | None = None  # to the first prompt
+        self._answer: Detokenizer | None = None  # to the first prompt
         self._prompt_steps: int | None = None  # how many of the steps took the prompt in, once it's known
         layers = (0,) if options.trace_layers is None else options.trace_layers
         self._files = weight_files(checkpoint) if options.trace or options.trace_out else {}
         steps, values = options.trace_steps or (), options.trace_values
         self._table = Table(checkpoint.params, layers, steps, values, self._machine, self._files)
         self._stack = contextlib.ExitStack()
-        self._steps: list[Step] = []
+        self._steps: list[TracedTensor] = []
         self._looks: dict[int, Looks] = {}
         self._page = _page(options, checkpoint, self._files, len(ids))
 
-    def start(self, answer: Answer) -> None:
+    def start(self, answer: Detokenizer) -> None:
         """Watch from now on; `answer` is that to the first prompt, as it grows."""
         from llama3_scratch.trace.tracer import watch
 
@@ -160,7 +160,7 @@ class Session:
             f"{parted} of {len(rows)} steps do{line}"
         )
 
-    def _show(self, step: Step) -> None:
+    def _show(self, step: TracedTensor) -> None:
         from llama3_scratch.trace import views
 
         if self._options.trace and not self._options.json:
@@ -172,16 +172,16 @@ class Session:
         if not self._keep_whole(step):
             step.value = None
 
-    def _keep(self, step: Step) -> bool:
+    def _keep(self, step: TracedTensor) -> bool:
         from llama3_scratch.trace import page
 
         return (self._page is not None and page.needs(step)) or self._looked(step) or self._keep_whole(step)
 
-    def _looked(self, step: Step) -> bool:
+    def _looked(self, step: TracedTensor) -> bool:
         of_prompt = self._options.heads and self._prompt_steps is None
         return of_prompt and step.function == "attend" and step.name == "weights_BGRTS"
 
-    def _keep_whole(self, step: Step) -> bool:
+    def _keep_whole(self, step: TracedTensor) -> bool:
         """Whether the step's tensor stays until the end of the run."""
         from llama3_scratch.trace import compare, views
 
@@ -223,14 +223,16 @@ def _reference(options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch
     return compare.one_pass(name, other.params, other.config, dtype)
 
 
-def _page(options: argparse.Namespace, checkpoint: Checkpoint, files: Mapping[str, str], length: int) -> Page | None:
+def _page(
+    options: argparse.Namespace, checkpoint: Checkpoint, files: Mapping[str, str], length: int
+) -> TracePage | None:
     """The page that --trace-out asks for, if it does, of a prompt of `length` tokens."""
     from llama3_scratch.inference.stream import CHUNK
-    from llama3_scratch.trace.page import Page
+    from llama3_scratch.trace.page import TracePage
 
     if options.trace_out is None or options.trace_out.suffix != ".html":
         return None
-    return Page(
+    return TracePage(
         checkpoint.params, checkpoint.config, checkpoint.tokenizer, checkpoint.path.name, files, -(-length // CHUNK)
     )
 
@@ -403,7 +405,7 @@ def check_choices(options: argparse.Namespace, config: Config) -> None:
         raise UsageError(f"--rope-pair {options.rope_pair}: the pairs are 0 to {config.head_dim // 2 - 1}")
 
 
-def _limits(machine: Machine) -> str:
+def _limits(machine: MachineLimits) -> str:
     return f"this machine reads {machine.bandwidth / 1e9:.1f} GB/s, does {machine.flops / 1e9:.1f} GFLOP/s"
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama3_scratch.config import Config, expected
-from llama3_scratch.linear import Params
 from llama3_scratch.model import block, forward
-from llama3_scratch.system.machine import Machine
+from llama3_scratch.stored import Params
+from llama3_scratch.system.machine import MachineLimits
 from llama3_scratch.system.memory import size
 from llama3_scratch.trace import roofline
 from llama3_scratch.trace.cost import Cost
-from llama3_scratch.trace.tracer import Step, watch
+from llama3_scratch.trace.tracer import TracedTensor, watch
 
 
 def meta_params(config: Config, dtype: torch.dtype = torch.bfloat16) -> Params:
@@ -34,8 +34,8 @@ def trace_shapes(
     length: int,
     batch: int,
     dtype: torch.dtype | None = None,
-    on_step: Callable[[Step], None] = lambda step: None,
-) -> list[Step]:
+    on_step: Callable[[TracedTensor], None] = lambda step: None,
+) -> list[TracedTensor]:
     """Every step of `batch` prompts of `length` tokens with `meta_params`: no values, no memory.
 
     `dtype` is that of the activations, the weights' own unless given.
@@ -76,7 +76,9 @@ def _shapes(value: Any) -> Any:
     return tuple(map(_shapes, value)) if isinstance(value, tuple | list) else value
 
 
-def summary(config: Config, steps: Sequence[Step], context: int, batch: int, machine: Machine | None) -> list[str]:
+def summary(
+    config: Config, steps: Sequence[TracedTensor], context: int, batch: int, machine: MachineLimits | None
+) -> list[str]:
     """Parameters, memory in bf16 for `batch` prompts of `context` tokens, and what the pass costs."""
     total = sum((step.cost for step in steps), Cost())
     return [

@@ -10,11 +10,10 @@ from typing import TextIO
 
 import torch
 
-from llama3_scratch.linear import Params
-from llama3_scratch.stored import dtype_name
-from llama3_scratch.system.machine import Machine
+from llama3_scratch.stored import Params, dtype_name
+from llama3_scratch.system.machine import MachineLimits
 from llama3_scratch.trace.roofline import beside
-from llama3_scratch.trace.tracer import Statistics, Step
+from llama3_scratch.trace.tracer import Statistics, TracedTensor
 
 log = logging.getLogger("llama3_scratch")
 
@@ -31,20 +30,20 @@ class Table:
     layers: Collection[int] = (0,)
     names: Collection[str] = ()
     values: bool = False
-    machine: Machine | None = None
+    machine: MachineLimits | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     out: TextIO = field(default_factory=lambda: sys.stdout)
     _heading: tuple[int, str, str] | None = None
     _source: tuple[int, str] | None = None
     _folded: bool = False  # the layer before had one line
 
-    def full(self, step: Step) -> bool:
+    def full(self, step: TracedTensor) -> bool:
         """Whether the step is shown as a step of its own."""
         if self.names and _shown_as(step) not in self.names and step.name not in self.names:
             return False
         return step.layer is None or step.layer in self.layers
 
-    def show(self, step: Step) -> None:
+    def show(self, step: TracedTensor) -> None:
         handed_on = step.function == "decode" and step.name == "x_BTD" and step.nth > 1
         if handed_on and self._folded:
             return
@@ -55,13 +54,13 @@ class Table:
             self._heading, self._folded = None, True
             print(f"{step.path}  x_BTD  {_numbers(step.statistics)}".rstrip(), file=self.out)
 
-    def say_unknown(self, steps: Sequence[Step]) -> None:
+    def say_unknown(self, steps: Sequence[TracedTensor]) -> None:
         """Warn of chosen names that no step had."""
         there = {name: None for step in steps for name in (_shown_as(step), step.name)}
         if unknown := [name for name in self.names if name not in there]:
             log.warning("no step is called %s; there are %s", ", ".join(unknown), ", ".join(there))
 
-    def _step(self, step: Step) -> None:
+    def _step(self, step: TracedTensor) -> None:
         heading = (step.call, step.path, step.function)
         if heading != self._heading:
             self._heading, self._source = heading, None
@@ -86,7 +85,7 @@ class Table:
             print("\n".join(f"        {line}" for line in text.splitlines()), file=self.out)
 
 
-def _shown_as(step: Step) -> str:
+def _shown_as(step: TracedTensor) -> str:
     """A returned tensor has no name of its own and goes by its function's."""
     return step.function if step.kind == "return" else step.name
 

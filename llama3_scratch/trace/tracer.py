@@ -53,7 +53,7 @@ class Statistics:
 
 
 @dataclass
-class Step:
+class TracedTensor:
     """A tensor that a line of the model bound, took as an argument or returned.
 
     `value` is the tensor itself where it was kept. `weights` are the keys that the line read, by itself or through
@@ -116,10 +116,10 @@ class ShapeError(Llama3Error):
 def watch(
     *,
     statistics: bool = True,
-    keep: Callable[[Step], bool] = lambda step: False,
+    keep: Callable[[TracedTensor], bool] = lambda step: False,
     costs: bool = False,
-    on_step: Callable[[Step], None] = lambda step: None,
-) -> Iterator[list[Step]]:
+    on_step: Callable[[TracedTensor], None] = lambda step: None,
+) -> Iterator[list[TracedTensor]]:
     """Yield the list that fills with every step of the model run within; shapes are checked against names as it does.
 
     `keep(step)` says whose tensors are kept, `on_step` hears of each step as it happens. Raises UsageError where a
@@ -153,11 +153,11 @@ class _Watcher:
     def __init__(
         self,
         statistics: bool,
-        keep: Callable[[Step], bool],
-        on_step: Callable[[Step], None],
+        keep: Callable[[TracedTensor], bool],
+        on_step: Callable[[TracedTensor], None],
         meter: Meter | None,
     ) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[TracedTensor] = []
         self.meter = meter
         self._statistics, self._keep, self._on_step = statistics, keep, on_step
         self._seen = _weight_readers() | _statements().keys()
@@ -220,7 +220,7 @@ class _Watcher:
         nth = self._counts[counted] = self._counts.get(counted, 0) + 1
         line, source = _statements()[inner.code].get(inner.line, (inner.line, ""))
         letters = _returned(inner.code) if kind == "return" else suffix(name)
-        step = Step(
+        step = TracedTensor(
             self._call, kind, inner.path, inner.function, line, source, name, nth, letters, tuple(value.shape),
             value.dtype,
         )  # fmt: skip
@@ -245,7 +245,7 @@ class _Watcher:
         self._sizes |= {"D": config.dim, "H": H, "G": G, "R": H // G, "K": K, "J": K // 2}
         self._sizes |= {"F": config.hidden_dim, "V": config.vocab_size}
 
-    def _check(self, step: Step, code: CodeType) -> None:
+    def _check(self, step: TracedTensor, code: CodeType) -> None:
         """Hold the shape against the name; an axis seen for the first time in a call is learnt. B may be 1: broadcast,
         and N is either of H and G."""
         letters = step.letters

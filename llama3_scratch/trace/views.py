@@ -11,18 +11,18 @@ from rich.cells import cell_len
 from torch import Tensor
 
 from llama3_scratch.config import Config
-from llama3_scratch.linear import Params
 from llama3_scratch.model import rms_norm, unembed
-from llama3_scratch.text.answer import label
+from llama3_scratch.stored import Params
+from llama3_scratch.text.detokenizer import label
 from llama3_scratch.text.tokenizer import Tokenizer
-from llama3_scratch.trace.tracer import Step
+from llama3_scratch.trace.tracer import TracedTensor
 
 WIDTH = 16  # the last tokens of a prompt that a matrix shows
 _LENSES = 4  # the last positions whose likeliest tokens are listed
 
 
 def lens(
-    steps: Sequence[Step],
+    steps: Sequence[TracedTensor],
     params: Params,
     config: Config,
     tokenizer: Tokenizer,
@@ -87,7 +87,7 @@ def likeliest(x_BTD: Tensor, params: Params, config: Config, n: int) -> tuple[Te
     return top.indices, top.values
 
 
-def attention(steps: Sequence[Step], layer: int, head: int, tokens: Sequence[str]) -> list[str]:
+def attention(steps: Sequence[TracedTensor], layer: int, head: int, tokens: Sequence[str]) -> list[str]:
     """A head's scores before the mask, after it, and its weights: a row a query, a column a key; the last of `tokens`,
     which are the first prompt's."""
     shown = tokens[-WIDTH:]
@@ -119,7 +119,7 @@ def _cell(value: float) -> str:
     return "" if math.isnan(value) else "-inf" if value == -math.inf else f"{value:.3f}"
 
 
-def rope_pair(steps: Sequence[Step], pair: int, length: int) -> list[str]:
+def rope_pair(steps: Sequence[TracedTensor], pair: int, length: int) -> list[str]:
     """How far a pair of every head is turned at each position: the angle, and the complex number that turns it."""
     (rotation_BTJ,) = _joined(steps, "decode", "rotation_BTJ", length).values()
     lines = [f"{'position':>8}  {'angle':>9}  {'cos':>8}  {'sin':>8}"]
@@ -129,7 +129,7 @@ def rope_pair(steps: Sequence[Step], pair: int, length: int) -> list[str]:
     return lines
 
 
-def needs(step: Step, *, lens: bool, attention: tuple[int, int] | None, rope_pair: int | None) -> bool:
+def needs(step: TracedTensor, *, lens: bool, attention: tuple[int, int] | None, rope_pair: int | None) -> bool:
     """Whether one of these views reads the step's tensor."""
     return (
         (lens and step.function == "block" and step.kind == "return")
@@ -176,7 +176,7 @@ def heads(layers: Sequence[Looks]) -> list[str]:
     return lines
 
 
-def _joined(steps: Sequence[Step], function: str, name: str, length: int) -> dict[str, Tensor]:
+def _joined(steps: Sequence[TracedTensor], function: str, name: str, length: int) -> dict[str, Tensor]:
     """By path, the tensors (B, T, …) of that name, those of several passes one behind the other: the first prompt's."""
     parts: dict[str, list[Tensor]] = {}
     for step in steps:

@@ -20,10 +20,10 @@ from llama3_scratch.config import Config
 from llama3_scratch.data.batches import IGNORE, Batch, Batches
 from llama3_scratch.data.labelled import READ
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.linear import Params, at_least_f32, embed, linear
+from llama3_scratch.linear import at_least_f32, embed, linear
 from llama3_scratch.model import decode, fused_block
 from llama3_scratch.params.lora import attach, trainable
-from llama3_scratch.stored import each, quantised
+from llama3_scratch.stored import Params, map_tensors, quantised
 from llama3_scratch.system.files import fresh_folder, read_json
 from llama3_scratch.system.timings import remaining
 from llama3_scratch.training.loop import DTYPES
@@ -75,7 +75,7 @@ def prepare(
         )
     params = {name: tensor for name, tensor in params.items() if name != "output.weight"}  # nothing asks it
     if trained != "all":  # frozen floats are only multiplied by
-        params = each(params, lambda tensor: tensor.to(DTYPES[dtype]))
+        params = map_tensors(params, lambda tensor: tensor.to(DTYPES[dtype]))
     names: list[str] = []
     if trained == "lora":
         params = attach(params, config, rank=rank, alpha=alpha, seed=seed)

@@ -18,7 +18,7 @@ from llama3_scratch.system.files import write_whole
 from llama3_scratch.system.timings import peak_rss_bytes
 from llama3_scratch.training import checkpoints, record
 from llama3_scratch.training.classifier import class_loss, confusion, prepare, write_classifier
-from llama3_scratch.training.loop import DTYPES, Plan, Training, run
+from llama3_scratch.training.loop import DTYPES, Training, TrainingPlan, run
 
 log = logging.getLogger("llama3_scratch")
 
@@ -63,7 +63,7 @@ def finetune(
     checkpoint: Checkpoint,
     learn: Sequence[Labelled],
     test: Sequence[Labelled],
-    plan: Plan,
+    plan: TrainingPlan,
     folder: Path,
     *,
     trained: str,

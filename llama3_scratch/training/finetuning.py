@@ -16,15 +16,15 @@ from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.checkpoint.peft import write_peft
 from llama3_scratch.config import Config
 from llama3_scratch.data.batches import require_context
-from llama3_scratch.data.conversations import Conversation, Conversations
+from llama3_scratch.data.conversations import Conversations, Dialog
 from llama3_scratch.errors import UsageError
 from llama3_scratch.params.lora import adapted, adapter, attach, detach, trainable
 from llama3_scratch.params.quantize import quantize
-from llama3_scratch.stored import Params, each, quantised
+from llama3_scratch.stored import Params, map_tensors, quantised
 from llama3_scratch.system.display import display
 from llama3_scratch.system.timings import peak_rss_bytes
 from llama3_scratch.training import checkpoints, record
-from llama3_scratch.training.loop import DTYPES, Plan, Training, run
+from llama3_scratch.training.loop import DTYPES, Training, TrainingPlan, run
 
 log = logging.getLogger("llama3_scratch")
 
@@ -76,7 +76,7 @@ def prepare(
     if method == "qlora" and not integers:
         params = quantize(params, FORM)
     elif method != "qlora":
-        params = each(params, lambda tensor: tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor)
+        params = map_tensors(params, lambda tensor: tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor)
     params = attach(
         params,
         checkpoint.config,
@@ -92,9 +92,9 @@ def prepare(
 
 def finetune(
     checkpoint: Checkpoint,
-    learn: Sequence[Conversation],
-    held_out: Sequence[Conversation],
-    plan: Plan,
+    learn: Sequence[Dialog],
+    held_out: Sequence[Dialog],
+    plan: TrainingPlan,
     folder: Path,
     *,
     epochs: int,

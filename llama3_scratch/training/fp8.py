@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from llama3_scratch.config import Config
-from llama3_scratch.linear import Params
 from llama3_scratch.model import Block
+from llama3_scratch.stored import Params
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from llama3_scratch.config import Config
 from llama3_scratch.data.batches import IGNORE, Batch, Batches
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
-from llama3_scratch.linear import Params
 from llama3_scratch.model import Block
+from llama3_scratch.stored import Params
 from llama3_scratch.tied import tie
 from llama3_scratch.training import checkpoints
 from llama3_scratch.training.compiled import compiled
@@ -38,7 +38,7 @@ Loss = Callable[..., Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How a run learns. A run that goes on must have the plan that it began with.
 
     A step takes `accumulate` batches; `clip` is the largest norm of the gradient of all weights together; `dtype` is
@@ -72,7 +72,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """What a step did: the mean loss of its targets in nats before it, and the size of their gradient.
 
     `skipped` says that one of the two was no number, and nothing was changed.
@@ -99,7 +99,7 @@ class Training:
         config: Config,
         learning: Sequence[str],
         batches: Batches,
-        plan: Plan,
+        plan: TrainingPlan,
         *,
         about: dict[str, Any] | None = None,
         loss: Loss = next_token_loss,
@@ -123,7 +123,7 @@ class Training:
             "weights": {name: list(tensor.shape) for name, tensor in self.learning.items()},
         }
 
-    def advance(self) -> Step:
+    def advance(self) -> TrainingStep:
         """One step. Raises Llama3Error where loss or gradient was no number PATIENCE times in a row."""
         begun = time.perf_counter()
         first = self.step * self.plan.accumulate
@@ -144,7 +144,7 @@ class Training:
             self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        done = Step(
+        done = TrainingStep(
             self.step, total, lr, norm, sum(b.tokens_BT.numel() for b in batches), time.perf_counter() - begun, skipped
         )
         self.step += 1
@@ -243,7 +243,7 @@ def run(
     folder: Path,
     *,
     save_every: int,
-    on_step: Callable[[Step], None],
+    on_step: Callable[[TrainingStep], None],
     every: Sequence[tuple[int, Callable[[], None]]] = (),
 ) -> int:
     """Advance to the end of the plan, saving as it goes; 0, or the number of the signal that ended it before.

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from llama3_scratch.config import Config
 from llama3_scratch.data.batches import IGNORE, Batch
-from llama3_scratch.linear import Params
 from llama3_scratch.model import Block, block, forward, fused_block
+from llama3_scratch.stored import Params
 
 Wrap = Callable[[Block], Block]
 

@@ -18,9 +18,9 @@ from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import stream
 from llama3_scratch.init import init
 from llama3_scratch.system.display import display
-from llama3_scratch.text.answer import text_of
+from llama3_scratch.text.detokenizer import text_of
 from llama3_scratch.training import checkpoints, record
-from llama3_scratch.training.loop import Plan, Training, run
+from llama3_scratch.training.loop import Training, TrainingPlan, run
 
 log = logging.getLogger("llama3_scratch")
 
@@ -41,7 +41,7 @@ class Telling:
 def pretrain(
     shards: Shards,
     config: Config,
-    plan: Plan,
+    plan: TrainingPlan,
     folder: Path,
     *,
     size: int,
@@ -94,7 +94,7 @@ def pretrain(
 
 
 def range_test(
-    shards: Shards, config: Config, plan: Plan, *, size: int, length: int, seed: int, steps: int = 120
+    shards: Shards, config: Config, plan: TrainingPlan, *, size: int, length: int, seed: int, steps: int = 120
 ) -> list[tuple[float, float]]:
     """(learning rate, smoothed loss) of steps whose rate grows from 1e-5 to 1, until the loss is far off its best."""
     params = init(config, seed=seed, std=STD, embedding_std=STD)

@@ -15,7 +15,7 @@ from llama3_scratch.system.display import Show
 from llama3_scratch.system.files import unwritable, write_whole
 from llama3_scratch.system.machine import peaks
 from llama3_scratch.system.timings import duration
-from llama3_scratch.training.loop import Step
+from llama3_scratch.training.loop import TrainingStep
 
 log = logging.getLogger("llama3_scratch")
 
@@ -71,7 +71,7 @@ def flops_per_token(config: Config, length: int) -> float:
     return 3 * (2 * weights + config.n_layers * 4 * HK * (length + 1) / 2)
 
 
-def teller(kept: Record, show: Show, steps: int, work: float, dtype: str) -> Callable[[Step], None]:
+def teller(kept: Record, show: Show, steps: int, work: float, dtype: str) -> Callable[[TrainingStep], None]:
     """What is done after each step: a line is shown, and one is kept. `work` is the FLOPs of a token.
 
     MFU, the share of what this machine's multiplications reach in `dtype`, is measured here.
@@ -80,7 +80,7 @@ def teller(kept: Record, show: Show, steps: int, work: float, dtype: str) -> Cal
     peak = known.get(dtype, known["f32"])  # f16 is multiplied in f32 on a CPU
     usual = 0.0
 
-    def tell(step: Step) -> None:
+    def tell(step: TrainingStep) -> None:
         nonlocal usual
         usual = step.seconds if not usual else 0.9 * usual + 0.1 * step.seconds
         share = work * step.tokens / step.seconds / peak
@@ -90,7 +90,7 @@ def teller(kept: Record, show: Show, steps: int, work: float, dtype: str) -> Cal
     return tell
 
 
-def line(step: Step, steps: int, share: float, eta: float) -> str:
+def line(step: TrainingStep, steps: int, share: float, eta: float) -> str:
     """One dense line for a person: step, loss, learning rate, gradient norm, tokens/s, share of the peak, time left."""
     skipped = " · skipped" if step.skipped else ""
     return (
@@ -99,7 +99,7 @@ def line(step: Step, steps: int, share: float, eta: float) -> str:
     )
 
 
-def as_dict(step: Step) -> dict[str, Any]:
+def as_dict(step: TrainingStep) -> dict[str, Any]:
     return {
         **dataclasses.asdict(step),
         "step": step.step + 1,

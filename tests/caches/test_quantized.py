@@ -10,7 +10,7 @@ import torch
 
 from llama3_scratch import load
 from llama3_scratch.cache import Cache, Kept, RaggedCache
-from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8, group_size, spread, vector_bytes
+from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8, group_size, hadamard, vector_bytes
 from llama3_scratch.errors import UsageError
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.native import kernels
@@ -52,7 +52,7 @@ def test_every_number_is_within_half_a_step(form, group, dtype):
     assert got_BSGK.dtype == dtype
     before, after = x_BTGK.float(), got_BSGK.float()
     if form is KeptInt4:
-        before, after = spread(before), spread(after)
+        before, after = hadamard(before), hadamard(after)
     step = before.unflatten(-1, (-1, group)).abs().amax(-1, keepdim=True) / form.top
     off = (after - before).unflatten(-1, (-1, group)).abs()
     slack = 1e-5 if dtype != torch.bfloat16 else form.top / 256  # bf16 rounds what comes out
@@ -69,19 +69,19 @@ def test_int8_is_what_the_formula_says():
 
 def test_int4_packs_the_halves_of_a_group_below_and_above():
     x_BTGK = torch.tensor([[[[7.0, -7.0, 3.0, 0.0, 14.0, 2.0, -4.0, -14.0]]]])
-    made = kept(KeptInt4, spread(x_BTGK), group=4)
+    made = kept(KeptInt4, hadamard(x_BTGK), group=4)
     assert made.head_dim == 8 and made.values.dtype == torch.uint8
     assert [hex(byte) for byte in made.values[0, 0, 0].tolist()] == ["0xbf", "0x81", "0x6f", "0x19"]
     assert made.scales[0, 0, 0].tolist() == pytest.approx([1, 2])
-    torch.testing.assert_close(spread(made.get(1)), x_BTGK)
+    torch.testing.assert_close(hadamard(made.get(1)), x_BTGK)
 
 
 @pytest.mark.parametrize("width", [64, 8, 48, 6])
 def test_spreading_is_a_hadamard_matrix_its_own_inverse_and_keeps_dot_products(width):
     q, k = normal(2, 5, width).double()
-    torch.testing.assert_close(spread(spread(q)), q, rtol=0, atol=1e-12)
-    torch.testing.assert_close((spread(q) * spread(k)).sum(-1), (q * k).sum(-1), rtol=0, atol=1e-12)
-    matrix, piece = spread(torch.eye(width).double()), width & -width
+    torch.testing.assert_close(hadamard(hadamard(q)), q, rtol=0, atol=1e-12)
+    torch.testing.assert_close((hadamard(q) * hadamard(k)).sum(-1), (q * k).sum(-1), rtol=0, atol=1e-12)
+    matrix, piece = hadamard(torch.eye(width).double()), width & -width
     assert torch.equal(matrix, matrix.T)
     whole = torch.block_diag(*[torch.ones(piece, piece)] * (width // piece)).double() / piece**0.5
     torch.testing.assert_close(matrix.abs(), whole, rtol=0, atol=1e-12)

@@ -27,10 +27,9 @@ from llama3_scratch.checkpoint.llama2c import read_llama2c
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.inference.sample import sampler
-from llama3_scratch.linear import Params
 from llama3_scratch.model import forward, rope_frequencies
 from llama3_scratch.params.quantize import quantize
-from llama3_scratch.stored import stored
+from llama3_scratch.stored import Params, stored
 from llama3_scratch.text.tokenizer import Tokenizer
 from tests import tiny
 from tests.reference import smollm2_gguf

@@ -20,7 +20,7 @@ from llama3_scratch.describe import describe
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.init import init
 from llama3_scratch.model import forward
-from llama3_scratch.params.hf_layout import halves, hf_name, neighbours
+from llama3_scratch.params.hf_layout import half_split, hf_name, interleaved
 from tests import tiny
 
 SCALED = {
@@ -134,8 +134,8 @@ def test_transformers_reads_what_we_write(tmp_path, tied, scaling):
 
 def test_rows_are_moved_as_in_the_converters():
     rows = torch.arange(2 * 8).view(2 * 8, 1)
-    assert neighbours(rows, 2).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
-    assert halves(neighbours(rows, 2), 2).equal(rows)
+    assert interleaved(rows, 2).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
+    assert half_split(interleaved(rows, 2), 2).equal(rows)
 
 
 def test_weights_stay_in_the_file(tmp_path):

@@ -17,7 +17,7 @@ from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.checkpoint.peft import add_adapters, read_peft, write_peft
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.model import forward
-from llama3_scratch.params.hf_layout import halves, neighbours
+from llama3_scratch.params.hf_layout import half_split, interleaved
 from llama3_scratch.params.lora import adapter, attach, detach, stack, trainable
 from llama3_scratch.params.quantize import dequantize, quantize
 from tests import tiny
@@ -263,7 +263,7 @@ def test_gradients_are_pefts(tmp_path, dora):
             end = "lora_magnitude_vector.weight" if part == "magnitude" else f"lora_{part}"
             wanted = theirs[f"base_model.model.model.layers.1.{module}.{end}"]
             if kind in heads and part != "A.weight":
-                wanted = neighbours(wanted, heads[kind])
+                wanted = interleaved(wanted, heads[kind])
             check(made[f"{stem}.{part}"].grad, wanted, 1e-9, f"{stem}.{part}")
 
 
@@ -287,8 +287,8 @@ def test_f207_rows_of_b_and_magnitudes_of_q_and_k_move_and_a_stays(tmp_path):
     stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
     q = "layers.0.attention.wq.adaptor"
     assert stored[f"{Q}.lora_A.weight"].equal(made[f"{q}.A.weight"])
-    assert stored[f"{Q}.lora_B.weight"].equal(halves(made[f"{q}.B.weight"], CONFIG.n_heads))
-    assert stored[f"{Q}.lora_magnitude_vector"].equal(halves(made[f"{q}.magnitude"], CONFIG.n_heads))
+    assert stored[f"{Q}.lora_B.weight"].equal(half_split(made[f"{q}.B.weight"], CONFIG.n_heads))
+    assert stored[f"{Q}.lora_magnitude_vector"].equal(half_split(made[f"{q}.magnitude"], CONFIG.n_heads))
     assert not stored[f"{Q}.lora_B.weight"].equal(made[f"{q}.B.weight"])
     v = Q.replace("q_proj", "v_proj")
     assert stored[f"{v}.lora_B.weight"].equal(made["layers.0.attention.wv.adaptor.B.weight"])

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llama3_scratch.data.clean import C4, GOPHER, Page, broken_rule, c4_lines, tidy
+from llama3_scratch.data.clean import C4, GOPHER, WebPage, broken_rule, c4_lines, tidy
 from llama3_scratch.data.duplicates import Exact, Near
 from llama3_scratch.data.report import Report, cleaned
 from llama3_scratch.data.stories import stories
@@ -46,16 +46,16 @@ BAD = {
 
 @pytest.mark.parametrize("rule", BAD)
 def test_gophers_rules_by_name(rule):
-    page = Page(BAD[rule])
+    page = WebPage(BAD[rule])
     assert not GOPHER[rule](page)
-    assert GOPHER[rule](Page(ENGLISH)) and GOPHER[rule](Page(CHINESE))
+    assert GOPHER[rule](WebPage(ENGLISH)) and GOPHER[rule](WebPage(CHINESE))
 
 
 def test_repetition_by_hand():
-    page = Page("a b a b c\n\nx\n\nx\n\nyy")
+    page = WebPage("a b a b c\n\nx\n\nx\n\nyy")
     assert page.top_run(2) == 4 / 9 and page.repeated(page.lines, by_characters=False) == 1 / 4
     assert page.repeated(page.paragraphs, by_characters=True) == 1 / 13
-    assert page.repeated_runs(2) == 2 / 9 and page.repeated_runs(3) == 0 and Page("a b c").top_run(2) == 0
+    assert page.repeated_runs(2) == 2 / 9 and page.repeated_runs(3) == 0 and WebPage("a b c").top_run(2) == 0
     again = f"{ENGLISH}\n\n{ENGLISH}"
     assert broken_rule(again, ["gopher"]) == "gopher: at most 30% of lines repeat"
     assert broken_rule(again.replace("\n", " "), ["gopher"]).startswith("gopher: at most 15% in repeated runs of 5")
@@ -67,7 +67,9 @@ def test_c4s_rules_and_lines():
     assert c4_lines("今天天气真的很好。\n首页") == ["今天天气真的很好。"]
     three = "One line of five words. Two of it are here.\nAnd here is the third one!"
     assert broken_rule(three, ["c4"]) is None
-    assert not C4["no curly bracket"](Page("if (x) { y }")) and not C4['no "lorem ipsum"'](Page("Lorem Ipsum dolor"))
+    assert not C4["no curly bracket"](WebPage("if (x) { y }")) and not C4['no "lorem ipsum"'](
+        WebPage("Lorem Ipsum dolor")
+    )
     assert broken_rule("One good sentence stands here.", ["c4"]) == "c4: 3 sentences in lines that end as sentences do"
 
 

@@ -15,7 +15,7 @@ from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.errors import UsageError
 from llama3_scratch.tied import tie
-from llama3_scratch.training.loop import Plan, Training
+from llama3_scratch.training.loop import Training, TrainingPlan
 from tests import tiny
 
 SETTINGS = [
@@ -198,13 +198,13 @@ class _NoBatches:
 def test_copies_learn_as_one_and_what_differs_is_refused():
     _, clones = copied(lambda name, tensor: tensor.clone())
     names = ["tok_embeddings.weight", "output.weight"]
-    training = Training(clones, TIED, names, _NoBatches(), Plan(steps=1, lr=1e-3))
+    training = Training(clones, TIED, names, _NoBatches(), TrainingPlan(steps=1, lr=1e-3))
     assert training.params["output.weight"] is training.params["tok_embeddings.weight"]
     _, other = copied(lambda name, tensor: tensor * 2 if name == "tok_embeddings.weight" else tensor)
     with pytest.raises(
         UsageError, match=r"output\.weight differs from its; .*replace\(config, tied=False\) parts them"
     ):
-        Training(other, TIED, names, _NoBatches(), Plan(steps=1, lr=1e-3))
+        Training(other, TIED, names, _NoBatches(), TrainingPlan(steps=1, lr=1e-3))
 
 
 def test_a_head_that_would_be_lost_is_not_written(tmp_path):

@@ -12,7 +12,7 @@ from llama3_scratch import chat, generate
 from llama3_scratch.cache import Cache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import sampler
-from llama3_scratch.inference.speculate import DraftModel, Guesses, lookup
+from llama3_scratch.inference.speculate import DraftModel, Drafts, lookup
 from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import forward
 from tests import tiny
@@ -44,7 +44,7 @@ def run(prompt=PROMPT, *, guesses=None, n=N, **options):
 
 def eager(propose, **more):
     """Guesses that are made at every pass: a clock at which nothing ever takes time."""
-    guesses = Guesses(propose, clock=lambda: 0.0, **more)
+    guesses = Drafts(propose, clock=lambda: 0.0, **more)
     guesses._paused = 0
     return guesses
 
@@ -198,7 +198,7 @@ def test_the_draft_model_follows_what_was_really_said():
 
 
 def test_guessing_stops_where_it_loses_and_is_tried_again():
-    guesses = Guesses(lambda seen, most: [0] * most, clock=lambda: 0.0)
+    guesses = Drafts(lambda seen, most: [0] * most, clock=lambda: 0.0)
     asked = []
     for _ in range(60):
         found = guesses.guess([1], 9)
@@ -209,7 +209,7 @@ def test_guessing_stops_where_it_loses_and_is_tried_again():
 
 
 def test_guessing_goes_on_and_grows_where_it_gains():
-    guesses = Guesses(lambda seen, most: [0] * most, most=8, clock=lambda: 0.0)
+    guesses = Drafts(lambda seen, most: [0] * most, most=8, clock=lambda: 0.0)
     guesses.guess([1], 9)
     guesses.learn(0, 0, 1.0)
     sizes = []
@@ -222,7 +222,7 @@ def test_guessing_goes_on_and_grows_where_it_gains():
 
 def test_several_prompts_are_refused():
     with pytest.raises(UsageError, match="guesses are for one prompt, got 2"):
-        next(stream([[1], [2]], PARAMS, tiny.CONFIG, samplers=[sampler()] * 2, max_tokens=2, guesses=Guesses(lookup)))
+        next(stream([[1], [2]], PARAMS, tiny.CONFIG, samplers=[sampler()] * 2, max_tokens=2, guesses=Drafts(lookup)))
 
 
 @pytest.fixture(scope="module")

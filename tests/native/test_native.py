@@ -17,7 +17,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import stream
 from llama3_scratch.init import init
-from llama3_scratch.linear import linear, product
+from llama3_scratch.linear import linear, matmul
 from llama3_scratch.model import decode, embed, forward, fused_block
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import FastForward, NativeDecode, fast_decode
@@ -75,7 +75,7 @@ def test_products_with_rows(level, form, rows, columns, n):
     weight, x = torch.randn(rows, columns, generator=generator), torch.randn(n, columns, generator=generator)
     params = one(form, weight)
     exact = x.double() @ stored(params, "w").floats(slice(None), torch.float64).T
-    out = kernels.product(x, stored(params, "w"))
+    out = kernels.matmul(x, stored(params, "w"))
     assert out is not None
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=2e-5)
 
@@ -89,7 +89,7 @@ def test_products_with_tiles(level, form, rows, columns, n):
     x[0, 32:64] = 0  # a group without a scale
     params = one(form, weight)
     floats = stored(params, "w").floats(slice(None), torch.float64)
-    out = kernels.product(x, stored(params, "w"))
+    out = kernels.matmul(x, stored(params, "w"))
     assert out is not None
     check(out, rounded(x.double()) @ floats.T, 1e-4)
     assert 1e-6 < difference(out, x.double() @ floats.T) < 5e-4, "the inputs are rounded, and no more"
@@ -127,7 +127,7 @@ def test_extreme_integers_stay_exact(level, form):
         if form == "int4 with mins":
             params["w.int4_mins"] = -scales
     floats = stored(params, "w").floats(slice(None), torch.float64)
-    out = kernels.product(x, stored(params, "w"))
+    out = kernels.matmul(x, stored(params, "w"))
     assert out is not None
     torch.testing.assert_close(out.double(), x.double() @ floats.T, rtol=1e-6, atol=1e-6)
 
@@ -138,7 +138,7 @@ def test_what_is_no_number_comes_out_again(level, form, bad):
     """F216: a NaN must never be rounded away."""
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     x[1, 40] = bad
-    out = kernels.product(x, stored(one(form, torch.ones(16, 64)), "w"))
+    out = kernels.matmul(x, stored(one(form, torch.ones(16, 64)), "w"))
     assert out is not None
     assert out[[0, 2]].isfinite().all() and not out[1].isfinite().any()
 
@@ -146,7 +146,7 @@ def test_what_is_no_number_comes_out_again(level, form, bad):
 def test_bad_shapes_never_reach_the_kernels():
     weight = stored({"w.weight": torch.randn(16, 32)}, "w")
     with pytest.raises(UsageError, match="a weight of 32 columns can't take 31 numbers"):
-        kernels.product(torch.randn(2, 31), weight)
+        kernels.matmul(torch.randn(2, 31), weight)
     params = {"w.weight": torch.randn(32, 16).T}
     assert kernels.weight(stored(params, "w")) is None, "strides that aren't those of rows"
     x = torch.randn(2, 32)
@@ -187,7 +187,7 @@ def test_kernels_leave_alone_what_torch_must_see():
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        assert product(torch.randn(2, 32), weight).shape == (2, 16)
+        assert matmul(torch.randn(2, 32), weight).shape == (2, 16)
     assert counter.get_total_flops() == 2 * 2 * 16 * 32
 
 
@@ -338,7 +338,7 @@ def test_rounded_inputs_are_all_that_differs_in_tiles(level, monkeypatch):
         return way(tokens_BT[:, 39:], params, TILED, cache=cache)
 
     ours = run(native)
-    real = linear_module.product
+    real = linear_module.matmul
     monkeypatch.setattr(linear_module, "product", lambda x, weight: real(rounded(x), weight))
     caches = Cache(64), Cache(64)
     # The prompt's keys come from inputs that weren't rounded, on both sides.
@@ -449,7 +449,7 @@ def test_any_number_of_threads(threads):
     try:
         torch.set_num_threads(threads)
         for _ in range(50):
-            check(product(x, Floats(weight)), x @ weight.T, 1e-5)
+            check(matmul(x, Floats(weight)), x @ weight.T, 1e-5)
     finally:
         torch.set_num_threads(before)
 
@@ -541,12 +541,12 @@ def test_a_cache_of_other_rows_is_refused(rows, keep):
 def test_two_callers_at_once_wait_for_each_other():
     params = one("int8", torch.randn(160, 96))
     x = torch.randn(4, 96)
-    wanted = product(x, stored(params, "w"))
+    wanted = matmul(x, stored(params, "w"))
     wrong = []
 
     def call():
         for _ in range(200):
-            out = product(x, stored(params, "w"))
+            out = matmul(x, stored(params, "w"))
             if not torch.equal(out, wanted):
                 wrong.append(out)
 
@@ -561,8 +561,8 @@ def test_two_callers_at_once_wait_for_each_other():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_starts_threads_of_its_own():
     weight, x = Floats(torch.randn(160, 96)), torch.randn(1, 96)
-    wanted = product(x, weight)
+    wanted = matmul(x, weight)
     child = os.fork()
     if child == 0:
-        os._exit(0 if torch.equal(product(x, weight), wanted) else 1)
+        os._exit(0 if torch.equal(matmul(x, weight), wanted) else 1)
     assert os.waitpid(child, 0)[1] == 0

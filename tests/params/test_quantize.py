@@ -54,7 +54,7 @@ def error(params: dict[str, torch.Tensor], weight: torch.Tensor) -> float:
 
 
 def test_the_command_line_knows_the_forms():
-    assert tuple(FORMS) == options.FORMS
+    assert tuple(FORMS) == options.QUANTIZED
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from llama3_scratch import __main__, chat
 from llama3_scratch.system import cli, stdio
 from llama3_scratch.terminal import word_wrap
-from llama3_scratch.text.answer import visible
+from llama3_scratch.text.detokenizer import visible
 from tests import house, tiny
 from tests.house import PACKAGE
 from tests.training.test_pretrain import SCRIPTS

@@ -18,7 +18,7 @@ from llama3_scratch.inference import stream
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from llama3_scratch.trace import page as page_module
-from llama3_scratch.trace.page import Page, needs
+from llama3_scratch.trace.page import TracePage, needs
 from llama3_scratch.trace.tracer import watch
 from llama3_scratch.trace.views import likeliest
 from tests import tiny
@@ -57,7 +57,7 @@ PARAMS = tiny.params(CONFIG)
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory):
     """The page of a prompt and of one more token, and the steps that it was made of, by their keys."""
-    page = Page(PARAMS, CONFIG, tokenizer(), "a <b>title</b>", dict.fromkeys(PARAMS, "consolidated.00.pth"))
+    page = TracePage(PARAMS, CONFIG, tokenizer(), "a <b>title</b>", dict.fromkeys(PARAMS, "consolidated.00.pth"))
     cache = Cache(64)
     with (
         torch.inference_mode(),
@@ -130,7 +130,7 @@ def written(path, n: int, asked: str = "", answered: str = ""):
         {word: id for id, word in enumerate(words)}, pattern=PATTERN, special_tokens={}, bos_id=None, eos_id=None,
         stop_tokens=[], chat_format=None, add_bos=False,
     )  # fmt: skip
-    page = Page(PARAMS, CONFIG, tokenizer, "a model")
+    page = TracePage(PARAMS, CONFIG, tokenizer, "a model")
     page.asked, page.answered, page.n_answered = asked, answered, 3
     ids = [256 + i // 10 % 3 if i % 10 == 0 else 65 + i % 26 for i in range(n)]
     with torch.inference_mode(), watch(keep=needs, on_step=page.take):
@@ -501,7 +501,7 @@ def test_every_function_that_the_trace_sees_has_its_formula():
 
 def test_many_tokens_are_shown_by_their_first_and_last(monkeypatch, traced, visit, tmp_path):
     monkeypatch.setattr(page_module, "MOST_TOKENS", 20)
-    page = Page(PARAMS, CONFIG, tokenizer(), "long")
+    page = TracePage(PARAMS, CONFIG, tokenizer(), "long")
     assert page.most_tokens == 20
     with torch.inference_mode(), watch(keep=needs, on_step=page.take):
         forward(torch.randint(256, (1, 300)), PARAMS, CONFIG, block=block)
@@ -518,7 +518,9 @@ def test_many_tokens_are_shown_by_their_first_and_last(monkeypatch, traced, visi
 
 
 def test_a_model_of_many_heads_shows_fewer_tokens():
-    most = [Page({}, OFFICIAL[name], None, name).most_tokens for name in ("llama3.2-1b", "llama3-8b", "llama3.1-405b")]
+    most = [
+        TracePage({}, OFFICIAL[name], None, name).most_tokens for name in ("llama3.2-1b", "llama3-8b", "llama3.1-405b")
+    ]
     assert most == sorted(most, reverse=True) and most[0] > 100 and most[-1] >= 32
 
 
@@ -526,7 +528,7 @@ def test_what_a_file_may_hold_is_shared_by_the_passes_of_a_long_prompt(monkeypat
     heads, kept, shown = CONFIG.n_layers * CONFIG.n_heads, {}, {}
     monkeypatch.setattr(page_module, "ATTENTION_BYTES", 2 * heads * 80 * 80)
     for pieces in (1, 4):
-        page, cache, shown[pieces] = Page(PARAMS, CONFIG, tokenizer(), "long", pieces=pieces), Cache(500), []
+        page, cache, shown[pieces] = TracePage(PARAMS, CONFIG, tokenizer(), "long", pieces=pieces), Cache(500), []
         with torch.inference_mode(), watch(keep=needs, on_step=page.take):
             for _ in range(pieces):
                 shown[pieces].append(page.most_tokens)
@@ -538,7 +540,7 @@ def test_what_a_file_may_hold_is_shared_by_the_passes_of_a_long_prompt(monkeypat
 
 def test_generate_says_in_how_many_pieces_a_prompt_comes(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(Page, "write", lambda self, path: written.append((self._pieces, self._heat_rows)))
+    monkeypatch.setattr(TracePage, "write", lambda self, path: written.append((self._pieces, self._heat_rows)))
     monkeypatch.setattr(stream, "CHUNK", 10)
     monkeypatch.setitem(stream.stream.__wrapped__.__kwdefaults__, "chunk", 10)
     argv = ["hi", "--model", str(tiny.folder(tmp_path / "chats")), "--max-tokens", "1"]
@@ -550,7 +552,7 @@ def test_not_a_number_is_seen(tmp_path, visit):
     params = dict(PARAMS)
     params["layers.2.attention.wo.weight"] = params["layers.2.attention.wo.weight"].clone()
     params["layers.2.attention.wo.weight"][0, 0] = torch.nan
-    page = Page(params, CONFIG, tokenizer(), "nan")
+    page = TracePage(params, CONFIG, tokenizer(), "nan")
     with torch.inference_mode(), watch(keep=needs, on_step=page.take):
         forward(torch.tensor([IDS]), params, CONFIG, block=block)
     page.write(tmp_path / "nan.html")
@@ -564,7 +566,7 @@ def test_not_a_number_is_seen(tmp_path, visit):
 def test_generate_writes_it_and_keeps_no_tensor(tmp_path, capsys, monkeypatch):
     chats = tiny.folder(tmp_path / "chats")
     left = []
-    monkeypatch.setattr(Page, "write", lambda self, path: left.append(path))
+    monkeypatch.setattr(TracePage, "write", lambda self, path: left.append(path))
     finish = generate.Session.finish
     monkeypatch.setattr(generate.Session, "finish", lambda self: (left.extend(self._steps), finish(self)))
     assert generate.main(["hi", "--model", str(chats), "--max-tokens", "2", "--trace-out", f"{tmp_path}/a.html"]) == 0

@@ -27,8 +27,8 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.inference import stream
 from llama3_scratch.linear import linear
 from llama3_scratch.model import block, forward, fused_block
-from llama3_scratch.system.machine import Machine, measure
-from llama3_scratch.text.answer import label
+from llama3_scratch.system.machine import MachineLimits, measure
+from llama3_scratch.text.detokenizer import label
 from llama3_scratch.trace import roofline, views
 from llama3_scratch.trace.cost import Cost
 from llama3_scratch.trace.tracer import ShapeError, summarise, watch
@@ -263,7 +263,7 @@ def test_machine_forms(run, tmp_path):
 def test_sums_of_costs_are_those_of_the_steps_beside_the_machines_limits():
     with watch(costs=True) as steps:
         forward(TOKENS, tiny.params(), tiny.CONFIG, block=block)
-    machine = Machine(bandwidth=1e9, flops=1e6)
+    machine = MachineLimits(bandwidth=1e9, flops=1e6)
     heading, *rows = roofline.lines(steps, machine)
     assert re.split(r"\s{2,}", heading.strip()) == ["FLOP", "moved", "time", "at least", "limited by", "reached"]
     cells = {row.split("  ")[1].strip(): re.split(r"\s{2,}", row.strip())[1:] for row in rows if row.strip()}

@@ -29,7 +29,7 @@ from llama3_scratch.system.display import display
 from llama3_scratch.system.timings import duration
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from llama3_scratch.training import checkpoints, record
-from llama3_scratch.training.loop import NotLearningError, Plan, Training, run
+from llama3_scratch.training.loop import NotLearningError, Training, TrainingPlan, run
 from llama3_scratch.training.loss import cross_entropy, next_token_loss, recomputed, unchanged, within_documents
 from llama3_scratch.training.optimizer import adamw, schedule
 from tests import tiny
@@ -46,7 +46,7 @@ CONFIG = Config(
     max_seq_len=64,
     tied=True,
 )
-PLAN = Plan(steps=12, lr=3e-3, warmup=3, accumulate=2)
+PLAN = TrainingPlan(steps=12, lr=3e-3, warmup=3, accumulate=2)
 
 
 def bytes_tokenizer() -> Tokenizer:
@@ -75,7 +75,7 @@ def batches(data: Path, part: str = "train"):
     return Shards(data).batches(part, size=4, length=24, seed=1)
 
 
-def training(data: Path, plan: Plan = PLAN, **changes) -> Training:
+def training(data: Path, plan: TrainingPlan = PLAN, **changes) -> Training:
     params = init(CONFIG, seed=0, std=0.05, embedding_std=0.05)
     return Training(params, CONFIG, list(params), batches(data), plan, **changes)
 
@@ -177,9 +177,9 @@ def test_schedules():
     assert [rising(step) for step in (0, 20, 100)] == pytest.approx([1e-5, 1e-4, 1])
     assert all(a > b for a, b in zip(map(cosine, range(10, 99)), map(cosine, range(11, 100)), strict=True))
     with pytest.raises(UsageError, match="schedule must be one of cosine, wsd, constant, range, got 'linear'"):
-        Plan(steps=1, lr=1, schedule="linear")
+        TrainingPlan(steps=1, lr=1, schedule="linear")
     with pytest.raises(UsageError, match="dtype must be one of f32, bf16, f16, fp8, got 'int8'"):
-        Plan(steps=1, lr=1, dtype="int8")
+        TrainingPlan(steps=1, lr=1, dtype="int8")
 
 
 def test_a_step_is_the_mean_over_all_targets_of_its_batches(data):
@@ -199,7 +199,7 @@ def test_a_step_is_the_mean_over_all_targets_of_its_batches(data):
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "fp8"])
 def test_it_learns(data, dtype):
-    ours = training(data, Plan(steps=40, lr=1e-2, warmup=5, dtype=dtype))
+    ours = training(data, TrainingPlan(steps=40, lr=1e-2, warmup=5, dtype=dtype))
     losses = [ours.advance().loss for _ in range(40)]
     assert losses[0] == pytest.approx(math.log(258), rel=0.05) and losses[-1] < 0.55 * losses[0]
     assert all(weight.dtype == torch.float32 for weight in ours.learning.values())

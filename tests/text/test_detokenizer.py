@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import load
-from llama3_scratch.text.answer import Answer, piece, text_of, visible
+from llama3_scratch.text.detokenizer import Detokenizer, piece, text_of, visible
 from llama3_scratch.text.dialog import decode_message
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from tests import tiny
@@ -16,7 +16,7 @@ from tests import tiny
 
 def feed(data: bytes, stop=(), reason="length"):
     """The texts seen after each byte, one token each, and the answer."""
-    answer = Answer(tiny.tokenizer(), [257], stop)
+    answer = Detokenizer(tiny.tokenizer(), [257], stop)
     seen = []
     for byte in data:
         done = answer.take(byte)
@@ -60,13 +60,13 @@ def test_what_only_began_like_a_stop_string_comes_out():
 
 
 def test_a_stop_token_is_kept_as_a_token_and_leaves_no_text():
-    answer = Answer(tiny.tokenizer(), [257])
+    answer = Detokenizer(tiny.tokenizer(), [257])
     assert [answer.take(token) for token in (104, 105, 257)] == [False, False, True]
     assert (answer.text, answer.tokens) == ("hi", [104, 105, 257])
 
 
 def test_f117_half_a_character_before_a_stop_token_is_flushed_too():
-    answer = Answer(tiny.tokenizer(), [257])
+    answer = Detokenizer(tiny.tokenizer(), [257])
     assert [answer.take(token) for token in (104, 0xE2, 257)] == [False, False, True]
     answer.finish("stop")
     assert answer.text == "h�"

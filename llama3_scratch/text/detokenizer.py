@@ -9,7 +9,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.text.tokenizer import Tokenizer
 
 
-class Answer:
+class Detokenizer:
     """One prompt's answer as it grows: its tokens, its text, and in the end why it ended.
 
     `text` holds only what is certain: the bytes of half a character, and what may be the beginning of a stop string,
