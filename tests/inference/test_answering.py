@@ -129,7 +129,7 @@ def test_tab_completion_shows_what_a_person_may_want():
     names = dir(l3)
     assert {"answer", "stream_answer", "Talk", "load", "forward", "linear", "trace", "__doc__"} <= set(names)
     assert not {"importlib", "pkgutil", "annotations", "TYPE_CHECKING", "Any"} & set(names)
-    assert all(hasattr(l3, name) for name in ("answer", "load", "trace", "lora", "stream"))
+    assert all(hasattr(l3, name) for name in ("answer", "load", "trace", "params", "inference"))
 
 
 def test_text_gets_the_bos_that_its_model_wants():
