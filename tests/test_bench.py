@@ -139,7 +139,7 @@ def test_what_is_measured_gives_the_tokens_of_stream(model, batch, form, monkeyp
     measured = ours.Ours(model=str(model), shape=None, form=form, kv=32, batch=batch, slots=40, threads=1)
     taken = []
     greedy = sampler(temperature=0)
-    monkeypatch.setattr(ours, "_sample", lambda logits_V, seen: taken.append(greedy(logits_V, seen)) or taken[-1])
+    monkeypatch.setattr(measured, "_sample", lambda logits_V, seen: taken.append(greedy(logits_V, seen)) or taken[-1])
     measured.prefill(20)
     measured.decode(5, 20)
     measured.decode(5, 20)  # as often as one likes

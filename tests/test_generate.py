@@ -104,7 +104,7 @@ def test_a_stop_string_ends_the_answer_before_it(run, chats):
     stop = text[3:5]
     answer = result(run, "hi", "--model", chats, "--stop", stop)[0]
     assert answer["finish_reason"] == "stop"
-    assert answer["text"] == text[: answer.index(stop)]
+    assert answer["text"] == text[: text.index(stop)]
 
 
 def test_logprobs_are_those_of_the_model(run, completes):

@@ -339,11 +339,11 @@ def test_rounded_inputs_are_all_that_differs_in_tiles(level, monkeypatch):
 
     ours = run(native)
     real = linear_module.matmul
-    monkeypatch.setattr(linear_module, "product", lambda x, weight: real(rounded(x), weight))
+    monkeypatch.setattr(linear_module, "matmul", lambda x, weight: real(rounded(x), weight))
     caches = Cache(64), Cache(64)
     # The prompt's keys come from inputs that weren't rounded, on both sides.
     with monkeypatch.context() as exact:
-        exact.setattr(linear_module, "product", real)
+        exact.setattr(linear_module, "matmul", real)
         plain(tokens_BT[:, :39], params, TILED, cache=caches[0])
     # Not to the last digits: a sum that comes out otherwise in the last digit can round to the next integer.
     check(ours, plain(tokens_BT[:, 39:], params, TILED, cache=caches[0]), 5e-4)

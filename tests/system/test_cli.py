@@ -101,7 +101,7 @@ def test_help_and_usage_errors_need_no_torch():
 
 def test_f137_a_reader_that_has_seen_enough_is_no_error():
     code = (
-        "from llama3_scratch import cli\n"
+        "from llama3_scratch.system import cli\n"
         "@cli.verb(lambda: cli.Parser('test', ''))\n"
         "def main(options):\n"
         "    for _ in range(100_000): print('text')\n"

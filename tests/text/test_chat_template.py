@@ -684,7 +684,7 @@ def test_a_fork_while_another_thread_renders(tmp_path):
     """In a process of its own, which has no other threads; as a data loader or a server forks."""
     program = """
 import os, threading, time
-from llama3_scratch import chat_template
+from llama3_scratch.text import chat_template
 from llama3_scratch.text.tokenizer import ChatTemplate
 request = {"template": "{{ messages[0].content }}", "variables": {}, "date": None, "seconds": 1.0, "limit": 999}
 ask = lambda text: chat_template._WORKER.ask(
