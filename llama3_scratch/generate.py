@@ -187,7 +187,7 @@ def _answer(
     """Answer the prompts of one batch and print them; 130 where Ctrl-C ended it. `total` grows by what it took."""
     prompts = printer.prompts
     timings = Timings(total.load_s)
-    guesses = make_drafts(options, checkpoint, dtype)
+    drafts = make_drafts(options, checkpoint, dtype)
     cache = make_cache(options, checkpoint.config, len(prompts))
     if not cache.endless:
         warn_if_clamped(max(map(len, prompts)), checkpoint, options)
@@ -199,7 +199,7 @@ def _answer(
     code = 0
     try:
         for step in timed_stream(
-            prompts, answers, checkpoint, dtype, options, timings, cache=cache, session=session, guesses=guesses
+            prompts, answers, checkpoint, dtype, options, timings, cache=cache, session=session, drafts=drafts
         ):
             if options.logprobs is not None:
                 logprobs[step.row].append(_logprobs(step, options.logprobs, tokenizer))
@@ -273,15 +273,15 @@ def timed_stream(
     *,
     cache: Cache,
     session: Session | None = None,
-    guesses: NoDrafts | None = None,
+    drafts: NoDrafts | None = None,
 ) -> Generator[GeneratedToken, None, None]:
     """`stream` by the options: each token goes into its answer, and `timings` grows with it; `session` watches,
-    `guesses` are --speculate's."""
+    `drafts` are --speculate's."""
     from llama3_scratch.inference.speculate import NO_DRAFTS
     from llama3_scratch.inference.stream import stream
     from llama3_scratch.model import block
 
-    guesses = guesses or NO_DRAFTS
+    drafts = drafts or NO_DRAFTS
     started = time.perf_counter()
     timings.prompt_tokens = sum(map(len, prompts)) - cache.length
     if session is not None:
@@ -298,7 +298,7 @@ def timed_stream(
         dtype=dtype,
         cache=cache,
         block=block if session is not None else None,
-        guesses=guesses,
+        drafts=drafts,
     ):
         if session is not None and step.row <= before:  # rows ascend within a pass
             session.passed()
@@ -307,7 +307,7 @@ def timed_stream(
             timings.prefill_s = time.perf_counter() - started
         timings.decode_s = time.perf_counter() - started - timings.prefill_s
         timings.decoded_tokens += len(answers[step.row].tokens) > 1
-        timings.proposed, timings.accepted = guesses.proposed, guesses.accepted
+        timings.proposed, timings.accepted = drafts.proposed, drafts.accepted
         if step.finish_reason:
             answers[step.row].finish(step.finish_reason)
         yield step

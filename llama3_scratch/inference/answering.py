@@ -50,7 +50,7 @@ def _pieces(checkpoint: Checkpoint, ids: list[int], said: Detokenizer, options: 
         options,
         Timings(load_s=0.0),
         cache=make_cache(options, checkpoint.config),
-        guesses=make_drafts(options, checkpoint, dtype),
+        drafts=make_drafts(options, checkpoint, dtype),
     ):
         if len(said.text) > shown:
             yield said.text[shown:]

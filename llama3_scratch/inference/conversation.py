@@ -45,7 +45,7 @@ class Conversation:
         self.ended: str | None = None  # what ended the last answer: stop, max_tokens, context; None: a person did
         self._cache = make_cache(options, checkpoint.config)
         self._seen: list[int] = []  # what the cache has taken in, in the order of the text
-        self._guesses = make_drafts(options, checkpoint, dtype)
+        self._drafts = make_drafts(options, checkpoint, dtype)
         self._fitting([{"role": "user", "content": "?"}])  # a --system or a --date that can't be is told at once
 
     @property
@@ -112,11 +112,11 @@ class Conversation:
             self.options,
             self.timings,
             cache=self._cache,
-            guesses=self._guesses,
+            drafts=self._drafts,
         )
         left: BaseException | None = None
         try:
-            with contextlib.closing(steps):  # the cache gives up what was guessed
+            with contextlib.closing(steps):  # the cache gives up what was drafted
                 for _ in steps:
                     piece, shown = answer.text[shown:], len(answer.text)
                     yield piece

@@ -135,8 +135,9 @@ def check_sliding(options: argparse.Namespace) -> None:
 
 def make_cache(options: argparse.Namespace, config: Config, rows: int = 1) -> Cache:
     """The cache that the options mean, for `rows` prompts at once."""
-    from llama3_scratch.cache import Cache, Kept, RaggedCache
+    from llama3_scratch.cache import Cache, Kept
     from llama3_scratch.caches.quantized import KEPT_IN_BITS, group_size
+    from llama3_scratch.caches.ragged import RaggedCache
     from llama3_scratch.caches.sliding import SlidingCache
 
     chosen = [bits or options.kv_bits for bits in (options.kv_k_bits, options.kv_v_bits)]

@@ -227,7 +227,7 @@ def _page(
     options: argparse.Namespace, checkpoint: Checkpoint, files: Mapping[str, str], length: int
 ) -> TracePage | None:
     """The page that --trace-out asks for, if it does, of a prompt of `length` tokens."""
-    from llama3_scratch.inference.stream import CHUNK
+    from llama3_scratch.inference.prefill import CHUNK
     from llama3_scratch.trace.page import TracePage
 
     if options.trace_out is None or options.trace_out.suffix != ".html":
