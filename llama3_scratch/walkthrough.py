@@ -314,7 +314,7 @@ def main(options: argparse.Namespace) -> int:
             raise UsageError("--update: the document shows the outputs of the default model, leave out --model")
         cells = with_model(cells, str(resolve(options.model)))
     elif _loads(cells):
-        from llama3_scratch.download import download
+        from llama3_scratch.checkpoint.fetch import download
 
         download(DEFAULT)
     other = options.model not in (None, DEFAULT)

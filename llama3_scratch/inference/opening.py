@@ -54,7 +54,7 @@ def find_model(choice: ModelChoice, *, as_floats: bool = False, chats: bool = Fa
     if chats and path is not None and path == storyteller():
         raise UsageError(f"`model` {choice.model}: {_STORIES}; leave `model` out to chat with {DEFAULT}")
     # The one import of a verb, until the part of it that fetches is a library's.
-    from llama3_scratch.download import download, stored_blocks
+    from llama3_scratch.checkpoint.fetch import download, stored_blocks
     from llama3_scratch.native import kernels
 
     device = check_device(choice.device)

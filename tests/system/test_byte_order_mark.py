@@ -12,13 +12,13 @@ import threading
 import pytest
 
 from llama3_scratch import evaluate
+from llama3_scratch.checkpoint.checklist import read_checklist
 from llama3_scratch.data.conversations import read_conversations
 from llama3_scratch.data.documents import documents, lines, rows
 from llama3_scratch.data.labelled import read_labelled
 from llama3_scratch.errors import FileError
 from llama3_scratch.system.files import decode, read_json, read_text, require_file
 from llama3_scratch.text.tokenizer import read_tokenizer, write_tokenizer
-from llama3_scratch.verify import read_checklist
 from tests import tiny
 from tests.training.test_pretrain import SCRIPTS
 
