@@ -20,7 +20,6 @@ def test_every_folder_is_a_room():
 # Not yet as the law has it.
 EXCEPTED = {
     "benchmark.peers",
-    
     "generate",
     "inference.answering",
     "inference.conversation",
@@ -29,7 +28,6 @@ EXCEPTED = {
     "linear",
     "native.decode",
     "terminal.prompts",
-    "walkthrough",
 }
 
 
