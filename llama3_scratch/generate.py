@@ -94,7 +94,7 @@ def _check_single_cache(options: argparse.Namespace, n_prompts: int, *, traced: 
 
 def _without_weights(options: argparse.Namespace) -> int:
     """Trace shapes alone: of --length tokens, or of a prompt where the model's tokenizer is at hand."""
-    from llama3_scratch.describe import describe
+    from llama3_scratch.checkpoint.description import describe
 
     found = describe(options.model or DEFAULT)
     if options.length:

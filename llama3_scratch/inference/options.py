@@ -332,7 +332,7 @@ def find_model(options: argparse.Namespace, *, as_floats: bool = False, chats: b
     path = resolve(options.model) if options.model not in (None, DEFAULT) else None
     if chats and path is not None and path == storyteller():
         raise UsageError(f"--model {options.model}: {_STORIES}; leave --model out to chat with {DEFAULT}")
-    from llama3_scratch.download import download, stored_blocks
+    from llama3_scratch.checkpoint.fetch import download, stored_blocks
     from llama3_scratch.native import kernels
 
     device = check_device(options.device)

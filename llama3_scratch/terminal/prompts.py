@@ -147,7 +147,7 @@ def refuse_empty(prompts: list[Prompt], options: argparse.Namespace) -> None:
     if empty is None or options.raw or options.raw_special:
         return
     if options.model not in (None, DEFAULT) and not options.chat_format:
-        from llama3_scratch.describe import describe
+        from llama3_scratch.checkpoint.description import describe
 
         tokenizer = describe(resolve(options.model)).tokenizer
         if tokenizer is None or tokenizer.chat_format is None:
