@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.options import QUANTIZED, add_adapter_option, add_reading_options, read
+from llama3_scratch.inference.choices import QUANTIZED
+from llama3_scratch.inference.opening import read
 from llama3_scratch.system import cli
 from llama3_scratch.system.files import foreign
+from llama3_scratch.terminal.flags import add_adapter_flag, add_reading_flags, reading_choice
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -49,8 +51,8 @@ def _parser() -> cli.Parser:
         choices=("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"),
         help="of the matrices, for gguf; without it the stored dtype or form",
     )
-    add_adapter_option(parser, "merged into the weights")
-    add_reading_options(parser)
+    add_adapter_flag(parser, "merged into the weights")
+    add_reading_flags(parser)
     return parser
 
 
@@ -70,13 +72,13 @@ def main(options: argparse.Namespace) -> int:
     target = options.target.resolve()
     _check_target(target, folder=options.to != "gguf", force=options.force)
 
-    checkpoint = read(options.source, options, blocks=options.blocks)
+    checkpoint = read(options.source, reading_choice(options), blocks=options.blocks)
     if target == checkpoint.path.resolve() or target in checkpoint.path.resolve().parents:
         raise UsageError(f"{options.target}: writing there would replace SOURCE; choose another TARGET")
-    if options.adapter:
+    if options.adapters:
         from llama3_scratch.checkpoint.peft import add_adapters
 
-        checkpoint = add_adapters(checkpoint, options.adapter)
+        checkpoint = add_adapters(checkpoint, options.adapters)
     if checkpoint.tokenizer is None:
         log.warning("%s has no tokenizer, so none is written", checkpoint.path)
     form = _write(checkpoint, target, options)
@@ -107,7 +109,7 @@ def _write(checkpoint: Checkpoint, target: Path, options: argparse.Namespace) ->
 
     config, params, tokenizer = checkpoint.config, checkpoint.params, checkpoint.tokenizer
     narrow = options.dtype or next((dtype for dtype, kind in _TYPES.items() if kind == options.type), None)
-    if options.adapter:
+    if options.adapters:
         from llama3_scratch.params.lora import merge
 
         # In f32 where integers are to be made of the sum, so that it's rounded once.

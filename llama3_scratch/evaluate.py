@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
-from llama3_scratch.inference.options import QUANTIZED, add_adapter_option
+from llama3_scratch.inference.choices import QUANTIZED
 from llama3_scratch.system import cli, stdio
+from llama3_scratch.terminal.flags import add_adapter_flag
 from llama3_scratch.text.detokenizer import visible
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--max-tokens", type=count, default=60, metavar="N", help="of an answer (%(default)s)")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--against", metavar="MODEL", help="another model with the same tokens, held against on --text")
-    add_adapter_option(other, "held against the model without")
+    add_adapter_flag(other, "held against the model without")
     other.add_argument("--quantize", choices=QUANTIZED, metavar="FORM", help="the same in a quantised form")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     return parser
@@ -58,7 +59,7 @@ def _parser() -> cli.Parser:
 def main(options: argparse.Namespace) -> int:
     if not (options.text or options.choices or options.samples or options.instructions):
         raise UsageError("nothing to evaluate on; give --text, --choices, --samples or --instructions")
-    two = options.against or options.quantize or options.adapter
+    two = options.against or options.quantize or options.adapters
     if two and not (options.text or options.samples or options.instructions):
         raise UsageError("two models are held against each other on --text, --samples or --instructions; give one")
     if bool(options.judge) != bool(options.judge_model) or (options.judge and options.instructions is None):
@@ -100,8 +101,8 @@ def _other(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint | 
 
     if options.quantize:
         return replace(checkpoint, params=quantize(checkpoint.params, options.quantize))
-    if options.adapter:
-        return add_adapters(checkpoint, options.adapter)
+    if options.adapters:
+        return add_adapters(checkpoint, options.adapters)
     if options.against is None:
         return None
     other = load(options.against)
@@ -114,8 +115,8 @@ def _other(checkpoint: Checkpoint, options: argparse.Namespace) -> Checkpoint | 
 
 
 def _other_name(options: argparse.Namespace) -> str:
-    if options.adapter:
-        return f"{options.model} with {', '.join(map(str, options.adapter))}"
+    if options.adapters:
+        return f"{options.model} with {', '.join(map(str, options.adapters))}"
     return options.against or f"{options.model} in {options.quantize}"
 
 

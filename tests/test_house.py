@@ -21,14 +21,9 @@ def test_every_folder_is_a_room():
 EXCEPTED = {
     "benchmark.peers",
     "download",
-    "generate",
-    "inference.answering",
-    "inference.conversation",
     "inference.opening",
-    "inference.options",
     "linear",
     "native.decode",
-    "terminal.prompts",
     "walkthrough",
 }
 

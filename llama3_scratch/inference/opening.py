@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from llama3_scratch.checkpoint.load import Checkpoint
+    from llama3_scratch.describe import Description
     from llama3_scratch.stored import Params
 
 log = logging.getLogger("llama3_scratch")
@@ -74,6 +75,14 @@ def find_model(choice: ModelChoice, *, as_floats: bool = False, chats: bool = Fa
                 ) from error
             log.warning("%s; instead, the storyteller that comes with the code goes on with the text", error)
     return path, blocks
+
+
+def describe_model(choice: ModelChoice) -> Description:
+    """What the headers of the model's files say, or of an official name the table; nothing is fetched."""
+    # A verb's import, until what describes is a library's.
+    from llama3_scratch.describe import describe
+
+    return describe(choice.model or DEFAULT)
 
 
 def read(
