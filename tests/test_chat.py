@@ -6,6 +6,7 @@ import builtins
 import itertools
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 
@@ -205,6 +206,30 @@ def test_a_message_that_does_not_fit_behind_what_slides_begins_anew(converse):
 def test_sliding_options_go_together(talk):
     assert talk(options=["--sinks", "3"])[2].endswith("error: --sinks goes with --sliding\n")
     assert talk(options=["--sliding", "99", "--speculate", "lookup"])[0] == 2
+
+
+def test_a_prompt_cache_begins_a_chat_and_only_grows(talk, tmp_path):
+    file, system = tmp_path / "chat.cache", "be kind and " * 20
+    options = "--system", system, "--prompt-cache", str(file)
+    plain = talk("hello", "/stats", options=["--system", system])[1]
+    first = talk("hello", "/stats", options=options)
+    assert first[0] == 0 and first[1].splitlines()[:-1] == plain.splitlines()[:-1]
+    written = file.read_bytes()
+    code, out, err = talk("hexagons", "/stats", options=options)
+    taken = re.search(r"prefill (\d+) tokens", out)
+    assert code == 0 and taken is not None and int(taken[1]) < 40, "the system message comes out of the file"
+    assert out.splitlines()[:-1] == talk("hexagons", "/stats", options=options[:2])[1].splitlines()[:-1]
+    assert file.read_bytes() == written and "warning" not in err, "another conversation under the same message"
+    talk("hello", options=[*options, "--max-tokens", "30"])
+    assert len(file.read_bytes()) > len(written), "the same conversation, gone on with"
+    assert "holds another prompt" in talk("hello", options=["--system", "x" * 99, *options[2:]])[2]
+
+
+def test_a_prompt_cache_that_cannot_be(talk, tmp_path):
+    code, _, err = talk(options=["--prompt-cache", "x", "--sliding", "9"])
+    assert code == 2 and "--prompt-cache keeps the beginning of a text, --sliding forgets it" in err
+    code, _, err = talk(options=["--prompt-cache", str(tmp_path / "no" / "file")])
+    assert code == 3 and "there is no folder" in err
 
 
 # Ctrl-C
@@ -556,7 +581,6 @@ def test_the_width_of_a_screen_that_is_none():
 def test_on_a_terminal_three_pasted_lines_are_one_message(model, tmp_path):
     """The whole program behind a pseudo-terminal, as a person has it."""
     import pty
-    import re
     import select
     import subprocess
     import time

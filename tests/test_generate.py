@@ -154,6 +154,12 @@ def test_f114_f115_the_context_refuses_or_clamps(run, chats):
     assert "warning: the context of 40 tokens leaves room for" in err
 
 
+def test_f115_who_asked_for_no_number_of_tokens_is_not_warned(run, chats):
+    code, out, err = run("x", "--model", chats, "--max-seq-len", 40, "--json")
+    answer = json.loads(out)
+    assert len(answer["prompt_tokens"]) + len(answer["tokens"]) == 40 and "warning" not in err
+
+
 def test_a_chat_format_is_suggested_where_the_tokenizer_has_its_tokens(run, tmp_path):
     folder = tiny.folder(tmp_path / "base")
     extra = json.loads((folder / "tokenizer_extra.json").read_text(encoding="utf-8"))

@@ -70,7 +70,7 @@ class PromptFile:
         elif shared < min(wanted, cache.length):
             log.warning(
                 "%s holds another prompt, like this one for %d of %d tokens, and stays as it is; "
-                "give `prompt_cache` another file to keep this one too",
+                "take another file to keep this one too",
                 self.path,
                 shared,
                 wanted,

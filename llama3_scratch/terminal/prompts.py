@@ -45,9 +45,7 @@ def read_prompts(
     Raises UsageError or FileError for one that is no text, and where there is none; `errors` as bytes.decode has it.
     """
     if not given and file is None and lines is None:
-        raise UsageError(
-            "no prompt; give one, or - to read it from stdin, `prompt_file=FILE` or `prompts_file=FILE` (see --help)"
-        )
+        raise UsageError("no prompt; give one, or - to read it from stdin, `prompt_file=FILE` or `prompts_file=FILE`")
     found = []
     for number, text in enumerate(given, start=1):
         if text == STDIN:
