@@ -155,7 +155,7 @@ def test_f114_f115_the_context_refuses_or_clamps(run, chats):
 
 
 def test_f115_who_asked_for_no_number_of_tokens_is_not_warned(run, chats):
-    code, out, err = run("x", "--model", chats, "--max-seq-len", 40, "--json")
+    _, out, err = run("x", "--model", chats, "--max-seq-len", 40, "--json")
     answer = json.loads(out)
     assert len(answer["prompt_tokens"]) + len(answer["tokens"]) == 40 and "warning" not in err
 
