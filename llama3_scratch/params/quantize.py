@@ -162,7 +162,8 @@ def quantize(params: Params, form: str, *, embeddings: str = "int8", of_integers
     A matrix that its form can't divide gets int8-row, and a warning says which. A tied head stays the same tensors
     as its embedding, adapters stay as they are. Beside the result only a piece of one matrix is held as floats.
     Weights that are integers already would be rounded twice, which `of_integers` allows: the default model's blocks are
-    all that its file says. Raises UsageError for a form that isn't one of FORMS, weights that aren't floats, and NaN or infinity by name.
+    all that its file says. Raises UsageError for a form that isn't one of FORMS, other weights that aren't floats, and
+    NaN or infinity by name.
     """
     for asked in (form, embeddings):
         if asked not in FORMS:
