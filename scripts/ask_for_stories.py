@@ -54,11 +54,11 @@ def requests_of(numbers: Sequence[int], telling: Sequence[str], seed: int) -> li
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
+    from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.checkpoint.peft import add_adapters
     from llama3_scratch.data.documents import documents
     from llama3_scratch.data.story_requests import ASKED, telling_words
-    from llama3_scratch.download import download
     from llama3_scratch.inference.answers import answers
     from llama3_scratch.inference.sample import sampler
     from llama3_scratch.params.lora import merge

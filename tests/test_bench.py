@@ -16,9 +16,9 @@ from llama3_scratch import bench, convert, generate, stored
 from llama3_scratch.benchmark import ours, peers, worker
 from llama3_scratch.benchmark.report import Row, Trial, markdown, prefill_flops, report, step_bytes
 from llama3_scratch.benchmark.worker import Worker
+from llama3_scratch.checkpoint.description import describe
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.config import OFFICIAL
-from llama3_scratch.describe import describe
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import stream

@@ -12,10 +12,10 @@ import torch
 
 from llama3_scratch import describe as verb
 from llama3_scratch.checkpoint import gguf, gguf_out, meta
+from llama3_scratch.checkpoint.description import describe
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import OFFICIAL, RopeScaling, expected
-from llama3_scratch.describe import describe
 from llama3_scratch.errors import ResourceError
 from llama3_scratch.inference import stream
 from llama3_scratch.native import kernels

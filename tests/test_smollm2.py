@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from llama3_scratch import generate, load
+from llama3_scratch.checkpoint.fetch import download
 from llama3_scratch.checkpoint.meta import open_pth
 from llama3_scratch.checkpoint.names import BLOCKS
-from llama3_scratch.download import download
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.choices import ModelChoice
 from llama3_scratch.inference.opening import open_model

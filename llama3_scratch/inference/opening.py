@@ -15,8 +15,8 @@ from llama3_scratch.inference.choices import ModelChoice
 if TYPE_CHECKING:
     import torch
 
+    from llama3_scratch.checkpoint.description import Description
     from llama3_scratch.checkpoint.load import Checkpoint
-    from llama3_scratch.describe import Description
     from llama3_scratch.stored import Params
 
 log = logging.getLogger("llama3_scratch")
@@ -55,8 +55,7 @@ def find_model(choice: ModelChoice, *, as_floats: bool = False, chats: bool = Fa
     path = resolve(choice.model) if choice.model not in (None, DEFAULT) else None
     if chats and path is not None and path == storyteller():
         raise UsageError(f"`model` {choice.model}: {_STORIES}; leave `model` out to chat with {DEFAULT}")
-    # The one import of a verb, until the part of it that fetches is a library's.
-    from llama3_scratch.download import download, stored_blocks
+    from llama3_scratch.checkpoint.fetch import download, stored_blocks
     from llama3_scratch.native import kernels
 
     device = check_device(choice.device)
@@ -81,8 +80,7 @@ def find_model(choice: ModelChoice, *, as_floats: bool = False, chats: bool = Fa
 
 def describe_model(choice: ModelChoice) -> Description:
     """What the headers of the model's files say, or of an official name the table; nothing is fetched."""
-    # A verb's import, until what describes is a library's.
-    from llama3_scratch.describe import describe
+    from llama3_scratch.checkpoint.description import describe
 
     return describe(choice.model or DEFAULT)
 

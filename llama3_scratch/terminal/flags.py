@@ -66,12 +66,7 @@ def add_model_flags(parser: cli.Parser) -> None:
         "SmolLM2-135M-Instruct, fetched at first use, unless given",
     )
     add_device_flags(group)
-    group.add_argument(
-        "--quantize",
-        choices=QUANTIZED,
-        help="round float weights to this form when they're read; embedding and head are int8. "
-        "`convert --quantize` writes a folder that opens at once",
-    )
+    add_quantize_flag(group)
     add_adapter_flag(group, "merged when it's read, or beside weights in integers")
     _add_number(group, CacheChoice, "max_seq_len", metavar="N", help="context to use, at most the model's own")
     add_reading_flags(group)
@@ -110,6 +105,15 @@ def add_device_flags(group: Group) -> None:
         choices=DTYPES,
         default=ModelChoice.dtype,
         help="of activations and cache; weights stay as stored. auto: float32 on a CPU, else the weights' own",
+    )
+
+
+def add_quantize_flag(group: Group) -> None:
+    group.add_argument(
+        "--quantize",
+        choices=QUANTIZED,
+        help="round float weights to this form when they're read; embedding and head are int8. "
+        "`convert --quantize` writes a folder that opens at once",
     )
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from llama3_scratch import convert, verify
+from llama3_scratch.checkpoint.description import describe
 from llama3_scratch.checkpoint.hf import read_hf, read_hf_header
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import Checkpoint, weight_files
 from llama3_scratch.config import RopeScaling, expected
-from llama3_scratch.describe import describe
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.init import init
 from llama3_scratch.model import forward
