@@ -169,7 +169,7 @@ def test_f140_more_than_is_free():
     with pytest.raises(ResourceError) as raised:
         require(wanted, 24_000_000_000)
     said = str(raised.value)
-    for words in ("GB of memory (KV cache 68.7 GB", "activations", "24 GB are free", "lower --max-seq-len"):
+    for words in ("GB of memory (KV cache 68.7 GB", "activations", "24 GB are free", "lower `max_seq_len`"):
         assert words in said, said
     with pytest.raises(ResourceError, match=r"weights 141 GB.*take a smaller model"):
         require(plan(OFFICIAL["llama3-70b"], context=100, weights=141_107_412_992), 24_000_000_000)
@@ -195,7 +195,7 @@ def test_f140_blocks_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
 def test_f140_the_loop_refuses_before_it_fills_a_cache(monkeypatch):
     monkeypatch.setattr(stream, "available", lambda: 1_000_000)
     steps = stream.stream([[1, 2]] * 3, tiny.params(), tiny.CONFIG, samplers=[], max_tokens=4000)
-    with pytest.raises(ResourceError, match=r"KV cache 7\.68 MB, activations .* lower --max-seq-len or --max-tokens"):
+    with pytest.raises(ResourceError, match=r"KV cache 7\.68 MB, activations .* lower `max_seq_len` or `max_tokens`"):
         next(steps)
 
 

@@ -83,14 +83,14 @@ class Ours:
     ) -> None:
         torch.set_num_threads(threads)
         begun = time.perf_counter()
-        chosen = ModelChoice(model=model, device=device, dtype=dtype)
         if shape is not None:
             config, form = OFFICIAL[shape], form or "bf16"
             _require(config, form, slots, batch)
             params = map_tensors(random_params(config, form), lambda tensor: tensor.to(device))
             self._dtype = activations_dtype(dtype, params)
         else:
-            checkpoint, self._dtype = open_model(chosen, as_floats=form is not None, needs_tokenizer=False)
+            choice = ModelChoice(model=model, device=device, dtype=dtype)
+            checkpoint, self._dtype = open_model(choice, as_floats=form is not None, needs_tokenizer=False)
             config, params = checkpoint.config, checkpoint.params
             if form is not None and form != form_of(params):
                 _require(config, form, slots, batch)

@@ -1,4 +1,4 @@
-"""What `--model` may say: a path, a remote folder or a known name; and where the weights of a name lie."""
+"""What names a model: a path, a remote folder or a known name; and where the weights of a name lie."""
 
 from __future__ import annotations
 

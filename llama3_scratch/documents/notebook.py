@@ -26,7 +26,7 @@ def notebook(cells: Sequence[Cell], outputs: Sequence[str | None], folder: Path)
             for _, link in _PICTURE.findall(cell.text):
                 if not (folder / link).exists():
                     raise FileError(
-                        f"{folder / link}: not found, the notebook carries its pictures; --pictures draws them"
+                        f"{folder / link}: not found, the notebook carries its pictures; `pictures=True` draws them"
                     )
                 data = base64.b64encode((folder / link).read_bytes()).decode()
                 attached[Path(link).name] = {_MIME[Path(link).suffix]: data}

@@ -90,7 +90,7 @@ def _failed(path: Path, block: CodeBlock, error: Exception) -> Llama3Error:
 def with_model(cells: Sequence[Cell], model: str) -> list[Cell]:
     """The cells with another model in the place of the default one."""
     if not loads_default(cells):
-        raise UsageError(f"--model: the document has no {_LOAD} that another model could take the place of")
+        raise UsageError(f"`model`: the document has no {_LOAD} that another model could take the place of")
     other = f"l3.load({model!r})"
     return [
         replace(cell, code=cell.code.replace(_LOAD, other)) if isinstance(cell, CodeBlock) else cell for cell in cells

@@ -341,7 +341,7 @@ def asks_for_trace(options: argparse.Namespace) -> bool:
         idle = {
             "--logprobs": options.logprobs is not None,
             "--device": options.device != "cpu",
-            "--adapter": options.adapter,
+            "--adapter": options.adapters,
             "--speculate": options.speculate,
             "--prompt-cache": options.prompt_cache,
             "--sliding": options.sliding,
