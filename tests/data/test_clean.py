@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from storyteller.stories import stories
 
 from llama3_scratch.data.clean import C4, GOPHER, WebPage, broken_rule, c4_lines, tidy
 from llama3_scratch.data.duplicates import Exact, Near
 from llama3_scratch.data.report import Report, cleaned
-from llama3_scratch.data.stories import stories
 from llama3_scratch.errors import UsageError
 from tests.training.test_pretrain import script
 
