@@ -30,8 +30,8 @@ from typing import Any
 from llama3_scratch.checkpoint.names import DEFAULT, resolve
 from llama3_scratch.errors import FileError, Llama3Error, MismatchError, UsageError
 from llama3_scratch.system import cli
-from llama3_scratch.system.display import display
 from llama3_scratch.system.files import require_file, write_whole
+from llama3_scratch.system.progress import steps_bar
 
 log = logging.getLogger("llama3_scratch")
 
@@ -265,7 +265,7 @@ def _run_in_view(path: Path, cells: Sequence[Cell], *, compare: bool) -> list[st
     titles = [_title(cell) for cell in cells]
     outputs: list[str | None] = []
     running = run(path, cells, compare=compare)
-    with display(0, len(cells)) as show:
+    with steps_bar(0, len(cells)) as show:
         for number, title in enumerate(titles):
             if title:
                 show(number, title)

@@ -100,7 +100,7 @@ def encode(messages: Dialog, tokenizer: Tokenizer, *, mask_prompt: bool = True, 
 
 
 class Conversations:
-    """Batches of conversations, several in a row where they fit; a `Batches` (training.batches)."""
+    """Batches of conversations, several in a row where they fit; a `Batches` (data.batches)."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Conversations:
         has nothing to learn is left out. Both are counted and said of `what` they are. Raises FileError where none is
         left."""
         if truncate not in SIDES:
-            raise UsageError(f"--truncate must be {' or '.join(SIDES)}, got {truncate!r}")
+            raise UsageError(f"`truncate`: expected {' or '.join(SIDES)}, got {truncate!r}")
         self._size, self._length, self._seed = size, length, seed
         cut = empty = 0
         self._encoded: list[Encoded] = []
@@ -140,7 +140,7 @@ class Conversations:
             log.warning("%d %s have no answer left and are left out", empty, what)
         if not self._encoded:
             raise FileError(
-                f"none of {len(conversations)} {what} has an answer within {length} tokens; take a larger --length"
+                f"none of {len(conversations)} {what} has an answer within {length} tokens; take a larger `length`"
             )
         digest = hashlib.sha256(json.dumps([encoded.ids for encoded in self._encoded]).encode()).hexdigest()
         self.fingerprint = f"{digest[:16]} {size}×{length} seed {seed} {'answers' if mask_prompt else 'all'}"

@@ -35,10 +35,10 @@ def begin(folder: Path, *, resume: bool) -> Path | None:
     """
     there = newest(folder)
     if there is None and resume:
-        raise FileError(f"{folder}: no whole checkpoint to go on from; without --resume a run begins")
+        raise FileError(f"{folder}: no whole checkpoint to go on from; without `resume` a run begins")
     if there is not None and not resume:
         raise FileError(
-            f"{folder}: there is a run already, at {there.name}; --resume goes on, another --out begins anew"
+            f"{folder}: there is a run already, at {there.name}; `resume` goes on, another `folder` begins anew"
         )
     make_folder(folder)
     return there
@@ -97,6 +97,11 @@ def read(checkpoint: Path, name: str) -> Any:
     if not path.exists():
         raise FileError(f"{path}: not found, so the run can't go on as it was")
     return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def has(checkpoint: Path, name: str) -> bool:
+    """Whether `save` was given something under `name`."""
+    return (checkpoint / f"{name}.pth").exists()
 
 
 def read_about(checkpoint: Path) -> dict[str, Any]:

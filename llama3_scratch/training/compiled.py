@@ -27,6 +27,6 @@ def compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
             try:
                 return fast(*args, **kwargs)
             except InvalidCxxCompiler as error:
-                raise UsageError("--compile needs a C++ compiler, as g++ or clang++; leave it out") from error
+                raise UsageError("`compile=True` needs a C++ compiler, as g++ or clang++; leave it out") from error
 
     return checked

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SCHEDULES = ("cosine", "wsd", "constant", "range")
 _FLOOR = 0.1  # of the highest learning rate, where cosine ends
 _DECAY = 0.2  # of all steps, in which wsd goes down
 _RANGE = 1e-5  # of the highest learning rate, where range begins

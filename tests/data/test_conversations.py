@@ -151,7 +151,7 @@ def test_f232_f233_what_is_too_long(caplog):
     assert left.tokens_BT.shape == (1, 40) and (left.targets_BT != IGNORE).any()
     with pytest.raises(FileError, match="none of 1 conversations has an answer within 40 tokens"):
         Conversations([long], tokenizer, size=1, length=40, seed=0)
-    with pytest.raises(UsageError, match="--truncate must be right or left, got 'middle'"):
+    with pytest.raises(UsageError, match="`truncate`: expected right or left, got 'middle'"):
         Conversations([ASKED], tokenizer, size=1, length=40, seed=0, truncate="middle")
 
 
