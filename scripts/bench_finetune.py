@@ -89,9 +89,9 @@ def main(options: argparse.Namespace) -> int:
         tokens_BT = torch.zeros(len(some), longest, dtype=torch.long)
         targets_BT = torch.full_like(tokens_BT, IGNORE)
         for row, one in enumerate(some):
-            ids, learnt = torch.tensor(one.ids), torch.tensor(one.learnt)
+            ids, is_target = torch.tensor(one.ids), torch.tensor(one.is_target)
             tokens_BT[row, : len(ids) - 1] = ids[:-1]
-            targets_BT[row, : len(ids) - 1] = torch.where(learnt[1:], ids[1:], IGNORE)
+            targets_BT[row, : len(ids) - 1] = torch.where(is_target[1:], ids[1:], IGNORE)
         batch = Batch(tokens_BT, targets_BT, torch.zeros_like(tokens_BT))
         targets = int((targets_BT != IGNORE).sum())
         losses = []

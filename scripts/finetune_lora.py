@@ -96,7 +96,7 @@ def main(options: argparse.Namespace) -> int:
         rows = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in test[0])
         write_whole(run.folder / "test.jsonl", rows)
     if result.before is None or result.after is None:
-        loss = "no conversation was held out, so no loss tells how well it learnt"
+        loss = "no conversation was held out, so there is no held-out loss"
     else:
         loss = f"held-out loss {result.before:.4f} → {result.after:.4f}"
     outcome = result.outcome

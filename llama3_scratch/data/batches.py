@@ -11,7 +11,7 @@ from torch import Tensor
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
 
-IGNORE = -100  # a target that isn't to be learnt, as torch's cross_entropy has it
+IGNORE = -100  # in the place of a target where the loss has none, as torch's cross_entropy has it
 
 
 @dataclass(frozen=True)

@@ -86,15 +86,15 @@ def split(
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation's ids, and of each whether it is to be learnt."""
+    """A conversation's ids, and of each whether it is a target of the loss."""
 
     ids: list[int]
-    learnt: list[bool]
+    is_target: list[bool]
 
 
 def encode(messages: Dialog, tokenizer: Tokenizer, *, mask_prompt: bool = True, date: str | None = None) -> Encoded:
-    """The conversation as the model will meet it on that date; with `mask_prompt` only answers are learnt, up to the
-    token that ends each."""
+    """The conversation as the model will meet it on that date; with `mask_prompt` only answers are targets, up to
+    the token that ends each."""
     ids, written = encode_conversation(messages, tokenizer, date=date)
     return Encoded(ids, written if mask_prompt else [True] * len(ids))
 
@@ -129,8 +129,8 @@ class Conversations:
             if len(encoded.ids) > length + 1:
                 cut += 1
                 kept = slice(0, length + 1) if truncate == "right" else slice(-length - 1, None)
-                encoded = Encoded(encoded.ids[kept], encoded.learnt[kept])
-            if any(encoded.learnt[1:]):
+                encoded = Encoded(encoded.ids[kept], encoded.is_target[kept])
+            if any(encoded.is_target[1:]):
                 self._encoded.append(encoded)
             else:
                 empty += 1
@@ -148,8 +148,8 @@ class Conversations:
 
     @property
     def answer_tokens(self) -> int:
-        """Tokens that are learnt in an epoch."""
-        return sum(sum(encoded.learnt[1:]) for encoded in self._encoded)
+        """Targets of an epoch."""
+        return sum(sum(encoded.is_target[1:]) for encoded in self._encoded)
 
     def __len__(self) -> int:
         return -(-len(self._rows(0)) // self._size)
@@ -166,10 +166,10 @@ class Conversations:
         for b, row in enumerate(rows):
             t = 0
             for number, i in enumerate(row):
-                ids, learnt = torch.tensor(self._encoded[i].ids), torch.tensor(self._encoded[i].learnt)
+                ids, is_target = torch.tensor(self._encoded[i].ids), torch.tensor(self._encoded[i].is_target)
                 end = t + len(ids) - 1
                 tokens_BT[b, t:end] = ids[:-1]
-                targets_BT[b, t:end] = torch.where(learnt[1:], ids[1:], IGNORE)
+                targets_BT[b, t:end] = torch.where(is_target[1:], ids[1:], IGNORE)
                 documents_BT[b, t:end] = number
                 t = end
         return Batch(tokens_BT, targets_BT, documents_BT)

@@ -51,13 +51,13 @@ def write_shards(
     memory holds.
     """
     if tokenizer.bos_id is None and tokenizer.eos_id is None:
-        raise UsageError("the tokenizer has neither a begin nor an end token, so documents couldn't be told apart")
+        raise UsageError("the tokenizer has neither a begin nor an end token, so documents couldn't be separated")
     make_folder(folder)
     try:
         (folder / MANIFEST).unlink(missing_ok=True)  # whoever reads now finds no data rather than half of two
         writers = {part: _Writer(folder, part, tokenizer.n_words, shard) for part in PARTS}
         bos, eos = tokenizer.bos_id is not None, tokenizer.eos_id is not None
-        for number, (part, text) in enumerate(_parted(documents, validation, seed), start=1):
+        for number, (part, text) in enumerate(_assigned(documents, validation, seed), start=1):
             with placed(f"document {number}, {text!r:.40}"):
                 ids = tokenizer.encode(text, bos=bos, eos=eos)
             writers[part].add(ids, len(text.encode()))
@@ -74,14 +74,14 @@ def write_shards(
         raise FileError(f"{folder}: no document is left to train on")
     if validation and not manifest["parts"]["validation"]["tokens"]:
         log.warning(
-            "%s: nothing was held out of %d documents, so no held-out loss will tell how well is learnt",
+            "%s: nothing was held out of %d documents, so there will be no held-out loss",
             folder,
             manifest["parts"]["train"]["documents"],
         )
     return manifest
 
 
-def _parted(documents: Iterable[str], validation: float, seed: int) -> Iterator[tuple[str, str]]:
+def _assigned(documents: Iterable[str], validation: float, seed: int) -> Iterator[tuple[str, str]]:
     """Each document, or its beginning and its end, behind the part that it goes into."""
 
     def part(text: str) -> str:

@@ -25,7 +25,7 @@ from llama3_scratch.system.files import make_folder, read_json, unwritable, writ
 log = logging.getLogger("llama3_scratch")
 
 MANIFEST, LATEST = "manifest.json", "latest"
-KEEP = 2
+KEPT_CHECKPOINTS = 2  # the newest
 
 
 def begin(folder: Path, *, resume: bool) -> Path | None:
@@ -59,7 +59,7 @@ def save(folder: Path, step: int, tensors: dict[str, Any], about: dict[str, Any]
         (temporary / MANIFEST).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
             _to_disk(path)
-        if target.exists():  # left there by a run that was told to begin anew, or damaged
+        if target.exists():  # damaged, or of a run that was begun anew
             shutil.rmtree(target)
         temporary.replace(target)
         _to_disk(folder)
@@ -67,7 +67,7 @@ def save(folder: Path, step: int, tensors: dict[str, Any], about: dict[str, Any]
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         raise unwritable(target, error if isinstance(error, OSError) else OSError(str(error))) from error
-    for old in steps(folder)[KEEP:]:
+    for old in steps(folder)[KEPT_CHECKPOINTS:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 

@@ -76,7 +76,7 @@ def finetune(
     about["read"] = choices.read
     training = Training(params, config, learning, texts, plan, about=about, loss=class_loss)
     run.begin(training)
-    log.info("%s parameters learn from %d texts of %s", f"{training.n_learning:,}", len(learn), ", ".join(classes))
+    log.info("%s parameters learn from %d texts of %s", f"{training.n_trainable:,}", len(learn), ", ".join(classes))
     passes = {
         "head": flops.HEAD,
         "last-block": flops.last_block(config),
@@ -85,12 +85,12 @@ def finetune(
     }[choices.train]
     outcome = run.train(flops_per_token=flops.flops_per_token(config, batches.length, passes=passes))
     if outcome.signal:
-        return Result(outcome, classes, training.n_learning, [[0] * len(classes) for _ in classes])
+        return Result(outcome, classes, training.n_trainable, [[0] * len(classes) for _ in classes])
     constants = {name: tensor for name, tensor in params.items() if name.endswith(".adaptor.scale")}
-    write_classifier(run.folder / "classifier", training.learning | constants, about)
+    write_classifier(run.folder / "classifier", training.trainable | constants, about)
     held_out = LabelledTexts(test, classes, tokenizer, size=TEST_BATCH, seed=None, **how)
     counts = confusion(training.params, config, held_out, len(classes), dtype=ACTIVATIONS[plan.dtype]).tolist()
-    result = Result(outcome, classes, training.n_learning, counts)
+    result = Result(outcome, classes, training.n_trainable, counts)
     numbers = {
         "learnt": result.learnt,
         "minutes": round(outcome.seconds / 60, 2),

@@ -106,7 +106,7 @@ def finetune(
     run.begin(training)
     log.info(
         "%s parameters learn, %s answer tokens an epoch, %d steps",
-        f"{training.n_learning:,}",
+        f"{training.n_trainable:,}",
         f"{conversations.answer_tokens:,}",
         plan.steps,
     )
@@ -126,4 +126,4 @@ def finetune(
     else:
         base = str(checkpoint.path)
         write_peft(run.folder / "adapter", training.weights(), config, base=base, rslora=adapters.rslora)
-    return Result(outcome, before, after, training.n_learning)
+    return Result(outcome, before, after, training.n_trainable)

@@ -1,4 +1,4 @@
-"""The floating-point operations of training, by which a run's share of the machine's peak (MFU) is told."""
+"""The floating-point operations of training, from which follows a run's share of the machine's peak (MFU)."""
 
 from __future__ import annotations
 

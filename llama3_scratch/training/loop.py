@@ -63,7 +63,7 @@ class TrainingStep:
 
 
 class Training:
-    """`params` with the weights named in `learning` as tensors of their own, an optimizer, and how many steps are done.
+    """`params` with the weights named in `trainable` as tensors of its own, an optimizer, and the number of steps done.
 
     All of it is on the params' device. `about` is what must be the same when it is resumed (model, data …), beside the
     plan; it is saved with it.
@@ -73,7 +73,7 @@ class Training:
         self,
         params: Params,
         config: Config,
-        learning: Sequence[str],
+        trainable: Sequence[str],
         batches: Batches,
         plan: TrainingPlan,
         *,
@@ -81,16 +81,16 @@ class Training:
         loss: Loss = next_token_loss,
     ) -> None:
         params = tie(params, config)
-        chosen = {name: params[name] for name in learning}
+        chosen = {name: params[name] for name in trainable}
         # A tied head stays its embedding.
-        self.learning = map_tensors(chosen, lambda tensor: tensor.detach().float().clone().requires_grad_())
-        self.params = params | self.learning
+        self.trainable = map_tensors(chosen, lambda tensor: tensor.detach().float().clone().requires_grad_())
+        self.params = params | self.trainable
         self.config, self.plan, self.step = config, plan, 0
-        self.device = next(iter(self.learning.values())).device
-        self._stored_dtypes = {id(self.learning[name]): tensor.dtype for name, tensor in chosen.items()}
+        self.device = next(iter(self.trainable.values())).device
+        self._stored_dtypes = {id(self.trainable[name]): tensor.dtype for name, tensor in chosen.items()}
         self._batches, self._loss = batches, compiled(loss) if plan.compile else loss
         self._wrap = layer_wrapper(plan)
-        self._optimizer = adamw(self.learning, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
+        self._optimizer = adamw(self.trainable, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
         self._share = schedule(plan.schedule, plan.steps, plan.warmup)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=plan.dtype == "f16")
         self._skipped = 0
@@ -98,7 +98,7 @@ class Training:
             **(about or {}),
             "plan": {**dataclasses.asdict(plan), "betas": list(plan.betas)},
             "data": batches.fingerprint,
-            "weights": {name: list(tensor.shape) for name, tensor in self.learning.items()},
+            "weights": {name: list(tensor.shape) for name, tensor in self.trainable.items()},
         }
 
     def advance(self) -> TrainingStep:
@@ -152,8 +152,8 @@ class Training:
         return total / max(1, targets)
 
     @property
-    def n_learning(self) -> int:
-        """How many parameters learn."""
+    def n_trainable(self) -> int:
+        """How many parameters are trained."""
         return sum(tensor.numel() for tensor in self._unique())
 
     def weights(self) -> Params:
@@ -165,7 +165,7 @@ class Training:
     def save(self, folder: Path) -> Path:
         """Write a checkpoint, from which `resume` continues as if there had been no break."""
         tensors = {
-            "weights": {name: tensor.detach() for name, tensor in self.learning.items()},
+            "weights": {name: tensor.detach() for name, tensor in self.trainable.items()},
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "random": torch.get_rng_state(),
@@ -213,16 +213,16 @@ class Training:
 
     def _take(self, checkpoint: Path, about: dict[str, Any]) -> None:
         stored = checkpoints.read(checkpoint, "weights")
-        for name, tensor in self.learning.items():
+        for name, tensor in self.trainable.items():
             if name not in stored or stored[name].shape != tensor.shape:
                 found = list(stored[name].shape) if name in stored else "nothing"
                 raise FileError(f"{checkpoint}: {name}: expected {list(tensor.shape)}, got {found}")
         with torch.no_grad():
-            for name, tensor in self.learning.items():
+            for name, tensor in self.trainable.items():
                 tensor.copy_(stored[name])
 
     def _unique(self) -> list[Tensor]:
-        return list({id(tensor): tensor for tensor in self.learning.values()}.values())
+        return list({id(tensor): tensor for tensor in self.trainable.values()}.values())
 
 
 class NotLearningError(Llama3Error):

@@ -117,7 +117,7 @@ PERSONS = ("hero", "friend", "grown", "neighbor")
 
 @dataclass(frozen=True)
 class Plot:
-    """What happens: beats, of each of which one line is told. Its lines fit each other, whichever are picked."""
+    """What happens: beats, of each of which a story has one line. Its lines fit each other, whichever are picked."""
 
     title: str
     words: dict[str, list[str]]  # choices that take the place of those of WORDS

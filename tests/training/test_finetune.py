@@ -142,7 +142,7 @@ def test_what_cant_be_finetuned(files, tmp_path, capsys):
 def test_without_held_out_conversations_that_is_said(files, tmp_path, capsys):
     assert finetune(files, tmp_path / "run", "--steps", "2", "--validation", "0") == 0
     out, err = capsys.readouterr()
-    assert out.startswith("no conversation was held out, so no loss tells how well it learnt · ") and "nan" not in out
+    assert out.startswith("no conversation was held out, so there is no held-out loss · ") and "nan" not in out
     assert "no conversation is held out, so there will be no held-out loss" in err
     assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
 

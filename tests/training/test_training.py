@@ -187,7 +187,7 @@ def test_schedules():
 
 def test_a_step_is_the_mean_over_all_targets_of_its_batches(data):
     ours = training(data, replace(PLAN, clip=1e9))
-    before = {name: w.detach().clone().requires_grad_() for name, w in ours.learning.items()}
+    before = {name: w.detach().clone().requires_grad_() for name, w in ours.trainable.items()}
     before["output.weight"] = before["tok_embeddings.weight"]
     both = [batches(data).batch(index) for index in (0, 1)]
     targets = sum(int((b.targets_BT != IGNORE).sum()) for b in both)
@@ -205,7 +205,7 @@ def test_it_learns(data, dtype):
     ours = training(data, TrainingPlan(steps=40, lr=1e-2, warmup=5, dtype=dtype))
     losses = [ours.advance().loss for _ in range(40)]
     assert losses[0] == pytest.approx(math.log(258), rel=0.05) and losses[-1] < 0.55 * losses[0]
-    assert all(weight.dtype == torch.float32 for weight in ours.learning.values())
+    assert all(weight.dtype == torch.float32 for weight in ours.trainable.values())
     held_out = ours.validate(batches(data, "validation"))
     assert held_out < 0.6 * losses[0]
 
@@ -262,7 +262,7 @@ def test_f183_resuming_is_bit_for_bit(data, tmp_path, dtype):
     second = training(data, plan)
     second.resume(checkpoints.newest(tmp_path))
     assert finish(second, 7) == wanted[5:]
-    assert all(torch.equal(second.learning[name], whole.learning[name]) for name in whole.learning)
+    assert all(torch.equal(second.trainable[name], whole.trainable[name]) for name in whole.trainable)
 
 
 def saved(data: Path, folder: Path, steps: int = 2) -> Training:
@@ -324,7 +324,7 @@ def test_f191_without_the_optimizer_nothing_goes_on(data, tmp_path):
     with pytest.raises(FileError, match=r"optimizer\.pth: not found"):
         ours.resume(tmp_path / "step_1")
     ours.resume(tmp_path / "step_1", weights_only=True)
-    assert ours.step == 0 and not torch.equal(ours.learning["norm.weight"], training(data).learning["norm.weight"])
+    assert ours.step == 0 and not torch.equal(ours.trainable["norm.weight"], training(data).trainable["norm.weight"])
 
 
 def test_f192_f193_other_settings_are_named(data, tmp_path):
@@ -353,7 +353,7 @@ def test_f194_another_torch_is_warned_of(data, tmp_path, caplog):
 def test_f195_no_number_ends_the_run_and_keeps_the_batch(data, tmp_path):
     ours = saved(data, tmp_path, 1)
     with torch.no_grad():
-        ours.learning["norm.weight"][0] = float("nan")
+        ours.trainable["norm.weight"][0] = float("nan")
     with pytest.raises(NotLearningError, match="no number 5 times in a row, up to step 6"):
         train(ours, tmp_path, save_every=1000, on_step=lambda step: None)
     kept = torch.load(tmp_path / "bad_batch.pth", weights_only=True)
