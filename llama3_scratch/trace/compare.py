@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llama3_scratch.compare import hf_layers
 from llama3_scratch.compare.difference import Difference, difference
+from llama3_scratch.compare.tensor_names import FORWARD, HANDED_ON, LOGITS, TOKENS
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.linear import embed
@@ -69,8 +70,8 @@ def needs(step: TracedTensor) -> bool:
 
     What passes through `forward` is what its functions made.
     """
-    made = step.kind != "argument" and step.function != "forward"
-    return made or (step.function == "embed" and step.name == "tokens_BT")
+    made = step.kind != "argument" and step.function != FORWARD
+    return made or TOKENS.matches(step)
 
 
 def one_pass(name: str, params: Params, config: Config, dtype: torch.dtype) -> Reference:
@@ -132,11 +133,11 @@ def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: floa
 
     `steps` are those of one prompt's passes, with the tensors that `needs` asks for.
     """
-    tokens = [step.value for step in steps if step.function == "embed" and step.name == "tokens_BT"]
+    tokens = [step.value for step in steps if TOKENS.matches(step)]
     tokens_1T = torch.cat([some for some in tokens if some is not None], dim=1)
     ends = list(accumulate(some.shape[1] for some in tokens if some is not None))
     total = ends[-1]
-    first_logit = min((ends[s.call] - s.shape[1] for s in steps if s.name == "logits_BTV"), default=total - 1)
+    first_logit = min((ends[s.call] - s.shape[1] for s in steps if LOGITS.matches(s)), default=total - 1)
     ours: dict[str, list[TracedTensor]] = defaultdict(list)
     for step in steps:
         ours[step.key] += [step] if step.kind != "argument" else []
@@ -207,7 +208,7 @@ def _once(rows: Sequence[Row], first: Row | None) -> Iterator[Row]:
         step = row.step
         if step is None or row is first:
             return (row.difference.name,)
-        if step.function == "decode" and step.name == "x_BTD" and step.nth > 1:  # what a layer returned
+        if HANDED_ON.matches(step):
             return ("handed on", step.call)
         return (step.call, step.layer, row.theirs, row.difference.mean, row.note)
 

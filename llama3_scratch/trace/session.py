@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama3_scratch.compare.hf_layers import require_transformers
+from llama3_scratch.compare.tensor_names import ATTENTION_WEIGHTS
 from llama3_scratch.errors import FileError, MismatchError, UsageError
 from llama3_scratch.system import cli
 from llama3_scratch.text.detokenizer import label
@@ -179,7 +180,7 @@ class Session:
 
     def _looked(self, step: TracedTensor) -> bool:
         of_prompt = self._options.heads and self._prompt_steps is None
-        return of_prompt and step.function == "attend" and step.name == "weights_BGRTS"
+        return of_prompt and ATTENTION_WEIGHTS.matches(step)
 
     def _keep_whole(self, step: TracedTensor) -> bool:
         """Whether the step's tensor stays until the end of the run."""

@@ -10,6 +10,15 @@ import torch
 from rich.cells import cell_len
 from torch import Tensor
 
+from llama3_scratch.compare.tensor_names import (
+    ATTEND,
+    ATTENTION_WEIGHTS,
+    LAYER_OUTPUT,
+    MASKED_SCORES,
+    ROTATION,
+    SCORES,
+    ModelTensor,
+)
 from llama3_scratch.config import Config
 from llama3_scratch.model import rms_norm, unembed
 from llama3_scratch.stored import Params
@@ -38,7 +47,7 @@ def lens(
     more than `columns` characters a line are cut into several, one below the other.
     """
     found = {
-        path: likeliest(x_BTD, params, config, n) for path, x_BTD in _joined(steps, "block", "return", len(ids)).items()
+        path: likeliest(x_BTD, params, config, n) for path, x_BTD in _joined(steps, LAYER_OUTPUT, len(ids)).items()
     }
     rows = {
         "position": [str(position) for position in range(len(ids))],
@@ -94,8 +103,8 @@ def attention(steps: Sequence[TracedTensor], layer: int, head: int, tokens: Sequ
     begin = len(tokens) - len(shown)
     matrices: dict[str, Tensor] = {}
     for step in steps:
-        named = step.name in ("scores_BGRTS", "masked_BGRTS", "weights_BGRTS")
-        if step.layer == layer and named and step.kind == "local" and step.value is not None:
+        named = any(tensor.matches(step) for tensor in (SCORES, MASKED_SCORES, ATTENTION_WEIGHTS))
+        if step.layer == layer and named and step.value is not None:
             R, T, S = step.value.shape[2:]
             of_head_TS = step.value[0, head // R, head % R].float()
             # A long prompt comes in several passes: a query saw no keys of a later one.
@@ -121,7 +130,7 @@ def _cell(value: float) -> str:
 
 def rope_pair(steps: Sequence[TracedTensor], pair: int, length: int) -> list[str]:
     """How far a pair of every head is turned at each position: the angle, and the complex number that turns it."""
-    (rotation_BTJ,) = _joined(steps, "decode", "rotation_BTJ", length).values()
+    (rotation_BTJ,) = _joined(steps, ROTATION, length).values()
     lines = [f"{'position':>8}  {'angle':>9}  {'cos':>8}  {'sin':>8}"]
     for position, turn in enumerate(rotation_BTJ[0, :, pair].tolist()):
         angle = torch.tensor(turn).angle().item() % (2 * math.pi)
@@ -132,9 +141,9 @@ def rope_pair(steps: Sequence[TracedTensor], pair: int, length: int) -> list[str
 def needs(step: TracedTensor, *, lens: bool, attention: tuple[int, int] | None, rope_pair: int | None) -> bool:
     """Whether one of these views reads the step's tensor."""
     return (
-        (lens and step.function == "block" and step.kind == "return")
-        or (attention is not None and step.layer == attention[0] and step.function == "attend" and step.kind == "local")
-        or (rope_pair is not None and step.name == "rotation_BTJ" and step.function == "decode")
+        (lens and LAYER_OUTPUT.matches(step))
+        or (attention is not None and step.layer == attention[0] and step.function == ATTEND and step.kind == "local")
+        or (rope_pair is not None and ROTATION.matches(step))
     )
 
 
@@ -176,10 +185,10 @@ def heads(layers: Sequence[Looks]) -> list[str]:
     return lines
 
 
-def _joined(steps: Sequence[TracedTensor], function: str, name: str, length: int) -> dict[str, Tensor]:
-    """By path, the tensors (B, T, …) of that name, those of several passes one behind the other: the first prompt's."""
+def _joined(steps: Sequence[TracedTensor], tensor: ModelTensor, length: int) -> dict[str, Tensor]:
+    """By path, that tensor (B, T, …), those of several passes one behind the other: the first prompt's."""
     parts: dict[str, list[Tensor]] = {}
     for step in steps:
-        if step.function == function and step.name == name and step.value is not None:
+        if tensor.matches(step) and step.value is not None:
             parts.setdefault(step.path, []).append(step.value[:1])
     return {path: torch.cat(of_path, dim=1)[:, :length] for path, of_path in parts.items()}
