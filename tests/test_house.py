@@ -24,6 +24,7 @@ EXCEPTED = {
     "generate",
     "inference.answering",
     "inference.conversation",
+    "inference.opening",
     "inference.options",
     "linear",
     "native.decode",
