@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from llama3_scratch.config import Config
     from llama3_scratch.stored import Params
 
-_FREQUENCIES = 1e-6  # relative: transformers has RoPE's frequencies in f32 only
-_HEAD_ROWS = 1 << 14  # of the head turned into floats at once
+_FREQUENCY_TOLERANCE = 1e-6  # relative: transformers has RoPE's frequencies in f32 only
+_HEAD_PIECE_ROWS = 1 << 14  # of the head turned into floats at once
 _ATTENTION = "llama3_scratch"  # the name under which transformers knows the attention that is watched
 _SOFTMAX = (names.SCORES, names.MASKED_SCORES, names.ATTENTION_WEIGHTS)
 
@@ -36,8 +36,8 @@ def require_transformers(what: str) -> None:
 
 
 @dataclass
-class Theirs:
-    """Transformers' side on T tokens from position 0, in one dtype."""
+class HFModel:
+    """Transformers' model on T tokens from position 0, in one dtype, its layers made one at a time of our weights."""
 
     params: Params
     config: Config
@@ -95,11 +95,11 @@ class Theirs:
             between[names.ATTENTION_WEIGHTS] = masked_BGRTS.softmax(-1)
             return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
 
-        for part, theirs in LAYER.items():
+        for part, module in LAYER.items():
             heads = turned_heads(f"{name}.{part}", self.config)
             floats = merged_rows(self.params, f"{name}.{part}", self.dtype)
-            weights[f"{theirs}.weight"] = half_split(floats, heads) if heads else floats
-            layer.get_submodule(theirs).register_forward_hook(functools.partial(keep, part, heads))
+            weights[f"{module}.weight"] = half_split(floats, heads) if heads else floats
+            layer.get_submodule(module).register_forward_hook(functools.partial(keep, part, heads))
         layer.load_state_dict(weights, assign=True)
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             _norm(norm, norm.weight)
@@ -120,8 +120,10 @@ class Theirs:
 
         from llama3_scratch.params.lora import merged_rows
 
-        starts = range(0, self.config.vocab_size, _HEAD_ROWS)
-        rows = (merged_rows(self.params, "output", self.dtype, slice(start, start + _HEAD_ROWS)) for start in starts)
+        starts = range(0, self.config.vocab_size, _HEAD_PIECE_ROWS)
+        rows = (
+            merged_rows(self.params, "output", self.dtype, slice(start, start + _HEAD_PIECE_ROWS)) for start in starts
+        )
         return torch.cat([x_BTD @ some.T for some in rows], dim=-1)
 
     def steps(self, tokens_BT: Tensor, n_logits: int) -> Iterator[tuple[str, Tensor]]:
@@ -158,8 +160,8 @@ class Theirs:
         yield names.LOGITS.key(), self.logits(x_BTD[:, -n_logits:])
 
 
-def theirs(params: Params, config: Config, length: int, dtype: torch.dtype) -> Theirs:
-    """Transformers' side for `length` tokens; its RoPE frequencies are compared with ours at once."""
+def hf_model(params: Params, config: Config, length: int, dtype: torch.dtype) -> HFModel:
+    """Transformers' model for `length` tokens; its RoPE frequencies are compared with ours at once."""
     import torch
     from transformers import LlamaConfig
     from transformers.models.llama import modeling_llama as hf
@@ -173,13 +175,15 @@ def theirs(params: Params, config: Config, length: int, dtype: torch.dtype) -> T
     theirs_J: Tensor = hf.LlamaRotaryEmbedding(settings).inv_freq
     if config.rope_divisors is not None:
         theirs_J = theirs_J / torch.tensor(config.rope_divisors)
-    off = difference("", freqs_J / theirs_J, torch.ones_like(theirs_J), _FREQUENCIES)  # relative: ones have no std
-    found = Difference("rope frequencies", off.worst, off.mean, theirs_J.std().item(), _FREQUENCIES)
+    off = difference(
+        "", freqs_J / theirs_J, torch.ones_like(theirs_J), _FREQUENCY_TOLERANCE
+    )  # relative: ones have no std
+    found = Difference("rope frequencies", off.worst, off.mean, theirs_J.std().item(), _FREQUENCY_TOLERANCE)
     # Their table is in f32; in f64 their side takes our frequencies, which were compared just now.
     wide_J = theirs_J if dtype == torch.float32 else model.rope_frequencies(config, dtype)
     angles_1TJ = torch.arange(length)[None, :, None].to(dtype) * wide_J
     angles_1TK = torch.cat((angles_1TJ, angles_1TJ), dim=-1)
-    return Theirs(params, config, dtype, settings, (angles_1TK.cos(), angles_1TK.sin()), found)
+    return HFModel(params, config, dtype, settings, (angles_1TK.cos(), angles_1TK.sin()), found)
 
 
 def _watched_attention(function: Any) -> None:

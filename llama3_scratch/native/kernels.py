@@ -9,10 +9,10 @@ from ctypes import POINTER, Structure, byref, c_int, c_int32, c_void_p
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llama3_scratch.errors import ResourceError, UsageError
 from llama3_scratch.stored import COLUMNS, ROWS, Floats, Grouped, NormalFloats, Tiles
+from llama3_scratch.torch_internals import dispatch_mode_is_on
 
 LEVELS = ("plain C", "AVX2", "AVX-512")
 _FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Kind of native.h
@@ -103,7 +103,7 @@ def usable(x: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and x.requires_grad:
         return False
-    return _get_current_dispatch_mode() is None
+    return not dispatch_mode_is_on()
 
 
 def fits(x: Tensor, form: Floats) -> bool:

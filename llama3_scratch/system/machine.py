@@ -12,6 +12,7 @@ import torch
 from llama3_scratch.linear import multiplies
 from llama3_scratch.native import kernels
 from llama3_scratch.stored import Floats
+from llama3_scratch.torch_internals import int8_matmul
 
 _READ = 256 << 20  # bytes: more than any cache holds
 _ROWS = 8192  # of a matrix of so many bytes
@@ -26,6 +27,9 @@ class MachineLimits:
 
     bandwidth: float
     flops: float
+
+    def __str__(self) -> str:
+        return f"this machine reads {self.bandwidth / 1e9:.1f} GB/s, does {self.flops / 1e9:.1f} GFLOP/s"
 
     def seconds(self, flops: int, bytes: int) -> float:
         """The least time for this work: of the two limits the one that is met first (doi:10.1145/1498765.1498785)."""
@@ -59,9 +63,9 @@ def peaks() -> dict[str, float]:
     found = {"f32": _flops(torch.float32, device)}
     if multiplies(torch.bfloat16, "cpu"):
         found["bf16"] = _flops(torch.bfloat16, device)
-    if torch.cpu._is_vnni_supported():
+    if (product := int8_matmul()) is not None:
         square = torch.ones(_SIDE, _SIDE, dtype=torch.int8)
-        found["int8"] = 2 * _SIDE**3 / _seconds(lambda: torch._int_mm(square, square), device)
+        found["int8"] = 2 * _SIDE**3 / _seconds(lambda: product(square, square), device)
     return found
 
 

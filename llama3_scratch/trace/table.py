@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -84,6 +84,15 @@ class Table:
         if self.values and step.value is not None and step.kind != "argument":
             text = torch.Tensor.__repr__(step.value)
             print("\n".join(f"        {line}" for line in text.splitlines()), file=self.out)
+
+
+def print_section(title: str, lines: Iterable[str]) -> None:
+    print(f"\n── {title} ──", *lines, sep="\n")
+
+
+def log_section(title: str, lines: Iterable[str]) -> None:
+    """`print_section` on stderr, where stdout is a machine's."""
+    log.info("\n%s", "\n".join([f"── {title} ──", *lines]))
 
 
 def _shown_as(step: TracedTensor) -> str:

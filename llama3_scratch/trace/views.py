@@ -1,4 +1,4 @@
-"""Looks at a trace from one side: what each layer would say, where a head looks, how RoPE turns a pair."""
+"""Views of a trace: what each layer would say (the logit lens), where a head attends, how RoPE turns a pair."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from llama3_scratch.text.detokenizer import label
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import TracedTensor
 
-WIDTH = 16  # the last tokens of a prompt that a matrix shows
-_LENSES = 4  # the last positions whose likeliest tokens are listed
+MATRIX_TOKENS = 16  # the last tokens of a prompt that a matrix shows
+_LISTED_POSITIONS = 4  # the last positions whose likeliest tokens are listed
 
 
 def lens(
@@ -55,7 +55,7 @@ def lens(
         **{path: [label(id, tokenizer) for id in top[0, :, 0].tolist()] for path, (top, _) in found.items()},
     }
     lines = _table(rows, columns)
-    for position in range(max(0, len(ids) - _LENSES), len(ids)):
+    for position in range(max(0, len(ids) - _LISTED_POSITIONS), len(ids)):
         lines += ["", f"the likeliest after {position}, {label(ids[position], tokenizer)}"]
         for path, (top, shares) in found.items():
             each = zip(top[0, position].tolist(), shares[0, position].tolist(), strict=True)
@@ -99,7 +99,7 @@ def likeliest(x_BTD: Tensor, params: Params, config: Config, n: int) -> tuple[Te
 def attention(steps: Sequence[TracedTensor], layer: int, head: int, tokens: Sequence[str]) -> list[str]:
     """A head's scores before the mask, after it, and its weights: a row a query, a column a key; the last of `tokens`,
     which are the first prompt's."""
-    shown = tokens[-WIDTH:]
+    shown = tokens[-MATRIX_TOKENS:]
     begin = len(tokens) - len(shown)
     matrices: dict[str, Tensor] = {}
     for step in steps:
@@ -148,16 +148,16 @@ def needs(step: TracedTensor, *, lens: bool, attention: tuple[int, int] | None, 
 
 
 @dataclass
-class Looks:
-    """Where the heads of a layer look: the sum over queries of the weight that each gives a place, and how many
-    queries there were. The first token has nothing else to look at and doesn't count."""
+class PlaceShares:
+    """How much the heads of a layer attend to some places: the sum over queries of the weight that each gives a place,
+    and how many queries there were. The first token has nothing else to attend to and doesn't count."""
 
     places: dict[str, Tensor]
     queries: int = 0
 
 
-def look(found: Looks | None, weights_BGRTS: Tensor, length: int) -> Looks:
-    """`found` and what one pass adds to it, of a first prompt of `length` tokens."""
+def with_pass(before: PlaceShares | None, weights_BGRTS: Tensor, length: int) -> PlaceShares:
+    """The shares of the passes `before` and of one more, of a first prompt of `length` tokens."""
     weights_HTS = weights_BGRTS[0].flatten(0, 1).float()
     T, S = weights_HTS.shape[1:]
     skipped = max(0, 1 - (S - T))
@@ -168,12 +168,13 @@ def look(found: Looks | None, weights_BGRTS: Tensor, length: int) -> Looks:
         "itself": weights_HTS.diagonal(begin, 1, 2).sum(-1),
         "the one before": weights_HTS.diagonal(begin - 1, 1, 2).sum(-1) if begin else weights_HTS[:, 0, 0] * 0,
     }
-    if found is None:
-        found = Looks({place: torch.zeros_like(sum_H) for place, sum_H in here.items()})
-    return Looks({place: found.places[place] + here[place] for place in here}, found.queries + weights_HTS.shape[1])
+    if before is None:
+        before = PlaceShares({place: torch.zeros_like(sum_H) for place, sum_H in here.items()})
+    places = {place: before.places[place] + here[place] for place in here}
+    return PlaceShares(places, before.queries + weights_HTS.shape[1])
 
 
-def heads(layers: Sequence[Looks]) -> list[str]:
+def heads(layers: Sequence[PlaceShares]) -> list[str]:
     """Of each layer the head that looks most at each place, with its share."""
     if not layers[0].queries:
         return ["the prompt is a single token, which sees nothing but itself"]
