@@ -125,7 +125,7 @@ def _hf(folder: Path) -> Description:
     from llama3_scratch.checkpoint.hf import read_hf_header
     from llama3_scratch.params.hf_layout import turned_heads
     from llama3_scratch.stored import form_of
-    from llama3_scratch.text.byte_level import read_tokenizer_json
+    from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
 
     config, tensors = read_hf_header(folder)
     stored: Counter[str] = Counter()

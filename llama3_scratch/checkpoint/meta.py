@@ -23,7 +23,8 @@ from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.stored import FORM_KEYS, SIBLINGS, Params
 from llama3_scratch.system.files import fresh_folder, read_json, real, require_file
 from llama3_scratch.system.memory import MemoryPlan, available, require
-from llama3_scratch.text.tokenizer import Tokenizer, write_tokenizer
+from llama3_scratch.text.tokenizer import Tokenizer
+from llama3_scratch.text.tokenizer_file import write_tokenizer
 from llama3_scratch.tied import tie
 
 log = logging.getLogger("llama3_scratch")

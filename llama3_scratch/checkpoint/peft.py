@@ -28,7 +28,7 @@ from llama3_scratch.params.hf_layout import half_split, hf_name, interleaved, tu
 from llama3_scratch.params.lora import adapted, stack
 from llama3_scratch.stored import FLOATS, Params, dtype_name, stored
 from llama3_scratch.system.files import fresh_folder, listed, read_json, real, text, whole
-from llama3_scratch.text.tokenizer import FRAMES
+from llama3_scratch.text.tokenizer import CHAT_TOKENS
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -366,7 +366,7 @@ def _warn_of_untrained_tokens(folders: list[Path], checkpoint: Checkpoint) -> No
     if tokenizer is None:
         return
     chats = [folder for folder in folders if _has_template(folder)] or folders * (tokenizer.chat_format is not None)
-    ids = {name: id for name in FRAMES if (id := tokenizer.special_tokens.get(name)) is not None}
+    ids = {name: id for name in CHAT_TOKENS if (id := tokenizer.special_tokens.get(name)) is not None}
     if tokenizer.chat_format == "template" and tokenizer.chat_template:
         ids = {name: id for name, id in ids.items() if name in tokenizer.chat_template.source}
     if not chats or not ids:

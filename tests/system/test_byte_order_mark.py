@@ -17,7 +17,7 @@ from llama3_scratch.data.documents import documents, lines, rows
 from llama3_scratch.data.labelled import read_labelled
 from llama3_scratch.errors import FileError
 from llama3_scratch.system.files import decode, read_json, read_text, require_file
-from llama3_scratch.text.tokenizer import read_tokenizer, write_tokenizer
+from llama3_scratch.text.tokenizer_file import read_tokenizer, write_tokenizer
 from llama3_scratch.verify import read_checklist
 from tests import tiny
 from tests.training.test_pretrain import SCRIPTS
