@@ -15,7 +15,7 @@ from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
 from llama3_scratch.config import OFFICIAL, Config, official_name, rope_factor
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.system import cli, stdio
-from llama3_scratch.system.memory import MemoryPlan, available, plan, size
+from llama3_scratch.system.memory import MemoryPlan, available_memory, format_bytes, memory_plan
 
 if TYPE_CHECKING:
     from llama3_scratch.text.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class Description:
 
     def plan(self, context: int, batch: int = 1) -> MemoryPlan:
         """Memory for `batch` prompts of `context` tokens, in float32 as on a CPU."""
-        return plan(self.config, context=context, batch=batch, mapped=self.mapped, weights=self.weights)
+        return memory_plan(self.config, context=context, batch=batch, mapped=self.mapped, weights=self.weights)
 
 
 def describe(path_or_name: str | Path) -> Description:
@@ -123,7 +123,7 @@ def _meta(folder: Path) -> Description:
 
 def _hf(folder: Path) -> Description:
     from llama3_scratch.checkpoint.hf import read_hf_header
-    from llama3_scratch.params.hf_layout import turned_heads
+    from llama3_scratch.params.hf_layout import rotated_heads
     from llama3_scratch.stored import form_of
     from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
 
@@ -135,7 +135,7 @@ def _hf(folder: Path) -> Description:
         n_bytes = math.prod(shape) * _BYTES[dtype]
         stored[dtype] += n_bytes
         _count(forms, dtype, math.prod(shape), n_bytes)
-        copied += n_bytes if turned_heads(name, config) else 0
+        copied += n_bytes if rotated_heads(name, config) else 0
     return Description(
         source=str(folder),
         layout="Hugging Face, safetensors",
@@ -257,15 +257,15 @@ def _as_json(found: Description, memory: MemoryPlan, context: int, batch: int) -
             "chat_format": tokenizer.chat_format,
         },
         "memory_bytes": asdict(memory)
-        | {"allocated": memory.allocated, "free": available(), "context": context, "batch": batch},
+        | {"allocated": memory.allocated, "free": available_memory(), "context": context, "batch": batch},
     }
 
 
 def _rows(found: Description, memory: MemoryPlan, context: int, batch: int) -> list[tuple[str, str]]:
-    config, free = found.config, available()
-    enough = "" if free is None else f", {size(free)} are free"
+    config, free = found.config, available_memory()
+    enough = "" if free is None else f", {format_bytes(free)} are free"
     if free is not None and memory.allocated > free:
-        enough = f", but only {size(free)} are free"
+        enough = f", but only {format_bytes(free)} are free"
     return [
         ("model", found.source),
         ("layout", found.layout),
@@ -282,10 +282,10 @@ def _rows(found: Description, memory: MemoryPlan, context: int, batch: int) -> l
         ("tokenizer", _tokenizer_row(found.tokenizer)),
         ("", ""),
         ("memory", f"for {context:,} tokens, {batch} prompt{'s' if batch > 1 else ''} at once, in float32 on a CPU"),
-        ("weights", f"{size(memory.weights)} allocated, {size(memory.mapped)} mapped from the file"),
-        ("KV cache", size(memory.cache)),
-        ("activations", f"about {size(memory.activations)}"),
-        ("together", f"{size(memory.allocated)} allocated{enough}"),
+        ("weights", f"{format_bytes(memory.weights)} allocated, {format_bytes(memory.mapped)} mapped from the file"),
+        ("KV cache", format_bytes(memory.cache)),
+        ("activations", f"about {format_bytes(memory.activations)}"),
+        ("together", f"{format_bytes(memory.allocated)} allocated{enough}"),
     ]
 
 
@@ -295,7 +295,9 @@ _NO_KERNELS = "not built: no C compiler was found when the package was installed
 def _forms_row(forms: dict[str, tuple[int, int]]) -> str:
     """Each form with its bits a weight, scales included, the largest first."""
     rows = sorted(forms.items(), key=lambda row: -row[1][1])
-    return ", ".join(f"{form} {size(n_bytes)} ({8 * n_bytes / n:.3g} bits a weight)" for form, (n, n_bytes) in rows)
+    return ", ".join(
+        f"{form} {format_bytes(n_bytes)} ({8 * n_bytes / n:.3g} bits a weight)" for form, (n, n_bytes) in rows
+    )
 
 
 def _tokenizer_row(tokenizer: Tokenizer | None) -> str:

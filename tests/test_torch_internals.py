@@ -76,14 +76,14 @@ def test_a_torch_that_says_nothing_of_the_processor_has_f32_alone(monkeypatch):
         monkeypatch.delattr(torch.cpu, name, raising=False)
     monkeypatch.setattr(machine, "_flops", lambda dtype, device: 1.0)
     monkeypatch.setattr(linear, "CPU_HAS_BF16", torch_internals.cpu_multiplies_bf16())
-    assert machine.peaks() == {"f32": 1.0}
+    assert machine.peak_flops() == {"f32": 1.0}
 
 
 def test_a_torch_without_int8_products_measures_none(monkeypatch):
     monkeypatch.setattr(torch_internals, "_cpu_has", lambda *_: True)
     monkeypatch.delattr(torch, "_int_mm")
     monkeypatch.setattr(machine, "_flops", lambda dtype, device: 1.0)
-    assert torch_internals.int8_matmul() is None and "int8" not in machine.peaks()
+    assert torch_internals.int8_matmul() is None and "int8" not in machine.peak_flops()
 
 
 def test_an_error_of_the_compiler_without_a_name_stays_as_it_is(monkeypatch):

@@ -60,7 +60,7 @@ class HFModel:
         import torch
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-        from llama3_scratch.params.hf_layout import LAYER, half_split, interleaved, turned_heads
+        from llama3_scratch.params.hf_layout import LAYER_MODULES, half_split, interleaved, rotated_heads
         from llama3_scratch.params.lora import merged_rows
 
         with torch.device("meta"):
@@ -95,8 +95,8 @@ class HFModel:
             between[names.ATTENTION_WEIGHTS] = masked_BGRTS.softmax(-1)
             return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
 
-        for part, module in LAYER.items():
-            heads = turned_heads(f"{name}.{part}", self.config)
+        for part, module in LAYER_MODULES.items():
+            heads = rotated_heads(f"{name}.{part}", self.config)
             floats = merged_rows(self.params, f"{name}.{part}", self.dtype)
             weights[f"{module}.weight"] = half_split(floats, heads) if heads else floats
             layer.get_submodule(module).register_forward_hook(functools.partial(keep, part, heads))

@@ -13,7 +13,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.model import block, forward
 from llama3_scratch.stored import Params
 from llama3_scratch.system.machine import MachineLimits, measure
-from llama3_scratch.system.memory import size
+from llama3_scratch.system.memory import format_bytes
 from llama3_scratch.torch_internals import DispatchMode, changes_its_input
 from llama3_scratch.trace import files, roofline
 from llama3_scratch.trace.choice import TraceChoice
@@ -109,8 +109,8 @@ def summary(
     total = sum((step.cost for step in steps), Cost())
     return [
         f"parameters    {config.n_parameters:,}" + (", the head tied to the embedding" if config.tied else ""),
-        f"weights       {size(2 * config.n_parameters)} in bf16",
-        f"KV cache      {size(config.kv_bytes(context, batch))} in bf16, {context:,} tokens × {batch}",
-        f"this pass     {total.flops:,} FLOPs, {size(total.bytes)} moved",
+        f"weights       {format_bytes(2 * config.n_parameters)} in bf16",
+        f"KV cache      {format_bytes(config.kv_bytes(context, batch))} in bf16, {context:,} tokens × {batch}",
+        f"this pass     {total.flops:,} FLOPs, {format_bytes(total.bytes)} moved",
         *roofline.lines(steps, machine),
     ]
