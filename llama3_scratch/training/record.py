@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llama3_scratch.system.files import unwritable, write_whole
-from llama3_scratch.system.machine import measure, peaks
+from llama3_scratch.system.machine import measure, peak_flops
 from llama3_scratch.system.progress import Show
 from llama3_scratch.system.timings import duration
 from llama3_scratch.training.choices import TrainingPlan
@@ -85,7 +85,7 @@ def _peak_flops(dtype: str, device: torch.device) -> float:
     """FLOP per second of matmuls in `dtype`. On a CPU f16 is multiplied in f32, as fp8 is everywhere."""
     if device.type != "cpu":
         return measure(device, {"bf16": torch.bfloat16, "f16": torch.float16}.get(dtype, torch.float32)).flops
-    known = peaks()
+    known = peak_flops()
     return known.get(dtype, known["f32"])
 
 
