@@ -23,7 +23,7 @@ from llama3_scratch.linear import embed
 from llama3_scratch.model import Block, decode, fused_block
 from llama3_scratch.native.decode import FastForward
 from llama3_scratch.stored import Params
-from llama3_scratch.system.memory import available, plan, require
+from llama3_scratch.system.memory import available_memory, memory_plan, require_memory
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,10 @@ def _require_memory(
 ) -> None:
     """Raise ResourceError where what the batch will need isn't free."""
     activations = dtype or params["norm.weight"].dtype
-    free = available()
+    free = available_memory()
     if free is None or params["tok_embeddings.weight"].device.type != "cpu":
         return
-    wanted = plan(
+    wanted = memory_plan(
         config,
         context=context,
         batch=cache.batch or 1,
@@ -197,7 +197,7 @@ def _require_memory(
         / (2 * config.head_dim),
         chunk=min(chunk, max(map(len, prompts))),
     )
-    require(wanted, free + cache.n_bytes)
+    require_memory(wanted, free + cache.n_bytes)
 
 
 def _located(
@@ -238,7 +238,7 @@ def _located(
     if bad:
         remedy = f"{bad} holds NaN or infinity, download it again"
     elif dtype == torch.float16:
-        remedy = "float16 overflows there, take --dtype float32"
+        remedy = "float16 overflows there, take `dtype=float32`"
     return NonFiniteError(f"{error}, first in {where}{at}; {remedy}")
 
 
