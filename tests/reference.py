@@ -21,7 +21,8 @@ from llama3_scratch.errors import FileError
 from llama3_scratch.text.byte_level import byte_level_tokenizer
 from llama3_scratch.text.chat_format import chat_settings
 from llama3_scratch.text.pre_tokenizers import SMOLLM_PATTERN
-from llama3_scratch.text.tokenizer import Tokenizer, read_tokenizer
+from llama3_scratch.text.tokenizer import Tokenizer
+from llama3_scratch.text.tokenizer_file import read_tokenizer
 
 
 def package_file(package: str, pattern: str) -> Path:

@@ -322,7 +322,7 @@ def test_a_shape_is_measured_without_weights(monkeypatch):
 
 
 def test_f140_a_shape_that_memory_cant_hold_is_refused_before_it_is_made(monkeypatch):
-    monkeypatch.setattr(ours, "available", lambda: 10**9)
+    monkeypatch.setattr(ours, "available_memory", lambda: 10**9)
     with pytest.raises(Llama3Error, match=r"needs .* \(weights 4.94 GB.*1 GB are free") as error:
         ours.Ours(model=None, shape="llama3.2-1b", form="f32", kv=32, batch=1, slots=40, threads=1)
     assert error.value.exit_code == 5

@@ -24,8 +24,8 @@ from llama3_scratch.checkpoint.hub import hub_repo
 from llama3_scratch.checkpoint.names import canonical, resolve, user_cache, weights_dir
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, MismatchError, UsageError
-from llama3_scratch.text.byte_level import read_tokenizer_json
 from llama3_scratch.text.dialog import encode_dialog
+from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
 from tests.text.test_chat_template import model as chat_model
 
 

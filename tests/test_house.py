@@ -79,8 +79,6 @@ NAMES_FLAGS = {
     "training.compiled",
     "training.finetuning",
     "training.loop",
-    "trace.compare",
-    "trace.session",
 }
 
 
@@ -98,7 +96,7 @@ def _said(node: ast.AST) -> list[str]:
     return [text for child in ast.iter_child_nodes(node) for text in _said(child)]
 
 
-WITH_FLAGS = ("system.cli", "terminal.flags", "checkpoint.fetch")  # which are about them, or pip's own
+WITH_FLAGS = ("system.cli", "terminal.flags", "trace.flags", "checkpoint.fetch")  # which are about them, or pip's own
 IN_ROOMS = [module for module in house.modules() if house.room(module) != "a verb" and module not in WITH_FLAGS]
 
 

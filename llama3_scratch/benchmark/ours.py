@@ -24,8 +24,8 @@ from llama3_scratch.native.decode import FastForward
 from llama3_scratch.params import quantize
 from llama3_scratch.stored import SHORT_DTYPE, Params, map_tensors, n_bytes, quantised
 from llama3_scratch.stored import form as form_of
-from llama3_scratch.system.machine import measure, peaks
-from llama3_scratch.system.memory import available, plan, require
+from llama3_scratch.system.machine import measure, peak_flops
+from llama3_scratch.system.memory import available_memory, memory_plan, require_memory
 from llama3_scratch.system.timings import peak_rss_bytes
 
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -165,7 +165,7 @@ class Ours:
 
 def _require(config: Config, form: str, slots: int, batch: int) -> None:
     weights = int(config.n_parameters * _BITS[form] / 8)
-    require(plan(config, context=slots, batch=batch, weights=weights, chunk=CHUNK), available())
+    require_memory(memory_plan(config, context=slots, batch=batch, weights=weights, chunk=CHUNK), available_memory())
 
 
 class Roof:
@@ -183,5 +183,5 @@ class Roof:
         """Bytes/s that are read from the device's memory, on a CPU by all threads together, and FLOP/s by type."""
         found = measure(self._device, torch.float32)
         if self._device.type == "cpu":
-            return {"bandwidth": found.bandwidth, **peaks()}
+            return {"bandwidth": found.bandwidth, **peak_flops()}
         return {"bandwidth": found.bandwidth, "f32": found.flops, "bf16": measure(self._device, torch.bfloat16).flops}

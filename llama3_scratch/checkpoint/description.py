@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from llama3_scratch.checkpoint.names import canonical, resolve, weights_dir
 from llama3_scratch.config import OFFICIAL, Config, official_name, rope_factor
 from llama3_scratch.errors import FileError
-from llama3_scratch.system.memory import MemoryPlan, plan
+from llama3_scratch.system.memory import MemoryPlan, memory_plan
 
 if TYPE_CHECKING:
     from llama3_scratch.text.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ class Description:
 
     def plan(self, context: int, batch: int = 1) -> MemoryPlan:
         """Memory for `batch` prompts of `context` tokens, in float32 as on a CPU."""
-        return plan(self.config, context=context, batch=batch, mapped=self.mapped, weights=self.weights)
+        return memory_plan(self.config, context=context, batch=batch, mapped=self.mapped, weights=self.weights)
 
 
 def describe(path_or_name: str | Path) -> Description:
@@ -121,9 +121,9 @@ def _meta(folder: Path) -> Description:
 
 def _hf(folder: Path) -> Description:
     from llama3_scratch.checkpoint.hf import read_hf_header
-    from llama3_scratch.params.hf_layout import turned_heads
+    from llama3_scratch.params.hf_layout import rotated_heads
     from llama3_scratch.stored import form_of
-    from llama3_scratch.text.byte_level import read_tokenizer_json
+    from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
 
     config, tensors = read_hf_header(folder)
     stored: Counter[str] = Counter()
@@ -133,7 +133,7 @@ def _hf(folder: Path) -> Description:
         n_bytes = math.prod(shape) * _BYTES[dtype]
         stored[dtype] += n_bytes
         _count(forms, dtype, math.prod(shape), n_bytes)
-        copied += n_bytes if turned_heads(name, config) else 0
+        copied += n_bytes if rotated_heads(name, config) else 0
     return Description(
         source=str(folder),
         layout="Hugging Face, safetensors",

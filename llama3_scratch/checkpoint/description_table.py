@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.checkpoint.description import Description
-from llama3_scratch.system.memory import MemoryPlan, available, size
+from llama3_scratch.system.memory import MemoryPlan, available_memory, format_bytes
 
 if TYPE_CHECKING:
     from llama3_scratch.text.tokenizer import Tokenizer
@@ -39,15 +39,15 @@ def as_json(found: Description, memory: MemoryPlan, context: int, batch: int) ->
             "chat_format": tokenizer.chat_format,
         },
         "memory_bytes": asdict(memory)
-        | {"allocated": memory.allocated, "free": available(), "context": context, "batch": batch},
+        | {"allocated": memory.allocated, "free": available_memory(), "context": context, "batch": batch},
     }
 
 
 def rows(found: Description, memory: MemoryPlan, context: int, batch: int) -> list[tuple[str, str]]:
-    config, free = found.config, available()
-    enough = "" if free is None else f", {size(free)} are free"
+    config, free = found.config, available_memory()
+    enough = "" if free is None else f", {format_bytes(free)} are free"
     if free is not None and memory.allocated > free:
-        enough = f", but only {size(free)} are free"
+        enough = f", but only {format_bytes(free)} are free"
     return [
         ("model", found.source),
         ("layout", found.layout),
@@ -64,10 +64,10 @@ def rows(found: Description, memory: MemoryPlan, context: int, batch: int) -> li
         ("tokenizer", _tokenizer_row(found.tokenizer)),
         ("", ""),
         ("memory", f"for {context:,} tokens, {batch} prompt{'s' if batch > 1 else ''} at once, in float32 on a CPU"),
-        ("weights", f"{size(memory.weights)} allocated, {size(memory.mapped)} mapped from the file"),
-        ("KV cache", size(memory.cache)),
-        ("activations", f"about {size(memory.activations)}"),
-        ("together", f"{size(memory.allocated)} allocated{enough}"),
+        ("weights", f"{format_bytes(memory.weights)} allocated, {format_bytes(memory.mapped)} mapped from the file"),
+        ("KV cache", format_bytes(memory.cache)),
+        ("activations", f"about {format_bytes(memory.activations)}"),
+        ("together", f"{format_bytes(memory.allocated)} allocated{enough}"),
     ]
 
 
@@ -77,7 +77,9 @@ _NO_KERNELS = "not built: no C compiler was found when the package was installed
 def _forms_row(forms: dict[str, tuple[int, int]]) -> str:
     """Each form with its bits a weight, scales included, the largest first."""
     rows = sorted(forms.items(), key=lambda row: -row[1][1])
-    return ", ".join(f"{form} {size(n_bytes)} ({8 * n_bytes / n:.3g} bits a weight)" for form, (n, n_bytes) in rows)
+    return ", ".join(
+        f"{form} {format_bytes(n_bytes)} ({8 * n_bytes / n:.3g} bits a weight)" for form, (n, n_bytes) in rows
+    )
 
 
 def _tokenizer_row(tokenizer: Tokenizer | None) -> str:

@@ -18,8 +18,9 @@ from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError, MissingFileError, UsageError
 from llama3_scratch.stored import Params, map_tensors, n_bytes, stored
-from llama3_scratch.text.byte_level import read_tokenizer_json
-from llama3_scratch.text.tokenizer import EXTRA_FILE, Tokenizer, read_tokenizer, with_rows
+from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
+from llama3_scratch.text.tokenizer import Tokenizer
+from llama3_scratch.text.tokenizer_file import EXTRA_FILE, read_tokenizer, with_rows
 
 log = logging.getLogger("llama3_scratch")
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.stored import (
-    COLUMNS,
     NF4_GROUP,
     NF4_LEVELS,
-    ROWS,
+    TILE_COLUMNS,
+    TILE_ROWS,
     Floats,
     Params,
     quantised,
@@ -31,12 +31,12 @@ from llama3_scratch.system.files import listed
 
 log = logging.getLogger("llama3_scratch")
 
-_CHUNK = 1 << 18  # weights that are worked on at once: 1 MB as f32, which stays in a core's cache
+_PIECE_ELEMENTS = 1 << 18  # of a weight that are worked on at once: 1 MB as f32, which stays in a core's cache
 
 # To try for 4 bits: ranges as parts of a group's own, and, without a min, of how many steps its largest number is made.
 # What loses least of the weights isn't what loses least of what the model says, which scripts/quality.py measures.
-_RANGES = (1.0, 0.94, 0.88)
-_STEPS = (-8.25, -8.0, -7.75)
+_TRIED_RANGES = (1.0, 0.94, 0.88)
+_TRIED_STEPS = (-8.25, -8.0, -7.75)
 
 
 def int8_row(x_CN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,7 +61,7 @@ def int4(x_CN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     weights_CN = square_CN + square_CN.mean(0)
     sum_w_N, sum_x_N, sum_xx_N = weights_CN.sum(0), (weights_CN * x_CN).sum(0), (weights_CN * square_CN).sum(0)
     best_N, scales_N, mins_N = torch.full_like(low_N, torch.inf), (high_N - low_N) / 15, low_N
-    for part in (*_RANGES, None):  # None: once more from the best one
+    for part in (*_TRIED_RANGES, None):  # None: once more from the best one
         scale_N, min_N = scales_N, mins_N
         if part is not None:
             scale_N = part * (high_N - low_N) / 15
@@ -88,7 +88,7 @@ def int4_symmetric(x_CN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """
     far_N = x_CN.gather(0, x_CN.abs().argmax(0, keepdim=True))[0]
     best_N, scales_N, square_CN = torch.full_like(far_N, -1.0), far_N / -8, x_CN.square()
-    for steps in (*_STEPS, None):
+    for steps in (*_TRIED_STEPS, None):
         q_CN = _nearest(x_CN, scales_N if steps is None else far_N / steps, -8, 7)
         weighed_CN = q_CN * square_CN
         sum_qx_N, sum_qq_N = (weighed_CN * x_CN).sum(0), (weighed_CN * q_CN).sum(0)
@@ -132,7 +132,7 @@ class Form(NamedTuple):
     encode: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
     def takes(self, rows: int, columns: int) -> bool:
-        return not (self.group and columns % self.group) and not (self.in_tiles and rows % ROWS)
+        return not (self.group and columns % self.group) and not (self.in_tiles and rows % TILE_ROWS)
 
     def stored(self, weight: Tensor) -> dict[str, Tensor]:
         """The weight (rows, columns) and its siblings in this form, by the ends of their keys."""
@@ -148,9 +148,9 @@ class Form(NamedTuple):
 
 FORMS = {
     "int8-row": Form(0, False, int8_row),
-    "int8": Form(COLUMNS, True, int8),
-    "int4": Form(COLUMNS, True, int4),
-    "int4-sym": Form(COLUMNS, True, int4_symmetric),
+    "int8": Form(TILE_COLUMNS, True, int8),
+    "int4": Form(TILE_COLUMNS, True, int4),
+    "int4-sym": Form(TILE_COLUMNS, True, int4_symmetric),
     "nf4": Form(NF4_GROUP, False, nf4),
 }
 
@@ -192,7 +192,7 @@ def quantize(params: Params, form: str, *, embeddings: str = "int8", of_integers
             done[id(values)] = _in_pieces(weight, name, FORMS[wanted])
         made |= {f"{stem}.{part}": tensor for part, tensor in done[id(values)].items()}
     for asked, matrices in undivided.items():
-        sizes = units(ROWS if FORMS[asked].in_tiles else 1, FORMS[asked].group)
+        sizes = units(TILE_ROWS if FORMS[asked].in_tiles else 1, FORMS[asked].group)
         log.warning("%s stored as int8-row: %s takes %s", listed(matrices, 4), asked, sizes)
     return made
 
@@ -218,7 +218,7 @@ def _in_pieces(weight: Floats, name: str, form: Form) -> dict[str, Tensor]:
 def _pieces(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of rows, whole tiles, of about _CHUNK weights each."""
     n_rows, n_columns = shape
-    step = max(ROWS, _CHUNK // n_columns // ROWS * ROWS)
+    step = max(TILE_ROWS, _PIECE_ELEMENTS // n_columns // TILE_ROWS * TILE_ROWS)
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 

@@ -20,7 +20,7 @@ from llama3_scratch.errors import FileError, MissingFileError, ResourceError, Us
 
 log = logging.getLogger("llama3_scratch")
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk that takes no more: full, or more than is allowed
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk that takes no more: full, or more than is allowed
 
 LFS_MAGIC = b"version https://git-lfs"
 
@@ -132,7 +132,7 @@ _REQUIRED = object()
 _MOST = 2**32 - 1  # no size of a model is larger, and products of a few still fit a float
 
 
-def whole(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
+def int_field(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
     """`data[key]` as a whole number from 1 to 2³²-1; `default` where the key is absent or null."""
     value = data.get(key)
     if value is None:
@@ -144,7 +144,7 @@ def whole(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) 
     return value
 
 
-def real(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
+def float_field(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
     """`data[key]` as a positive float; `default` where the key is absent or null."""
     value = data.get(key)
     if value is None:
@@ -156,7 +156,7 @@ def real(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -
     return float(value)
 
 
-def text(data: dict[str, Any], key: str, path: Path, default: Any = None) -> Any:
+def text_field(data: dict[str, Any], key: str, path: Path, default: Any = None) -> Any:
     """`data[key]` as a string; `default` where the key is absent or null."""
     value = data.get(key)
     if value is None:
@@ -243,7 +243,7 @@ def foreign(folder: Path) -> str | None:
 def unwritable(path: Path, error: OSError) -> ResourceError | FileError:
     """The error of a write to `path` that failed and left what was there before."""
     # torch's writer, which meets a full disk as a wrong position in the file, leaves no errno.
-    kind = ResourceError if error.errno in (None, *FULL) else FileError
+    kind = ResourceError if error.errno in (None, *DISK_FULL) else FileError
     why = error.strerror or f"the disk took no more ({str(error).splitlines()[0].rpartition(' . ')[2]})"
     return kind(f"{path}: can't be written: {why}; nothing was changed")
 

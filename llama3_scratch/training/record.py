@@ -13,7 +13,7 @@ from typing import Any
 from llama3_scratch.config import Config
 from llama3_scratch.system.display import Show
 from llama3_scratch.system.files import unwritable, write_whole
-from llama3_scratch.system.machine import peaks
+from llama3_scratch.system.machine import peak_flops
 from llama3_scratch.system.timings import duration
 from llama3_scratch.training.loop import TrainingStep
 
@@ -76,7 +76,7 @@ def teller(kept: Record, show: Show, steps: int, work: float, dtype: str) -> Cal
 
     MFU, the share of what this machine's multiplications reach in `dtype`, is measured here.
     """
-    known = peaks()
+    known = peak_flops()
     peak = known.get(dtype, known["f32"])  # f16 is multiplied in f32 on a CPU
     usual = 0.0
 

@@ -21,7 +21,7 @@ from llama3_scratch.config import RopeScaling
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.sample import NonFiniteError, sampler
 from llama3_scratch.inference.stream import stream
-from llama3_scratch.text.tokenizer import write_tokenizer
+from llama3_scratch.text.tokenizer_file import write_tokenizer
 from tests import tiny
 from tests.checkpoint.test_llama2c import CONFIG as LLAMA2C
 from tests.checkpoint.test_llama2c import write as write_llama2c

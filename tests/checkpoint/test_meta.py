@@ -491,7 +491,7 @@ def test_shards_are_refused_before_anything_is_allocated(tmp_path, monkeypatch, 
     folder = wide(tmp_path / "m", 2)
     for index in range(2):
         edit(folder / f"consolidated.0{index}.pth", change)
-    monkeypatch.setattr(meta, "require", lambda plan, free: pytest.fail("memory was asked for"))
+    monkeypatch.setattr(meta, "require_memory", lambda plan, free: pytest.fail("memory was asked for"))
     refused(lambda: read_meta(folder), str(folder))
 
 
@@ -504,7 +504,7 @@ def test_allow_extra_over_shards(tmp_path):
 
 def test_shards_that_memory_cannot_hold(tmp_path, monkeypatch):
     folder = wide(tmp_path / "m", 2)
-    monkeypatch.setattr(meta, "available", lambda: 100_000)
+    monkeypatch.setattr(meta, "available_memory", lambda: 100_000)
     with pytest.raises(ResourceError, match="100 kB are free"):
         read_meta(folder)
 

@@ -19,7 +19,7 @@ from llama3_scratch.data.labelled import read_labelled
 from llama3_scratch.errors import FileError
 from llama3_scratch.evaluation.multiple_choice import read_questions
 from llama3_scratch.system.files import decode, read_json, read_text, require_file
-from llama3_scratch.text.tokenizer import read_tokenizer, write_tokenizer
+from llama3_scratch.text.tokenizer_file import read_tokenizer, write_tokenizer
 from tests import tiny
 from tests.training.test_pretrain import SCRIPTS
 

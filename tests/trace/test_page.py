@@ -567,8 +567,8 @@ def test_generate_writes_it_and_keeps_no_tensor(tmp_path, capsys, monkeypatch):
     chats = tiny.folder(tmp_path / "chats")
     left = []
     monkeypatch.setattr(TracePage, "write", lambda self, path: left.append(path))
-    finish = generate.Session.finish
-    monkeypatch.setattr(generate.Session, "finish", lambda self: (left.extend(self._steps), finish(self)))
+    finish = generate.TraceSession.finish
+    monkeypatch.setattr(generate.TraceSession, "finish", lambda self: (left.extend(self._steps), finish(self)))
     assert generate.main(["hi", "--model", str(chats), "--max-tokens", "2", "--trace-out", f"{tmp_path}/a.html"]) == 0
     *steps, path = left
     assert path == tmp_path / "a.html" and len(steps) > 300

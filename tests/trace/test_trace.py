@@ -351,7 +351,7 @@ def test_which_head_looks_where_is_the_mean_of_its_weights(run, tmp_path):
     wanted = [(str(int(of_H.argmax())), f"{of_H.max():.1%}") for of_H in (first_H, itself_H, before_H)]
     assert re.findall(r"head (\d) +([\d.]+%)", row) == wanted
     assert len(re.findall(r"^layers\.", out, re.MULTILINE)) == tiny.CONFIG.n_layers
-    assert "a single token" in views.heads([views.look(None, torch.ones(1, 2, 3, 1, 1), 1)])[0]
+    assert "a single token" in views.heads([views.with_pass(None, torch.ones(1, 2, 3, 1, 1), 1)])[0]
 
 
 def words(text):
