@@ -97,7 +97,7 @@ class Ours:
                 params = in_form(params, form)
             del checkpoint  # the other form's file needn't stay mapped
         if slots > config.max_seq_len:
-            raise UsageError(f"--pp, --tg and --contexts take {slots} tokens, the model's context {config.max_seq_len}")
+            raise UsageError(f"`pp`, `tg` and `contexts` take {slots} tokens, the model's context {config.max_seq_len}")
         self._dtype_name = SHORT_DTYPE[str(self._dtype).removeprefix("torch.")]
         if kv == 32 and self._dtype != torch.float32:
             raise UsageError(f"--kv 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")

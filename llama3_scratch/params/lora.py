@@ -130,17 +130,17 @@ def stack(params: Params, *adapters: Params) -> Params:
                 made.pop(name.removesuffix("weight") + part, None)
             made[name] = new[name]
         for name in adapted(new):
-            its = {key: new[key] for part in _PARTS if (key := f"{name}.adaptor.{part}") in new}
+            its = {key: new[key] for part in _ADAPTER_PARTS if (key := f"{name}.adaptor.{part}") in new}
             made |= _concatenated(made, its, name) if f"{name}.adaptor.A.weight" in made else its
     return made
 
 
-_PARTS = ("A.weight", "B.weight", "scale", "magnitude")
+_ADAPTER_PARTS = ("A.weight", "B.weight", "scale", "magnitude")
 
 
 def _concatenated(one: Params, other: Params, name: str) -> Params:
     """Two adapters of one weight as one of both ranks."""
-    A, B, scale, magnitude = (f"{name}.adaptor.{part}" for part in _PARTS)
+    A, B, scale, magnitude = (f"{name}.adaptor.{part}" for part in _ADAPTER_PARTS)
     if magnitude in one or magnitude in other:
         raise UsageError(f"{name}: two adapters of which one is DoRA don't add up; merge the one, then take the other")
     same = one[scale].item() == other[scale].item()

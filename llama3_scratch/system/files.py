@@ -20,7 +20,7 @@ from llama3_scratch.errors import FileError, MissingFileError, ResourceError, Us
 
 log = logging.getLogger("llama3_scratch")
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk that takes no more: full, or more than is allowed
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk that takes no more: full, or beyond a quota
 
 LFS_MAGIC = b"version https://git-lfs"
 
@@ -129,7 +129,7 @@ def listed(names: Sequence[str], most: int = 10) -> str:
 
 
 _REQUIRED = object()
-_MOST = 2**32 - 1  # no size of a model is larger, and products of a few still fit a float
+_MAX_INT_FIELD = 2**32 - 1  # no size of a model is larger, and products of a few still fit a float
 
 
 def int_field(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
@@ -139,8 +139,8 @@ def int_field(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIR
         if default is _REQUIRED:
             raise FileError(f"{path}: {key} is missing, expected a whole number")
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
-        raise FileError(f"{path}: {key} must be a whole number from 1 to {_MOST}, got {value!r:.99}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_INT_FIELD:
+        raise FileError(f"{path}: {key} must be a whole number from 1 to {_MAX_INT_FIELD}, got {value!r:.99}")
     return value
 
 
@@ -227,15 +227,15 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 
 
 # What the writers write, or Meta and Hugging Face put beside it; of the first three every model or adapter has one.
-_SIZES = ("params.json", "config.json", "adapter_config.json")
-_ENDINGS = (".json", ".safetensors", ".pth", ".model", ".chk", ".jinja")
+_CONFIG_FILES = ("params.json", "config.json", "adapter_config.json")
+_CHECKPOINT_ENDINGS = (".json", ".safetensors", ".pth", ".model", ".chk", ".jinja")
 
 
 def foreign(folder: Path) -> str | None:
     """The name of something in `folder` that no checkpoint has; None where it's empty or all is a model's."""
     paths = sorted(folder.iterdir())
-    strange = [path.name for path in paths if path.is_dir() or path.suffix not in _ENDINGS]
-    if not any(path.name in _SIZES for path in paths):
+    strange = [path.name for path in paths if path.is_dir() or path.suffix not in _CHECKPOINT_ENDINGS]
+    if not any(path.name in _CONFIG_FILES for path in paths):
         strange += [path.name for path in paths]
     return next(iter(strange), None)
 

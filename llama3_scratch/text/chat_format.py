@@ -13,7 +13,7 @@ from typing import Any
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.text.chat_template import Rendered, render
 from llama3_scratch.text.dialog import encode_conversation, encode_dialog
-from llama3_scratch.text.hf_added_tokens import NAMED
+from llama3_scratch.text.hf_added_tokens import NAMED_TOKENS
 from llama3_scratch.text.tokenizer import ChatTemplate, Tokenizer
 
 log = logging.getLogger("llama3_scratch")
@@ -31,7 +31,7 @@ def read_template(folder: Path, settings: dict[str, Any], beside: dict[str, Any]
     `settings` is tokenizer_config.json, `beside` chat_template.json. Of several templates it's the one named default.
     """
     variables = {}
-    for name in NAMED:
+    for name in NAMED_TOKENS:
         token = settings.get(name)
         if isinstance(text := token.get("content") if isinstance(token, dict) else token, str):
             variables[name] = text
@@ -157,7 +157,7 @@ def written_template(tokenizer: Tokenizer) -> dict[str, str | None]:
     if tokenizer.chat_template is None:
         return {"chat_template": format_template(tokenizer)}
     there = tokenizer.chat_template.variables
-    return {"chat_template": tokenizer.chat_template.source, **{name: there.get(name) for name in NAMED}}
+    return {"chat_template": tokenizer.chat_template.source, **{name: there.get(name) for name in NAMED_TOKENS}}
 
 
 def format_template(tokenizer: Tokenizer) -> str | None:

@@ -18,7 +18,7 @@ from llama3_scratch.text.tokenizer_file import is_id
 log = logging.getLogger("llama3_scratch")
 
 # In transformers' order (`SPECIAL_TOKENS_ATTRIBUTES`).
-NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+NAMED_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 # They begin a turn or end it, so they are control tokens even in a file that forgets to say so (as in llama.cpp).
 _CONTROL = {*CHAT_TOKENS, *TURN_ENDS, "<|begin_of_text|>", "<|endoftext|>", "<|python_tag|>"}
 
@@ -111,9 +111,9 @@ def _listed(data: dict[str, Any], path: Path) -> list[Any]:
 def _special(config: dict[str, Any], path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The special tokens that a configuration names (`bos_token` …), and its others."""
     named = []
-    for key in [*NAMED, *(key for key in config if key.endswith("_token") and key not in NAMED)]:
+    for key in [*NAMED_TOKENS, *(key for key in config if key.endswith("_token") and key not in NAMED_TOKENS)]:
         value = config.get(key)
-        if value is None or (key not in NAMED and not isinstance(value, str)):  # add_bos_token and the like
+        if value is None or (key not in NAMED_TOKENS and not isinstance(value, str)):  # add_bos_token and the like
             continue
         named.append(_token(value, key, path))
     others = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from llama3_scratch.text.added_tokens import SPACE
+from llama3_scratch.text.added_tokens import WHITE_SPACE
 
 
 def control_pattern(names: Iterable[str], mark: str, flags: Mapping[str, Mapping[str, bool]]) -> re.Pattern[str]:
     """Any of these control tokens without a mark, the longest first, each in a group, with the spaces that it takes."""
 
     def spaces(name: str, flag: str) -> str:
-        return f"[{SPACE}]*" if flags.get(name, {}).get(flag) else ""
+        return f"[{WHITE_SPACE}]*" if flags.get(name, {}).get(flag) else ""
 
     # A single character has its mark behind it.
     each = ((name, re.escape(name) + f"(?!{mark})" * (len(name) == 1)) for name in longest_first(names))

@@ -49,10 +49,10 @@ from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import TracedTensor
 from llama3_scratch.trace.views import likeliest
 
-ROWS, COLUMNS, BINS = 64, 48, 32  # of a heat map, of a histogram
-MOST_TOKENS, FIRST_TOKENS = 256, 8
-ATTENTION_BYTES = 16e6  # of all heads' scores and weights in the file, before compression
-TOP = 5
+HEAT_ROWS, HEAT_COLUMNS, HISTOGRAM_BINS = 64, 48, 32  # of a heat map, of a histogram
+MAX_TOKENS, FIRST_TOKENS = 256, 8  # of a pass that are shown, and how many of these are its first
+MAX_ATTENTION_BYTES = 16e6  # of all heads' scores and weights in the file, before compression
+LENS_TOKENS = 5  # likeliest tokens after each layer
 SCORE_STEPS = 63  # between a head's least and largest score: more of them are noise that doesn't compress
 # The page's names of head 0 of a layer's queries and keys, before RoPE and after it.
 _TURNED = {"q_before": QUERIES, "k_before": KEYS, "q_after": TURNED_QUERIES, "k_after": TURNED_KEYS}
@@ -77,8 +77,8 @@ class TracePage:
         self._params, self._config, self._tokenizer, self._title, self._files = params, config, tokenizer, title, files
         self.asked = self.answered = ""
         self.n_answered = 0  # tokens
-        self._left, self._pieces = int(ATTENTION_BYTES), pieces
-        self._heat_rows = max(ROWS // 8, ROWS // pieces)
+        self._left, self._pieces = int(MAX_ATTENTION_BYTES), pieces
+        self._heat_rows = max(HEAT_ROWS // 8, HEAT_ROWS // pieces)
         self._strings: dict[str, int] = {}
         self._vocabulary: dict[int, str] = {}
         self._weights: dict[str, list[Any]] = {}
@@ -134,7 +134,7 @@ class TracePage:
     def most_tokens(self) -> int:
         """How many tokens the next pass may show; each of the prompt's has an equal share of the file."""
         heads, share = self._config.n_layers * self._config.n_heads, max(0, self._left) // max(1, self._pieces)
-        return min(MOST_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(share // (2 * heads))))
+        return min(MAX_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(share // (2 * heads))))
 
     def _group(self, last: int, step: TracedTensor) -> int:
         """Where on the page a step stands: its layer, -1 before the first, n_layers after the last."""
@@ -191,7 +191,7 @@ class TracePage:
 
     def _lens(self, x_1RD: Tensor) -> list[list[int]]:
         """The likeliest tokens and their probabilities, were this the last layer."""
-        top = [likeliest(part, self._params, self._config, TOP) for part in x_1RD.split(32, dim=1)]
+        top = [likeliest(part, self._params, self._config, LENS_TOKENS) for part in x_1RD.split(32, dim=1)]
         ids, shares = (torch.cat(parts, dim=1)[0] for parts in zip(*top, strict=True))
         for id in ids.unique().tolist():
             self._vocabulary[id] = self._text(id)
@@ -270,12 +270,12 @@ def _plane(value: Tensor, letters: str) -> tuple[np.ndarray, list[Any], list[lis
 
 
 def _largest(plane: np.ndarray, most_rows: int) -> tuple[np.ndarray, int, int]:
-    """At most most_rows × COLUMNS cells, each its block's value of largest magnitude, and the block's rows and columns.
+    """At most most_rows × HEAT_COLUMNS cells, each its block's largest by magnitude, and the block's sizes.
 
     Infinities count only where a block has nothing else, a NaN always.
     """
     (n_rows, n_columns) = plane.shape
-    tall, wide = max(1, -(-n_rows // most_rows)), max(1, -(-n_columns // COLUMNS))
+    tall, wide = max(1, -(-n_rows // most_rows)), max(1, -(-n_columns // HEAT_COLUMNS))
     padding = ((0, -n_rows % tall), (0, -n_columns % wide))
     blocks = np.pad(plane, padding, constant_values=np.inf)
     blocks = blocks.reshape(blocks.shape[0] // tall, tall, -1, wide).swapaxes(1, 2)
@@ -285,13 +285,13 @@ def _largest(plane: np.ndarray, most_rows: int) -> tuple[np.ndarray, int, int]:
 
 
 def _histogram(value: Tensor) -> np.ndarray:
-    """How many finite values lie in each of BINS equal steps from least to largest: square roots, the most being 255.
+    """How many finite values lie in each of HISTOGRAM_BINS equal steps, as square roots scaled to 255.
 
     Outliers are few, and roots leave them in sight.
     """
     flat = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
     flat = flat.flatten().to(torch.promote_types(flat.dtype, torch.float32)).cpu()
-    counts = torch.histc(flat[flat.isfinite()], BINS)
+    counts = torch.histc(flat[flat.isfinite()], HISTOGRAM_BINS)
     return _numpy((counts / counts.max().clamp_min(1)).sqrt() * 255, np.uint8)
 
 

@@ -500,7 +500,7 @@ def test_every_function_that_the_trace_sees_has_its_formula():
 
 
 def test_many_tokens_are_shown_by_their_first_and_last(monkeypatch, traced, visit, tmp_path):
-    monkeypatch.setattr(page_module, "MOST_TOKENS", 20)
+    monkeypatch.setattr(page_module, "MAX_TOKENS", 20)
     page = TracePage(PARAMS, CONFIG, tokenizer(), "long")
     assert page.most_tokens == 20
     with torch.inference_mode(), watch(keep=needs, on_step=page.take):
@@ -526,7 +526,7 @@ def test_a_model_of_many_heads_shows_fewer_tokens():
 
 def test_what_a_file_may_hold_is_shared_by_the_passes_of_a_long_prompt(monkeypatch):
     heads, kept, shown = CONFIG.n_layers * CONFIG.n_heads, {}, {}
-    monkeypatch.setattr(page_module, "ATTENTION_BYTES", 2 * heads * 80 * 80)
+    monkeypatch.setattr(page_module, "MAX_ATTENTION_BYTES", 2 * heads * 80 * 80)
     for pieces in (1, 4):
         page, cache, shown[pieces] = TracePage(PARAMS, CONFIG, tokenizer(), "long", pieces=pieces), Cache(500), []
         with torch.inference_mode(), watch(keep=needs, on_step=page.take):
@@ -545,7 +545,7 @@ def test_generate_says_in_how_many_pieces_a_prompt_comes(tmp_path, monkeypatch):
     monkeypatch.setitem(stream.stream.__wrapped__.__kwdefaults__, "chunk", 10)
     argv = ["hi", "--model", str(tiny.folder(tmp_path / "chats")), "--max-tokens", "1"]
     assert generate.main([*argv, "--trace-out", str(tmp_path / "run.html")]) == 0
-    assert written == [(0, page_module.ROWS // 3)], "21 tokens"
+    assert written == [(0, page_module.HEAT_ROWS // 3)], "21 tokens"
 
 
 def test_not_a_number_is_seen(tmp_path, visit):
