@@ -35,8 +35,10 @@ from llama3_scratch.benchmark.report import (
 from llama3_scratch.benchmark.worker import Worker
 from llama3_scratch.config import OFFICIAL, Config, official_name
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
-from llama3_scratch.inference.options import add_device_options, find_model, model_options
+from llama3_scratch.inference.choices import ModelChoice
+from llama3_scratch.inference.opening import find_model
 from llama3_scratch.system import cli, stdio
+from llama3_scratch.terminal.flags import add_device_flags
 
 log = logging.getLogger("llama3_scratch")
 
@@ -64,7 +66,7 @@ def _parser() -> cli.Parser:
         metavar="F,…",
         help="of the weights: f32, bf16, f16, int8, int4, int4-sym, nf4, int8-row; as `generate` runs them",
     )
-    add_device_options(parser)
+    add_device_flags(parser)
     parser.add_argument(
         "--kv", type=_several(count), default=[None], metavar="BITS,…", help="of the cache: 32, 16, 8, 4; as --dtype"
     )
@@ -161,16 +163,12 @@ def _subjects(options: argparse.Namespace) -> list[Subject]:
     """What is to be measured, as `generate` finds it: --forms begin with floats."""
     real = []
     for given in options.models or ([] if options.shape else [None]):
-        chosen = ["--model", given] if given is not None else []
-        path, _ = find_model(_options(options, *chosen), as_floats=bool(options.forms))
+        choice = ModelChoice(model=given, device=options.device, dtype=options.dtype)
+        path, _ = find_model(choice, as_floats=bool(options.forms))
         real.append(Subject(given or path.name, str(path), None, given))
     return real + [
         Subject(f"{shape} (random)", None, shape) for shape in filter(None, map(official_name, options.shape))
     ]
-
-
-def _options(options: argparse.Namespace, *arguments: str) -> argparse.Namespace:
-    return model_options(*arguments, "--device", options.device, "--dtype", options.dtype)
 
 
 def measured(subjects: Sequence[Subject], options: argparse.Namespace, command: str) -> dict:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.options import add_adapter_option
 from llama3_scratch.system import cli
+from llama3_scratch.terminal.flags import add_adapter_flag
 
 log = logging.getLogger("llama3_scratch")
 
@@ -34,7 +34,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL to write or to go on with")
     parser.add_argument("--count", type=count, default=1000, metavar="N", help="answers to ask for (%(default)s)")
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
-    add_adapter_option(parser, "merged into its weights")
+    add_adapter_flag(parser, "merged into its weights")
     parser.add_argument("--quantize", default="int8", metavar="FORM", help="of its weights (%(default)s)")
     parser.add_argument("--batch", type=count, default=32, metavar="N", help="prompts at once (%(default)s)")
     parser.add_argument("--max-tokens", type=count, default=350, metavar="N", help="of an answer (%(default)s)")
@@ -54,11 +54,11 @@ def requests_of(numbers: Sequence[int], telling: Sequence[str], seed: int) -> li
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
+    from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.checkpoint.peft import add_adapters
     from llama3_scratch.data.documents import documents
     from llama3_scratch.data.story_requests import ASKED, telling_words
-    from llama3_scratch.download import download
     from llama3_scratch.inference.answers import answers
     from llama3_scratch.inference.sample import sampler
     from llama3_scratch.params.lora import merge
@@ -72,8 +72,8 @@ def main(options: argparse.Namespace) -> int:
     telling = telling_words(documents(options.files))
     if len(telling) < ASKED:
         raise UsageError(f"{options.files[0]}: too few stories to take {ASKED} words from")
-    if options.adapter:
-        checkpoint = add_adapters(checkpoint, options.adapter)
+    if options.adapters:
+        checkpoint = add_adapters(checkpoint, options.adapters)
     checkpoint = replace(checkpoint, params=quantize(merge(checkpoint.params), options.quantize))
     done = sum(1 for _ in options.out.open("rb")) if options.out.exists() else 0
     kept = tokens = 0

@@ -83,9 +83,9 @@ def _parser() -> cli.Parser:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
+    from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.conversations import read_conversations, split
-    from llama3_scratch.download import download
     from llama3_scratch.system.files import write_whole
     from llama3_scratch.system.timings import duration
     from llama3_scratch.training.finetuning import Adapters, finetune

@@ -16,9 +16,9 @@ from llama3_scratch import bench, convert, generate, stored
 from llama3_scratch.benchmark import ours, peers, worker
 from llama3_scratch.benchmark.report import Row, Trial, markdown, prefill_flops, report, step_bytes
 from llama3_scratch.benchmark.worker import Worker
+from llama3_scratch.checkpoint.description import describe
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.config import OFFICIAL
-from llama3_scratch.describe import describe
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import stream
@@ -26,6 +26,7 @@ from llama3_scratch.model import forward
 from llama3_scratch.native import kernels
 from llama3_scratch.params.quantize import quantize
 from llama3_scratch.system.timings import peak_rss_bytes
+from llama3_scratch.terminal import batches
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from tests import tiny
 
@@ -223,8 +224,8 @@ def layouts(model, tmp_path_factory):
 def measured_and_said(capsys, monkeypatch, generates, measures):
     """What `bench` says that it measured, and `generate` that it ran: the form of the weights, the type of the rest."""
     types = []
-    opened = generate.open_model
-    monkeypatch.setattr(generate, "open_model", lambda *args, **how: types.append(opened(*args, **how)) or types[-1])
+    opened = batches.open_model
+    monkeypatch.setattr(batches, "open_model", lambda *args, **how: types.append(opened(*args, **how)) or types[-1])
     monkeypatch.setattr(bench, "Worker", Here)
     assert generate.main(["hi", *generates, "--max-tokens", "1", "--json"]) == 0
     captured = capsys.readouterr()

@@ -12,10 +12,10 @@ import torch
 
 from llama3_scratch import describe as verb
 from llama3_scratch.checkpoint import gguf, gguf_out, meta
+from llama3_scratch.checkpoint.description import describe
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import OFFICIAL, RopeScaling, expected
-from llama3_scratch.describe import describe
 from llama3_scratch.errors import ResourceError
 from llama3_scratch.inference import stream
 from llama3_scratch.native import kernels
@@ -169,7 +169,7 @@ def test_f140_more_than_is_free():
     with pytest.raises(ResourceError) as raised:
         require_memory(wanted, 24_000_000_000)
     said = str(raised.value)
-    for words in ("GB of memory (KV cache 68.7 GB", "activations", "24 GB are free", "lower --max-seq-len"):
+    for words in ("GB of memory (KV cache 68.7 GB", "activations", "24 GB are free", "lower `max_seq_len`"):
         assert words in said, said
     with pytest.raises(ResourceError, match=r"weights 141 GB.*take a smaller model"):
         require_memory(memory_plan(OFFICIAL["llama3-70b"], context=100, weights=141_107_412_992), 24_000_000_000)
@@ -195,7 +195,7 @@ def test_f140_blocks_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
 def test_f140_the_loop_refuses_before_it_fills_a_cache(monkeypatch):
     monkeypatch.setattr(stream, "available_memory", lambda: 1_000_000)
     steps = stream.stream([[1, 2]] * 3, tiny.params(), tiny.CONFIG, samplers=[], max_tokens=4000)
-    with pytest.raises(ResourceError, match=r"KV cache 7\.68 MB, activations .* lower --max-seq-len or --max-tokens"):
+    with pytest.raises(ResourceError, match=r"KV cache 7\.68 MB, activations .* lower `max_seq_len` or `max_tokens`"):
         next(steps)
 
 

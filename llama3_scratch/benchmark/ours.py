@@ -14,7 +14,8 @@ from llama3_scratch.cache import Cache, Keep, Kept, RaggedCache
 from llama3_scratch.caches.quantized import KEPT_IN_BITS
 from llama3_scratch.config import OFFICIAL, Config, expected
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.options import activations_dtype, model_options, open_model
+from llama3_scratch.inference.choices import ModelChoice
+from llama3_scratch.inference.opening import activations_dtype, open_model
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import CHUNK
 from llama3_scratch.model import unembed
@@ -82,15 +83,14 @@ class Ours:
     ) -> None:
         torch.set_num_threads(threads)
         begun = time.perf_counter()
-        chosen = model_options("--device", device, "--dtype", dtype)
         if shape is not None:
             config, form = OFFICIAL[shape], form or "bf16"
             _require(config, form, slots, batch)
             params = map_tensors(random_params(config, form), lambda tensor: tensor.to(device))
-            self._dtype = activations_dtype(chosen, params)
+            self._dtype = activations_dtype(dtype, params)
         else:
-            chosen.model = model
-            checkpoint, self._dtype = open_model(chosen, as_floats=form is not None, needs_tokenizer=False)
+            choice = ModelChoice(model=model, device=device, dtype=dtype)
+            checkpoint, self._dtype = open_model(choice, as_floats=form is not None, needs_tokenizer=False)
             config, params = checkpoint.config, checkpoint.params
             if form is not None and form != form_of(params):
                 _require(config, form, slots, batch)

@@ -57,7 +57,7 @@ class Files:
             self._write_random(Path(target), kind or "F16")
             return
         from llama3_scratch import convert
-        from llama3_scratch.describe import describe
+        from llama3_scratch.checkpoint.description import describe
         from llama3_scratch.stored import SHORT_DTYPE
 
         arguments = [str(self._model), target, "--to", layout, *(["--type", kind] if kind else [])]

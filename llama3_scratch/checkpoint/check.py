@@ -61,7 +61,9 @@ def check(params: Params, config: Config, source: Path | str) -> None:
         raise FileError(f"{source}: {listed(missing)} missing; expected {len(shapes)} tensors, got {len(params)}")
     known = known_names(config)
     if extra := [name for name in params if name not in known]:
-        raise FileError(f"{source}: {listed(extra)} not part of a Llama of this config; --allow-extra ignores that")
+        raise FileError(
+            f"{source}: {listed(extra)} not part of a Llama of this config; `allow_extra=True` ignores that"
+        )
     for name, shape in shapes.items():
         _check_tensor(params, name, shape, source)
 

@@ -154,7 +154,8 @@ def _matched(stored: dict[str, _Entry], config: Config, folder: Path, allow_extr
     extra = [key for key in stored if key not in known and not key.endswith("rotary_emb.inv_freq")]
     if extra and not allow_extra:
         raise FileError(
-            f"{stored[extra[0]].path}: {listed(extra)} not part of a Llama of this config; --allow-extra ignores that"
+            f"{stored[extra[0]].path}: {listed(extra)} not part of a Llama of this config; "
+            "`allow_extra=True` ignores that"
         )
     for name, key in names.items():
         entry, shape = stored[key], shapes[name]

@@ -265,9 +265,9 @@ def write_meta(folder: Path, params: Params, config: Config, tokenizer: Tokenize
     params = tie(params, config)
     for field in ("n_heads", "n_kv_heads", "hidden_dim", "vocab_size"):
         if getattr(config, field) % shards:
-            raise UsageError(f"--shards {shards} doesn't divide {field} {getattr(config, field)}")
+            raise UsageError(f"`shards` {shards} doesn't divide {field} {getattr(config, field)}")
     if shards > 1 and (sibling := next((name for name in params if name.endswith(_WHOLE_ONLY)), None)):
-        raise UsageError(f"--shards {shards}: quantised weights and adapters go into one shard, here is {sibling}")
+        raise UsageError(f"`shards` {shards}: quantised weights and adapters go into one shard, here is {sibling}")
     with fresh_folder(folder) as temporary:
         (temporary / "params.json").write_text(
             json.dumps(params_json(config, params), indent=2) + "\n", encoding="utf-8"

@@ -126,7 +126,7 @@ def _rope_scaling(
 ) -> RopeScaling | None:
     if not scaled:
         if override is not None:
-            raise UsageError(f"--rope-scale-factor: {path} has no use_scaled_rope, so there is nothing to scale")
+            raise UsageError(f"`rope_scale_factor`: {path} has no use_scaled_rope, so there is nothing to scale")
         if "rope_scaling_factor" in data:
             log.warning("%s: rope_scaling_factor is ignored, use_scaled_rope isn't true", path)
         return None
@@ -134,7 +134,7 @@ def _rope_scaling(
     if "rope_scaling_factor" in data:
         factor, why = float_field(data, "rope_scaling_factor", path), "params.json's rope_scaling_factor"
     if override is not None:
-        factor, why = override, "--rope-scale-factor"
+        factor, why = override, "`rope_scale_factor`"
     log.info("RoPE scaling factor %g: %s", factor, why)
     return RopeScaling(factor)
 

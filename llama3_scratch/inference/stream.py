@@ -198,7 +198,7 @@ def _located(
     if bad:
         remedy = f"{bad} holds NaN or infinity, download it again"
     elif dtype == torch.float16:
-        remedy = "float16 overflows there, take --dtype float32"
+        remedy = "float16 overflows there, take `dtype=float32`"
     return NonFiniteError(f"{error}, first in {where}{at}; {remedy}")
 
 

@@ -19,6 +19,7 @@ from llama3_scratch.stored import (
     NF4_LEVELS,
     TILE_COLUMNS,
     TILE_ROWS,
+    Floats,
     Params,
     quantised,
     stored,
@@ -155,45 +156,53 @@ FORMS = {
 
 
 @torch.no_grad()
-def quantize(params: Params, form: str, *, embeddings: str = "int8") -> Params:
+def quantize(params: Params, form: str, *, embeddings: str = "int8", of_integers: bool = False) -> Params:
     """The same model with its matrices in `form`, embedding and head in the form `embeddings`; norms stay floats.
 
     A matrix that its form can't divide gets int8-row, and a warning says which. A tied head stays the same tensors
     as its embedding, adapters stay as they are. Beside the result only a piece of one matrix is held as floats.
-    Raises UsageError for a form that isn't one of FORMS, weights that aren't floats, and NaN or infinity by name.
+    Weights that are integers already would be rounded twice, which `of_integers` allows: the default model's blocks are
+    all that its file says. Raises UsageError for a form that isn't one of FORMS, other weights that aren't floats, and
+    NaN or infinity by name.
     """
     for asked in (form, embeddings):
         if asked not in FORMS:
             raise UsageError(f"weights are quantised to {', '.join(FORMS)}, got {asked!r}")
-    if sibling := quantised(params):
+    if (sibling := quantised(params)) and not of_integers:
         raise UsageError(f"{sibling}: this model's weights are quantised already; take its float weights")
     made: Params = {}
     done: dict[int, dict[str, Tensor]] = {}  # by the source, so that a tied head is made once
     undivided: dict[str, list[str]] = {}  # by form
-    for name, weight in params.items():
-        if weight.ndim != 2 or ".adaptor." in name:
-            made[name] = weight.clone() if weight.ndim == 1 else weight  # a copy doesn't keep the file mapped
+    for name, values in params.items():
+        if ".adaptor." in name:
+            made[name] = values
+            continue
+        if quantised([name]):
+            continue
+        if values.ndim == 1:
+            made[name] = values.clone()  # a copy doesn't keep the file mapped
             continue
         stem = name.removesuffix(".weight")
         wanted = embeddings if stem in ("tok_embeddings", "output") else form
-        if id(weight) not in done:
+        if id(values) not in done:
+            weight = stored(params, stem)
             if not FORMS[wanted].takes(*weight.shape):
                 undivided.setdefault(wanted, []).append(f"{stem} ({weight.shape[0]} × {weight.shape[1]})")
                 wanted = "int8-row"
-            done[id(weight)] = _in_pieces(weight, name, FORMS[wanted])
-        made |= {f"{stem}.{part}": tensor for part, tensor in done[id(weight)].items()}
+            done[id(values)] = _in_pieces(weight, name, FORMS[wanted])
+        made |= {f"{stem}.{part}": tensor for part, tensor in done[id(values)].items()}
     for asked, matrices in undivided.items():
         sizes = units(TILE_ROWS if FORMS[asked].in_tiles else 1, FORMS[asked].group)
         log.warning("%s stored as int8-row: %s takes %s", listed(matrices, 4), asked, sizes)
     return made
 
 
-def _in_pieces(weight: Tensor, name: str, form: Form) -> dict[str, Tensor]:
+def _in_pieces(weight: Floats, name: str, form: Form) -> dict[str, Tensor]:
     """`form.stored` of the whole weight, filled a few rows at a time."""
-    n_rows = len(weight)
+    n_rows = weight.shape[0]
     made: dict[str, Tensor] = {}
     for rows in _pieces(weight.shape):
-        floats = weight[rows].float()
+        floats = weight.floats(rows, torch.float32)
         if not torch.stack(floats.aminmax()).isfinite().all():
             raise UsageError(f"{name}: holds NaN or infinity, which no integers can mean; verify the weights")
         for part, piece in form.stored(floats).items():

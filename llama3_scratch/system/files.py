@@ -253,3 +253,12 @@ def require_space(folder: Path, needed: int, remedy: str = "free some") -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(f"{folder}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; {remedy}")
+
+
+def move_into_place(written: Path, folder: Path) -> None:
+    """Give a finished folder its name, unless another process was first with the same files."""
+    try:
+        written.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise

@@ -76,7 +76,7 @@ def require_memory(plan: MemoryPlan, free: int | None) -> None:
     if plan.weights > free:
         remedy = "take a smaller model, or one file in its own dtype (Meta's or Hugging Face's), which is only mapped"
     else:
-        remedy = "lower --max-seq-len or --max-tokens, give fewer prompts at once, or take a smaller model"
+        remedy = "lower `max_seq_len` or `max_tokens`, give fewer prompts at once, or take a smaller model"
     parts = {"weights": plan.weights, "KV cache": plan.cache, "activations": plan.activations}
     table = ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in parts.items() if n_bytes)
     raise ResourceError(

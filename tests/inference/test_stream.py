@@ -125,7 +125,7 @@ def test_f133_float16_that_overflows_names_the_layer_and_the_remedy():
     params = tiny.params(dtype=torch.float16)
     params["layers.2.attention.wv.weight"] *= 30_000
     with pytest.raises(
-        NonFiniteError, match=r"first in layers\.2 at position 0; float16 overflows there, take --dtype float32"
+        NonFiniteError, match=r"first in layers\.2 at position 0; float16 overflows there, take `dtype=float32`"
     ):
         run([[1, 2]], params=params, dtype=torch.float16)
 

@@ -669,13 +669,12 @@ def test_generate(tiny_folder, capsys):
 
 
 def test_a_chat_computes_only_what_is_new(tiny_folder):
-    from llama3_scratch import chat as verb
-    from llama3_scratch.inference.options import open_model
+    from llama3_scratch.inference.choices import ModelChoice
+    from llama3_scratch.inference.notebook import Talk
+    from llama3_scratch.inference.opening import open_model
 
-    options = verb._parser().parse_args(
-        ["--model", str(tiny_folder), "--chat-format", "template", "--max-tokens", "4", "--temperature", "0"]
-    )
-    conversation = verb.Conversation(*open_model(options), options)
+    checkpoint, _ = open_model(ModelChoice(model=tiny_folder, chat_format="template"))
+    conversation = Talk(checkpoint, max_tokens=4, temperature=0)
     "".join(conversation.reply("Hello there"))
     "".join(conversation.reply("and again"))
     new = len("and again|") + len("|".join(message["content"] for message in conversation.messages[1:2]).encode()) + 1

@@ -28,6 +28,7 @@ from llama3_scratch.inference import stream
 from llama3_scratch.linear import linear
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.system.machine import MachineLimits, measure
+from llama3_scratch.terminal import batches
 from llama3_scratch.text.detokenizer import label
 from llama3_scratch.trace import roofline, views
 from llama3_scratch.trace.cost import Cost
@@ -455,7 +456,7 @@ def test_options_that_cannot_be(run, argv, code, message):
 
 
 def test_f136_is_told_before_the_model_is_read(capsys, monkeypatch):
-    monkeypatch.setattr(generate, "open_model", lambda options: pytest.fail("the model was read"))
+    monkeypatch.setattr(batches, "open_model", lambda options: pytest.fail("the model was read"))
     assert generate.main(["hi", "--trace-out", "/no/such/folder/x.jsonl"]) == 3
 
 
