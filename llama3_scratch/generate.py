@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.framing import encode_prompt
@@ -47,9 +46,8 @@ def main(options: argparse.Namespace) -> int:
     if not trace.watches:
         return answer_prompts(asked, how)
     trace.check_prompts(len(asked))
-    return answer_prompts(
-        asked, how, make_watch=partial(TraceSession, trace, allow_extra=options.allow_extra, json=options.json)
-    )
+    from_flags = {"allow_extra": options.allow_extra, "json": options.json}
+    return answer_prompts(asked, how, make_watch=lambda *run: TraceSession(trace, *run, **from_flags))
 
 
 def _answering(options: argparse.Namespace) -> Answering:
@@ -76,14 +74,16 @@ def _without_weights(options: argparse.Namespace, how: Answering, trace: TraceCh
     from llama3_scratch.trace.shapes import show_shapes
 
     found = describe_model(how.model)
-    batch, length = options.batch or 1, options.length
-    if not length:
-        if (tokenizer := found.tokenizer) is None:
-            raise UsageError(f"--no-weights: {found.source} has no tokenizer at hand; give the --length of the prompt")
-        lengths = [len(encode_prompt(prompt.asked, tokenizer, how.prompt)) for prompt in _asked(options)]
+    batch = options.batch or 1
+    if options.length:
+        length = options.length
+    elif found.tokenizer is not None:
+        lengths = [len(encode_prompt(prompt.asked, found.tokenizer, how.prompt)) for prompt in _asked(options)]
         length, batch = max(lengths), options.batch or len(lengths)
-    tokens = how.cache.max_seq_len or found.config.max_seq_len
-    show_shapes(trace, found.config, length=length, batch=batch, context=tokens, dtype=how.model.dtype)
+    else:
+        raise UsageError(f"--no-weights: {found.source} has no tokenizer at hand; give the --length of the prompt")
+    context = how.cache.max_seq_len or found.config.max_seq_len
+    show_shapes(trace, found.config, length=length, batch=batch, context=context, dtype=how.model.dtype)
     return 0
 
 

@@ -477,7 +477,7 @@ def test_a_llama_bench_that_isnt_there_is_refused(model, tmp_path, capsys):
 
 def test_integers_arent_turned_into_other_forms():
     params = ours.random_params(CONFIG, "int8")
-    with pytest.raises(UsageError, match="are stored as integers; leave --forms out"):
+    with pytest.raises(UsageError, match="are stored as integers; leave `forms` out"):
         ours.in_form(params, "f32")
 
 
