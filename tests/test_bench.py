@@ -414,7 +414,8 @@ def test_the_wheels_build_is_named(model, capsys):
     assert bench.main([str(model), "--against", "llama.cpp", *SMALL, "-r", "1"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.match(
-        r"llama.cpp: the wheel xllamacpp [\d.]+, compiled for (\w+, )*AVX2?,.* it is faster: see --llama-bench", last
+        r"llama.cpp: the wheel xllamacpp [\d.]+, compiled for (\w+, )*AVX2?.*; faster where it is built for this",
+        last,
     )
 
 
