@@ -100,7 +100,7 @@ class Ours:
             raise UsageError(f"`pp`, `tg` and `contexts` take {slots} tokens, the model's context {config.max_seq_len}")
         self._dtype_name = SHORT_DTYPE[str(self._dtype).removeprefix("torch.")]
         if kv == 32 and self._dtype != torch.float32:
-            raise UsageError(f"`kv=32`: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
+            raise UsageError(f"`kv` 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
         self._params, self._config, self._keep = params, config, KEEPS[kv or 32]
         self._kv_bits = kv or 8 * self._dtype.itemsize
         self._model = FastForward(params, config, dtype=self._dtype)
