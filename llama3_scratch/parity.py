@@ -41,7 +41,7 @@ def compare(
     from llama3_scratch import model
     from llama3_scratch.linear import embed
 
-    other = hf_layers.theirs(params, config, tokens_BT.shape[1], dtype)
+    other = hf_layers.hf_model(params, config, tokens_BT.shape[1], dtype)
     found = [other.frequencies]
     x_BTD = theirs_BTD = embed(tokens_BT, params, "tok_embeddings", dtype=dtype)
 

@@ -46,7 +46,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.config import Config, hidden_dim
     from llama3_scratch.data.batches import Batch
     from llama3_scratch.init import init
-    from llama3_scratch.system.machine import peaks
+    from llama3_scratch.system.machine import peak_flops
     from llama3_scratch.training.compiled import compiled
     from llama3_scratch.training.flops import flops_per_token
     from llama3_scratch.training.loss import Wrap, next_token_loss, recomputed, unchanged
@@ -115,7 +115,7 @@ def main(options: argparse.Namespace) -> int:
             if repeat >= 0:
                 seconds[name].append(time.perf_counter() - begun)
     tokens = options.size * options.length
-    known = peaks()
+    known = peak_flops()
     peak = known.get(options.dtype, known["f32"])
     print(f"{config.n_parameters / 1e6:.1f} million parameters, {tokens} tokens a step, {options.dtype}")
     for name, all_of_them in seconds.items():

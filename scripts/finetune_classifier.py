@@ -60,9 +60,9 @@ def _parser() -> cli.Parser:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
+    from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.labelled import balanced, read_labelled
-    from llama3_scratch.download import download
     from llama3_scratch.inference.opening import check_device
 
     if options.apply and not options.text:

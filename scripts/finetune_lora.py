@@ -71,9 +71,9 @@ def main(options: argparse.Namespace) -> int:
     choices, batches, run = flags.finetuning(options), flags.batch_plan(options), flags.run_plan(options)
     plan = flags.training_plan(options, lr=options.lr or (2e-5 if choices.method == "full" else 2e-4))
 
+    from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.conversations import read_conversations, split
-    from llama3_scratch.download import download
     from llama3_scratch.inference.opening import check_device
     from llama3_scratch.system.files import write_whole
     from llama3_scratch.system.timings import duration

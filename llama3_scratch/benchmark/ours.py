@@ -14,7 +14,8 @@ from llama3_scratch.cache import Cache, Keep, Kept, RaggedCache
 from llama3_scratch.caches.quantized import KEPT_IN_BITS
 from llama3_scratch.config import OFFICIAL, Config, expected
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.options import activations_dtype, model_options, open_model
+from llama3_scratch.inference.choices import ModelChoice
+from llama3_scratch.inference.opening import activations_dtype, open_model
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import CHUNK
 from llama3_scratch.model import unembed
@@ -23,8 +24,8 @@ from llama3_scratch.native.decode import FastForward
 from llama3_scratch.params import quantize
 from llama3_scratch.stored import SHORT_DTYPE, Params, map_tensors, n_bytes, quantised
 from llama3_scratch.stored import form as form_of
-from llama3_scratch.system.machine import measure, peaks
-from llama3_scratch.system.memory import available, plan, require
+from llama3_scratch.system.machine import measure, peak_flops
+from llama3_scratch.system.memory import available_memory, memory_plan, require_memory
 from llama3_scratch.system.timings import peak_rss_bytes
 
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -37,7 +38,7 @@ _BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8-row": 8.1, "int8": 8.5, "int4":
 def in_form(params: Params, form: str) -> Params:
     """Float weights in another form. Raises UsageError for weights that are integers already."""
     if key := quantised(params):
-        raise UsageError(f"{key}: these weights are stored as integers; leave --forms out, or give the float model")
+        raise UsageError(f"{key}: these weights are stored as integers; leave `forms` out, or give the float model")
     if form in FLOATS:
         return map_tensors(params, lambda tensor: tensor.to(FLOATS[form]))
     return quantize.quantize(params, form)
@@ -82,25 +83,24 @@ class Ours:
     ) -> None:
         torch.set_num_threads(threads)
         begun = time.perf_counter()
-        chosen = model_options("--device", device, "--dtype", dtype)
         if shape is not None:
             config, form = OFFICIAL[shape], form or "bf16"
             _require(config, form, slots, batch)
             params = map_tensors(random_params(config, form), lambda tensor: tensor.to(device))
-            self._dtype = activations_dtype(chosen, params)
+            self._dtype = activations_dtype(dtype, params)
         else:
-            chosen.model = model
-            checkpoint, self._dtype = open_model(chosen, as_floats=form is not None, needs_tokenizer=False)
+            choice = ModelChoice(model=model, device=device, dtype=dtype)
+            checkpoint, self._dtype = open_model(choice, as_floats=form is not None, needs_tokenizer=False)
             config, params = checkpoint.config, checkpoint.params
             if form is not None and form != form_of(params):
                 _require(config, form, slots, batch)
                 params = in_form(params, form)
             del checkpoint  # the other form's file needn't stay mapped
         if slots > config.max_seq_len:
-            raise UsageError(f"--pp, --tg and --contexts take {slots} tokens, the model's context {config.max_seq_len}")
+            raise UsageError(f"`pp`, `tg` and `contexts` take {slots} tokens, the model's context {config.max_seq_len}")
         self._dtype_name = SHORT_DTYPE[str(self._dtype).removeprefix("torch.")]
         if kv == 32 and self._dtype != torch.float32:
-            raise UsageError(f"--kv 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
+            raise UsageError(f"`kv` 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
         self._params, self._config, self._keep = params, config, KEEPS[kv or 32]
         self._kv_bits = kv or 8 * self._dtype.itemsize
         self._model = FastForward(params, config, dtype=self._dtype)
@@ -165,7 +165,7 @@ class Ours:
 
 def _require(config: Config, form: str, slots: int, batch: int) -> None:
     weights = int(config.n_parameters * _BITS[form] / 8)
-    require(plan(config, context=slots, batch=batch, weights=weights, chunk=CHUNK), available())
+    require_memory(memory_plan(config, context=slots, batch=batch, weights=weights, chunk=CHUNK), available_memory())
 
 
 class Roof:
@@ -183,5 +183,5 @@ class Roof:
         """Bytes/s that are read from the device's memory, on a CPU by all threads together, and FLOP/s by type."""
         found = measure(self._device, torch.float32)
         if self._device.type == "cpu":
-            return {"bandwidth": found.bandwidth, **peaks()}
+            return {"bandwidth": found.bandwidth, **peak_flops()}
         return {"bandwidth": found.bandwidth, "f32": found.flops, "bf16": measure(self._device, torch.bfloat16).flops}

@@ -48,6 +48,12 @@ class ModelChoice(Checked):
             raise UsageError(f"`model`: expected a path or a name, got {self.model!r:.99}")
         object.__setattr__(self, "adapters", _several("adapters", self.adapters, Path, (str, Path), "a folder"))
 
+    @property
+    def name(self) -> str:
+        """What a table calls the model: its path or name, its form and its adapters."""
+        form = f" in {self.quantize}" if self.quantize else ""
+        return f"{self.model}{form}{' with ' * bool(self.adapters)}{', '.join(map(str, self.adapters))}"
+
 
 @dataclass(frozen=True)
 class CacheChoice(Checked):

@@ -15,6 +15,7 @@ from llama3_scratch.inference.choices import ModelChoice
 if TYPE_CHECKING:
     import torch
 
+    from llama3_scratch.checkpoint.description import Description
     from llama3_scratch.checkpoint.load import Checkpoint
     from llama3_scratch.stored import Params
 
@@ -47,23 +48,24 @@ def find_model(choice: ModelChoice, *, as_floats: bool = False, chats: bool = Fa
     With `chats`, UsageError for a model that only completes text.
 
     Blocks of a GGUF file, and so the default model, stay as they're stored where the kernels multiply by them; a trace
-    looks at floats, and adapters are merged into floats.
+    looks at floats, and adapters are merged into floats. Where the default model is to be in another form it's made of
+    the blocks, which are a fifth of the floats and say the same.
     """
     # Before torch, which takes seconds to import: a misspelt name is told at once.
     path = resolve(choice.model) if choice.model not in (None, DEFAULT) else None
     if chats and path is not None and path == storyteller():
         raise UsageError(f"`model` {choice.model}: {_STORIES}; leave `model` out to chat with {DEFAULT}")
-    # The one import of a verb, until the part of it that fetches is a library's.
-    from llama3_scratch.download import download, stored_blocks
+    from llama3_scratch.checkpoint.fetch import download, stored_blocks
     from llama3_scratch.native import kernels
 
     device = check_device(choice.device)
     in_kernels = kernels.library() is not None and device.type == "cpu" and choice.dtype in ("auto", "float32")
-    as_floats = bool(as_floats or choice.quantize or choice.adapters)
-    blocks = "stored" if in_kernels and not as_floats else "floats"
+    as_floats = bool(as_floats or choice.adapters)
+    blocks = "stored" if in_kernels and not as_floats and not choice.quantize else "floats"
     if path is None:
+        small = choice.model is None and not as_floats and (in_kernels or choice.quantize is not None)
         try:
-            path = stored_blocks() if choice.model is None and blocks == "stored" else download(DEFAULT)
+            path = stored_blocks() if small else download(DEFAULT)
         except (FileError, ResourceError) as error:
             path = storyteller() if choice.model is None else None
             if path is None:
@@ -74,6 +76,13 @@ def find_model(choice: ModelChoice, *, as_floats: bool = False, chats: bool = Fa
                 ) from error
             log.warning("%s; instead, the storyteller that comes with the code goes on with the text", error)
     return path, blocks
+
+
+def describe_model(choice: ModelChoice) -> Description:
+    """What the headers of the model's files say, or of an official name the table; nothing is fetched."""
+    from llama3_scratch.checkpoint.description import describe
+
+    return describe(choice.model or DEFAULT)
 
 
 def read(
@@ -119,7 +128,8 @@ def open_model(
     if choice.quantize:
         from llama3_scratch.params.quantize import quantize
 
-        checkpoint = replace(checkpoint, params=quantize(checkpoint.params, choice.quantize))
+        params = quantize(checkpoint.params, choice.quantize, of_integers=choice.model is None)
+        checkpoint = replace(checkpoint, params=params)
     if choice.adapters:
         checkpoint = _adapted(checkpoint, choice.adapters)
     checkpoint = replace(checkpoint, origin=origin.of(checkpoint.params))

@@ -20,7 +20,7 @@ from llama3_scratch.linear import embed
 from llama3_scratch.model import Block, decode, fused_block, unembed
 from llama3_scratch.native.decode import FastForward
 from llama3_scratch.stored import Params
-from llama3_scratch.system.memory import available, plan, require
+from llama3_scratch.system.memory import available_memory, memory_plan, require_memory
 
 CHUNK = 512  # tokens of a prompt that go through the model at once: memory stays flat however long the prompt is
 
@@ -89,10 +89,10 @@ def stream(
             f"got {len(prompts)}, the first of {len(prompts[0])}"
         )
     activations = dtype or params["norm.weight"].dtype
-    free = available()
+    free = available_memory()
     if free is not None and params["tok_embeddings.weight"].device.type == "cpu":
         longest = max(map(len, prompts))
-        wanted = plan(
+        wanted = memory_plan(
             config,
             context=min(limit, longest + max_tokens),
             batch=len(prompts),
@@ -100,7 +100,7 @@ def stream(
             / (2 * config.head_dim),
             chunk=min(chunk, longest),
         )
-        require(wanted, free + cache.n_bytes)
+        require_memory(wanted, free + cache.n_bytes)
 
     model = FastForward(params, config, dtype=dtype, block=block)
     rows = list(range(len(prompts)))
@@ -198,7 +198,7 @@ def _located(
     if bad:
         remedy = f"{bad} holds NaN or infinity, download it again"
     elif dtype == torch.float16:
-        remedy = "float16 overflows there, take --dtype float32"
+        remedy = "float16 overflows there, take `dtype=float32`"
     return NonFiniteError(f"{error}, first in {where}{at}; {remedy}")
 
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
 from llama3_scratch.system import stdio
 from llama3_scratch.system.fields import Number
-from llama3_scratch.system.files import FULL
+from llama3_scratch.system.files import DISK_FULL
 
 log = logging.getLogger("llama3_scratch")
 
@@ -189,7 +189,7 @@ def as_ours(error: Exception) -> Llama3Error | None:
         return error
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error).lower():
         return ResourceError("out of memory; lower `max_seq_len`, take fewer prompts at once, or a smaller model")
-    if isinstance(error, OSError) and error.errno in FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return ResourceError(f"the disk is full: {error.filename or error.strerror}")
     if isinstance(error, OSError) and error.filename is not None:
         return FileError(f"{error.filename}: {error.strerror}")

@@ -33,6 +33,13 @@ def model_choice(options: argparse.Namespace) -> ModelChoice:
     return updated(ModelChoice(), vars(options))
 
 
+def reading_choice(options: argparse.Namespace) -> ModelChoice:
+    """Of `add_reading_flags` alone."""
+    return ModelChoice(
+        rope_scale_factor=options.rope_scale_factor, allow_extra=options.allow_extra, chat_format=options.chat_format
+    )
+
+
 def cache_choice(options: argparse.Namespace) -> CacheChoice:
     return updated(CacheChoice(), vars(options))
 
@@ -59,12 +66,7 @@ def add_model_flags(parser: cli.Parser) -> None:
         "SmolLM2-135M-Instruct, fetched at first use, unless given",
     )
     add_device_flags(group)
-    group.add_argument(
-        "--quantize",
-        choices=QUANTIZED,
-        help="round float weights to this form when they're read; embedding and head are int8. "
-        "`convert --quantize` writes a folder that opens at once",
-    )
+    add_quantize_flag(group)
     add_adapter_flag(group, "merged when it's read, or beside weights in integers")
     _add_number(group, CacheChoice, "max_seq_len", metavar="N", help="context to use, at most the model's own")
     add_reading_flags(group)
@@ -103,6 +105,15 @@ def add_device_flags(group: Group) -> None:
         choices=DTYPES,
         default=ModelChoice.dtype,
         help="of activations and cache; weights stay as stored. auto: float32 on a CPU, else the weights' own",
+    )
+
+
+def add_quantize_flag(group: Group) -> None:
+    group.add_argument(
+        "--quantize",
+        choices=QUANTIZED,
+        help="round float weights to this form when they're read; embedding and head are int8. "
+        "`convert --quantize` writes a folder that opens at once",
     )
 
 
@@ -182,6 +193,49 @@ def add_sampling_flags(parser: cli.Parser, defaults: SamplingChoice | None = Non
     add("max_tokens", "N", f"({MAX_TOKENS})")
     group.add_argument(
         "--stop", type=cli.text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
+
+
+def add_prompt_flags(parser: cli.Parser) -> None:
+    """What `terminal.prompts` reads, and all of a PromptChoice but --date."""
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads it from stdin")
+    parser.add_argument(
+        "--prompt", dest="prompts", action="append", default=[], metavar="PROMPT", help="one more prompt; repeatable"
+    )
+    parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="one more prompt: all of FILE")
+    parser.add_argument(
+        "--prompts-file",
+        type=Path,
+        metavar="FILE",
+        help='a prompt on each line; in FILE.jsonl each line is {"prompt": TEXT} or {"messages": […]}. Blank lines are '
+        "passed over; - reads lines of text from stdin",
+    )
+    parser.add_argument(
+        "--batch",
+        type=cli.number(int, least=1),
+        metavar="N",
+        help="prompts at once (16; all of them where a trace is asked for, or with --no-weights)",
+    )
+    parser.add_argument(
+        "--errors", choices=("strict", "replace"), default="strict", help="what to do with bytes that aren't UTF-8"
+    )
+    add_system_flag(parser)
+    parser.add_argument("--raw", action="store_true", help="complete the prompt as it stands, whatever the model")
+    parser.add_argument(
+        "--raw-special", action="store_true", help="like --raw, and names of special tokens are those tokens"
+    )
+
+
+def add_system_flag(group: Group) -> None:
+    group.add_argument("--system", type=cli.text, metavar="TEXT", help="the system message of a chat")
+
+
+def add_prompt_cache_flag(group: Group, what_is_kept: str) -> None:
+    group.add_argument(
+        "--prompt-cache",
+        type=Path,
+        metavar="FILE",
+        help=f"begin with what FILE holds of {what_is_kept} to it at the end; the answer is the same but for rounding",
     )
 
 

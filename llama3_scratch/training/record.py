@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llama3_scratch.system.files import write_whole
-from llama3_scratch.system.machine import measure, peaks
+from llama3_scratch.system.machine import measure, peak_flops
 from llama3_scratch.system.progress import Show
 from llama3_scratch.system.timings import duration
 from llama3_scratch.training.choices import TrainingPlan
@@ -67,7 +67,7 @@ def reporter(
 
     MFU is the share of what the device's matmuls reach in the plan's dtype, which is measured here.
     """
-    peak = _peak_flops(plan.dtype, device)
+    peak = _peak(plan.dtype, device)
     usual = 0.0
 
     def report(step: TrainingStep) -> None:
@@ -80,11 +80,11 @@ def reporter(
     return report
 
 
-def _peak_flops(dtype: str, device: torch.device) -> float:
+def _peak(dtype: str, device: torch.device) -> float:
     """FLOP per second of matmuls in `dtype`. On a CPU f16 is multiplied in f32, as fp8 is everywhere."""
     if device.type != "cpu":
         return measure(device, {"bf16": torch.bfloat16, "f16": torch.float16}.get(dtype, torch.float32)).flops
-    known = peaks()
+    known = peak_flops()
     return known.get(dtype, known["f32"])
 
 

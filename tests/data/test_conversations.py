@@ -10,7 +10,7 @@ import torch
 from llama3_scratch.data.batches import IGNORE
 from llama3_scratch.data.conversations import Conversations, encode, read_conversations, split
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.text.chat_format import frame_template
+from llama3_scratch.text.chat_format import format_template
 from llama3_scratch.text.dialog import encode_dialog, encode_message
 from llama3_scratch.text.tokenizer import ChatTemplate
 from tests import tiny
@@ -186,7 +186,7 @@ def test_a_conversation_that_a_template_refuses_is_named():
 
 def test_answers_of_a_template_are_learnt_as_those_of_the_frame():
     framed, templated = tokenizers()["chatml"], tokenizers()["chatml"]
-    templated.chat_template = ChatTemplate(frame_template(framed))
+    templated.chat_template = ChatTemplate(format_template(framed))
     templated.set_chat_format("template")
     for messages in (ASKED, LONGER, [*LONGER, *ASKED], [*LONGER, *ASKED[:1]]):
         for mask_prompt in (True, False):

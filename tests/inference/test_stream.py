@@ -125,7 +125,7 @@ def test_f133_float16_that_overflows_names_the_layer_and_the_remedy():
     params = tiny.params(dtype=torch.float16)
     params["layers.2.attention.wv.weight"] *= 30_000
     with pytest.raises(
-        NonFiniteError, match=r"first in layers\.2 at position 0; float16 overflows there, take --dtype float32"
+        NonFiniteError, match=r"first in layers\.2 at position 0; float16 overflows there, take `dtype=float32`"
     ):
         run([[1, 2]], params=params, dtype=torch.float16)
 
@@ -173,7 +173,7 @@ def test_f218_f219_f220_f223_caches_in_short_forms(keys, values):
 
 def test_f140_the_plan_counts_the_bytes_of_the_caches_form(monkeypatch):
     asked = []
-    monkeypatch.setattr("llama3_scratch.inference.stream.require", lambda plan, free: asked.append(plan.cache))
+    monkeypatch.setattr("llama3_scratch.inference.stream.require_memory", lambda plan, free: asked.append(plan.cache))
     for form in (Kept, KeptBf16, KeptInt8, KeptInt4):
         run([PROMPTS[0]], cache=Cache(100, keys=form, values=form))
     vectors = 2 * 5 * 2 * 27  # keys and values, layers, heads, tokens; K = 8 in one group

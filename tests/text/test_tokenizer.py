@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.text import tokenizer as module
-from llama3_scratch.text.tokenizer import META, PATTERN, Tokenizer, read_tokenizer, write_tokenizer
+from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.text.tokenizer_file import META, read_tokenizer, write_tokenizer
 from tests import tiny
 from tests.reference import llama3, meta, texts
 
@@ -281,7 +282,7 @@ def test_a_tokenizer_that_could_not_be_read_is_not_written(tmp_path):
 
 def test_reading_needs_no_torch(tmp_path):
     path = small(tmp_path)
-    code = f"import llama3_scratch.text.tokenizer as t; t.read_tokenizer({str(path)!r})"
+    code = f"import llama3_scratch.text.tokenizer_file as t; t.read_tokenizer({str(path)!r})"
     code += "; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(module.__file__).parents[2])
 

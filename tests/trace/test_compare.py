@@ -18,6 +18,7 @@ from llama3_scratch.config import RopeScaling
 from llama3_scratch.model import forward
 from llama3_scratch.trace import compare
 from llama3_scratch.trace.compare import first_divergence
+from llama3_scratch.trace.references import one_pass, transformers
 from llama3_scratch.trace.tracer import watch
 from tests import test_parity_mutations as mistakes
 from tests import tiny
@@ -97,9 +98,9 @@ def shorter():
 def references(shorter):
     """Honest runs by name, each computed once and told again to every test."""
     params = tiny.params(dtype=torch.float64)
-    made = {"one pass": compare.one_pass("one pass", params, tiny.CONFIG, torch.float64)}
+    made = {"one pass": one_pass("one pass", params, tiny.CONFIG, torch.float64)}
     if importlib.util.find_spec("transformers"):
-        made["transformers"] = compare.transformers(params, tiny.CONFIG, torch.float64)
+        made["transformers"] = transformers(params, tiny.CONFIG, torch.float64)
     return {name: told_again(reference) for name, reference in made.items()}
 
 
@@ -157,7 +158,7 @@ def test_what_one_run_lacks_is_said():
     for ours, theirs, note in [(config, shorter, "only in this run"), (shorter, config, "only in the other run")]:
         with watch(keep=compare.needs) as steps:
             forward(tiny.tokens(1, 9), params, ours, block=mistakes.block)
-        first = first_divergence(compare.compare(steps, compare.one_pass("", params, theirs, torch.float32), 1e-6))
+        first = first_divergence(compare.compare(steps, one_pass("", params, theirs, torch.float32), 1e-6))
         assert (first.note, first.difference.name) == (note, "layers.4.attention_norm.rms_norm.wide_BTD")
 
 
@@ -280,7 +281,7 @@ def test_a_cached_pass_has_rows_of_the_tokens_that_they_are_about():
     with watch(keep=compare.needs) as steps:
         for piece in (tokens_1T[:, :4], tokens_1T[:, 4:8], tokens_1T[:, 8:]):
             forward(piece, params, tiny.CONFIG, cache=cache, block=mistakes.block)
-    reference = compare.one_pass("", params, tiny.CONFIG, torch.float64)
+    reference = one_pass("", params, tiny.CONFIG, torch.float64)
     rows = compare.compare(steps, reference, TOLERANCE)
     assert first_divergence(rows) is None
     scores = [row.step.shape for row in rows if row.step and row.step.key == SCORES]

@@ -28,6 +28,7 @@ from llama3_scratch.inference import stream
 from llama3_scratch.linear import linear
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.system.machine import MachineLimits, measure
+from llama3_scratch.terminal import batches
 from llama3_scratch.text.detokenizer import label
 from llama3_scratch.trace import roofline, views
 from llama3_scratch.trace.cost import Cost
@@ -350,7 +351,7 @@ def test_which_head_looks_where_is_the_mean_of_its_weights(run, tmp_path):
     wanted = [(str(int(of_H.argmax())), f"{of_H.max():.1%}") for of_H in (first_H, itself_H, before_H)]
     assert re.findall(r"head (\d) +([\d.]+%)", row) == wanted
     assert len(re.findall(r"^layers\.", out, re.MULTILINE)) == tiny.CONFIG.n_layers
-    assert "a single token" in views.heads([views.look(None, torch.ones(1, 2, 3, 1, 1), 1)])[0]
+    assert "a single token" in views.heads([views.with_pass(None, torch.ones(1, 2, 3, 1, 1), 1)])[0]
 
 
 def words(text):
@@ -455,7 +456,7 @@ def test_options_that_cannot_be(run, argv, code, message):
 
 
 def test_f136_is_told_before_the_model_is_read(capsys, monkeypatch):
-    monkeypatch.setattr(generate, "open_model", lambda options: pytest.fail("the model was read"))
+    monkeypatch.setattr(batches, "open_model", lambda options: pytest.fail("the model was read"))
     assert generate.main(["hi", "--trace-out", "/no/such/folder/x.jsonl"]) == 3
 
 
