@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llama3_scratch import bench, convert, generate, stored
-from llama3_scratch.benchmark import ours, peers, worker
+from llama3_scratch.benchmark import measure, ours, peers, startup, worker
 from llama3_scratch.benchmark.report import Row, Trial, markdown, prefill_flops, report, step_bytes
 from llama3_scratch.benchmark.worker import Worker
 from llama3_scratch.checkpoint.description import describe
@@ -226,7 +226,7 @@ def measured_and_said(capsys, monkeypatch, generates, measures):
     types = []
     opened = batches.open_model
     monkeypatch.setattr(batches, "open_model", lambda *args, **how: types.append(opened(*args, **how)) or types[-1])
-    monkeypatch.setattr(bench, "Worker", Here)
+    monkeypatch.setattr(measure, "Worker", Here)
     assert generate.main(["hi", *generates, "--max-tokens", "1", "--json"]) == 0
     captured = capsys.readouterr()
     said = json.loads(captured.out)["weights"]
@@ -305,7 +305,7 @@ def test_a_device_that_isnt_there_is_refused_as_generate_does(layouts, capsys):
 
 
 def test_a_cache_of_another_type_than_the_activations_is_refused(layouts, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "Worker", Here)
+    monkeypatch.setattr(measure, "Worker", Here)
     arguments = [str(layouts / "F32.gguf"), "--dtype", "bfloat16", *SMALL]
     assert bench.main([*arguments, "--kv", "32"]) == 2
     assert "--kv 32: the cache is in the activations' bf16, or in 16, 8 or 4 bits" in capsys.readouterr().err
@@ -363,9 +363,9 @@ def llama_bench(folder, fails=""):
 
 def test_a_llama_bench_of_ones_own_takes_the_wheels_place(model, capsys, tmp_path, monkeypatch):
     pytest.importorskip("gguf")
-    there = bench.importlib.util.find_spec
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else there(name))
-    monkeypatch.setattr(bench, "Worker", Here)
+    there = measure.importlib.util.find_spec
+    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else there(name))
+    monkeypatch.setattr(measure, "Worker", Here)
     program = llama_bench(tmp_path)
     arguments = ["--forms", "int8", "--against", "llama.cpp", "--llama-bench", str(program), "--contexts", "0,20"]
     assert bench.main([str(model), *arguments, *SMALL, "--json"]) == 0
@@ -399,7 +399,7 @@ def test_a_llama_bench_of_ones_own_takes_the_wheels_place(model, capsys, tmp_pat
 )
 def test_a_llama_bench_that_cant_is_left_out(model, capsys, tmp_path, monkeypatch, fails, more, message):
     pytest.importorskip("gguf")
-    monkeypatch.setattr(bench, "Worker", Here)
+    monkeypatch.setattr(measure, "Worker", Here)
     program = llama_bench(tmp_path, fails)
     arguments = ["--against", "llama.cpp", "--llama-bench", str(program), *more]
     assert bench.main([str(model), *arguments, *SMALL]) == 0
@@ -438,8 +438,8 @@ def test_transformers_answers_beside_ours(model, capsys):
 
 
 def test_a_missing_peer_is_named_and_left_out(model, capsys, monkeypatch):
-    there = bench.importlib.util.find_spec
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else there(name))
+    there = measure.importlib.util.find_spec
+    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else there(name))
     assert bench.main([str(model), "--against", "llama.cpp", *SMALL, "-r", "1"]) == 0
     captured = capsys.readouterr()
     assert "--against llama.cpp needs the package xllamacpp, which isn't installed; it is left out" in captured.err
@@ -477,7 +477,7 @@ def test_a_llama_bench_that_isnt_there_is_refused(model, tmp_path, capsys):
 
 def test_integers_arent_turned_into_other_forms():
     params = ours.random_params(CONFIG, "int8")
-    with pytest.raises(UsageError, match="are stored as integers; leave --forms out"):
+    with pytest.raises(UsageError, match="are stored as integers; leave `forms` out"):
         ours.in_form(params, "f32")
 
 
@@ -496,7 +496,7 @@ def test_the_picture_has_a_line_for_each_form(model, tmp_path, capsys):
     assert path.read_text().count('<g id="line2d') > 4
 
 
-def test_startup_times_whole_commands(model, capsys):
+def test_startup_timeswhole_command_commands(model, capsys):
     assert bench.main([str(model), "--startup", "-r", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     generate, torch_alone = found["rows"]
@@ -507,7 +507,7 @@ def test_startup_times_whole_commands(model, capsys):
 
 def test_startup_of_a_command_that_fails_is_an_error(model):
     with pytest.raises(Llama3Error, match=r"ended with 3: error: .*no such file"):
-        bench._whole(["-m", "llama3_scratch.verify", str(model / "nowhere")])
+        startup.whole_command(["-m", "llama3_scratch.verify", str(model / "nowhere")])
 
 
 def test_a_workers_error_keeps_its_kind_and_its_death_is_told(model):

@@ -22,7 +22,7 @@ import torch
 
 from llama3_scratch.data.batches import IGNORE, Batch
 from llama3_scratch.data.documents import placed
-from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.errors import FileError, MissingFileError, UsageError
 from llama3_scratch.system.files import make_folder, read_json, require_file, unwritable, write_whole
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.text.tokenizer_file import FILE, read_tokenizer, write_tokenizer
@@ -31,8 +31,8 @@ log = logging.getLogger("llama3_scratch")
 
 MANIFEST = "shards.json"
 PARTS = ("train", "validation")
-SHARD = 1 << 28  # tokens of a file
-FEW = 1000  # documents that are looked at before it's settled that they all go into one part
+SHARD_TOKENS = 1 << 28  # of a file
+MAX_SAMPLED_DOCUMENTS = 1000  # that are looked at before it's settled that chance holds out none, or all
 
 
 def write_shards(
@@ -42,22 +42,23 @@ def write_shards(
     *,
     validation: float = 0.01,
     seed: int = 0,
-    shard: int = SHARD,
+    shard: int = SHARD_TOKENS,
 ) -> dict[str, Any]:
     """Encode documents into `folder`, the share `validation` of them held out; what its manifest says.
 
     Which are held out depends on the seed and on what a document says, so that a text that stands twice is never in
-    both parts. Where none or all would be of up to FEW documents, as of a single long one, the end of each is held out,
-    from a white space on. Documents are taken one by one: they may be more than memory holds.
+    both parts. Where chance would hold out none or all of up to MAX_SAMPLED_DOCUMENTS documents, as of a single long
+    one, the end of each is held out, from a white space on. Documents are taken one by one: they may be more than
+    memory holds.
     """
     if tokenizer.bos_id is None and tokenizer.eos_id is None:
-        raise UsageError("the tokenizer has neither a begin nor an end token, so documents couldn't be told apart")
+        raise UsageError("the tokenizer has neither a begin nor an end token, so documents couldn't be separated")
     make_folder(folder)
     try:
         (folder / MANIFEST).unlink(missing_ok=True)  # whoever reads now finds no data rather than half of two
         writers = {part: _Writer(folder, part, tokenizer.n_words, shard) for part in PARTS}
         bos, eos = tokenizer.bos_id is not None, tokenizer.eos_id is not None
-        for number, (part, text) in enumerate(_parted(documents, validation, seed), start=1):
+        for number, (part, text) in enumerate(_assigned(documents, validation, seed), start=1):
             with placed(f"document {number}, {text!r:.40}"):
                 ids = tokenizer.encode(text, bos=bos, eos=eos)
             writers[part].add(ids, len(text.encode()))
@@ -74,14 +75,14 @@ def write_shards(
         raise FileError(f"{folder}: no document is left to train on")
     if validation and not manifest["parts"]["validation"]["tokens"]:
         log.warning(
-            "%s: nothing was held out of %d documents, so no held-out loss will tell how well is learnt",
+            "%s: nothing was held out of %d documents, so there will be no held-out loss",
             folder,
             manifest["parts"]["train"]["documents"],
         )
     return manifest
 
 
-def _parted(documents: Iterable[str], validation: float, seed: int) -> Iterator[tuple[str, str]]:
+def _assigned(documents: Iterable[str], validation: float, seed: int) -> Iterator[tuple[str, str]]:
     """Each document, or its beginning and its end, behind the part that it goes into."""
 
     def part(text: str) -> str:
@@ -95,7 +96,7 @@ def _parted(documents: Iterable[str], validation: float, seed: int) -> Iterator[
     first: list[tuple[str, str]] = []
     for one in parted:
         first.append(one)
-        if one[0] != first[0][0] or len(first) == FEW:
+        if one[0] != first[0][0] or len(first) == MAX_SAMPLED_DOCUMENTS:
             break
     else:
         if first:
@@ -160,11 +161,8 @@ class Shards:
         self.folder = folder
         if not (folder / MANIFEST).is_file():
             found = "a file" if folder.is_file() else f"no {MANIFEST} in it" if folder.is_dir() else "nothing"
-            raise FileError(
-                f"{folder}: expected a folder of prepared data, found {found}; "
-                "python scripts/prepare_data.py TEXT --tokenizer DIR --out DIR makes one"
-            )
-        manifest = read_json(folder / MANIFEST, "what scripts/prepare_data.py writes")
+            raise MissingFileError(f"{folder}: expected a folder of prepared data, found {found}")
+        manifest = read_json(folder / MANIFEST, "the manifest of prepared data")
         self.tokenizer = read_tokenizer(folder / FILE)
         if self.tokenizer.n_words != manifest["vocab_size"]:
             raise FileError(
@@ -191,7 +189,7 @@ class Shards:
         if not rows:
             log.warning(
                 "%s: held out are %d tokens, too few for a row of %d, so there will be no held-out loss; prepare the "
-                "data with a larger --validation to have one",
+                "data with a larger share `validation` to have one",
                 self.folder,
                 sum(tokens),
                 length,
@@ -214,7 +212,7 @@ class Shards:
 
 
 class Windows:
-    """Batches of consecutive windows over rows of ids; a `Batches` (training.batches)."""
+    """Batches of consecutive windows over rows of ids; a `Batches` (data.batches)."""
 
     def __init__(
         self, files: list[np.ndarray], tokenizer: Tokenizer, *, size: int, length: int, seed: int, fingerprint: str

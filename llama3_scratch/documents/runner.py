@@ -22,7 +22,7 @@ from typing import Any
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.documents.blocks import Cell, CodeBlock, Prose, title_of
 from llama3_scratch.errors import Llama3Error, MismatchError, UsageError
-from llama3_scratch.system.display import display
+from llama3_scratch.system.progress import steps_bar
 
 log = logging.getLogger("llama3_scratch")
 
@@ -115,7 +115,7 @@ def run_in_view(path: Path, cells: Sequence[Cell], *, compare: bool) -> list[str
     titles = [title_of(cell) for cell in cells]
     outputs: list[str | None] = []
     running = run(path, cells, compare=compare)
-    with display(0, len(cells)) as show:
+    with steps_bar(0, len(cells)) as show:
         for number, title in enumerate(titles):
             if title:
                 show(number, title)

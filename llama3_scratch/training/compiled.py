@@ -1,4 +1,4 @@
-"""A loss that torch compiles: slower to begin with by a minute, then each step is faster by what its kernels share."""
+"""A loss through torch.compile: the first step takes a minute longer, then fused kernels make each one faster."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
             try:
                 return fast(*args, **kwargs)
             except no_cxx_compiler() as error:
-                raise UsageError("--compile needs a C++ compiler, as g++ or clang++; leave it out") from error
+                raise UsageError("`compile=True` needs a C++ compiler, as g++ or clang++; leave it out") from error
 
     return checked

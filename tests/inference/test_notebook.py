@@ -15,7 +15,8 @@ from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.errors import UsageError
 from llama3_scratch.tied import tie
-from llama3_scratch.training.loop import Training, TrainingPlan
+from llama3_scratch.training.choices import TrainingPlan
+from llama3_scratch.training.loop import Training
 from tests import tiny
 
 SETTINGS = [

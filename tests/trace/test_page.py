@@ -18,7 +18,6 @@ from llama3_scratch.inference import stream
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from llama3_scratch.trace import page as page_module
-from llama3_scratch.trace import session
 from llama3_scratch.trace.page import TracePage, needs
 from llama3_scratch.trace.tracer import watch
 from llama3_scratch.trace.views import likeliest
@@ -568,8 +567,8 @@ def test_generate_writes_it_and_keeps_no_tensor(tmp_path, capsys, monkeypatch):
     chats = tiny.folder(tmp_path / "chats")
     left = []
     monkeypatch.setattr(TracePage, "write", lambda self, path: left.append(path))
-    finish = session.TraceSession.finish
-    monkeypatch.setattr(session.TraceSession, "finish", lambda self: (left.extend(self._steps), finish(self)))
+    finish = generate.TraceSession.finish
+    monkeypatch.setattr(generate.TraceSession, "finish", lambda self: (left.extend(self._steps), finish(self)))
     assert generate.main(["hi", "--model", str(chats), "--max-tokens", "2", "--trace-out", f"{tmp_path}/a.html"]) == 0
     *steps, path = left
     assert path == tmp_path / "a.html" and len(steps) > 300
