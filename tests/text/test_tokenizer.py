@@ -471,8 +471,7 @@ def test_f113_unusual_characters_come_back(text):
 
 
 def test_f116_a_second_bos_is_kept():
-    choice = PromptChoice(raw_special=True)
-    assert encode_prompt("<|begin_of_text|>hello", llama3(), choice) == [128000, 128000, 15339]
+    assert encode_prompt("<|begin_of_text|>hello", llama3(), PromptChoice(raw_special=True)) == [128000, 128000, 15339]
 
 
 def test_a_byte_without_a_token_is_named(tmp_path):
