@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from llama3_scratch.system.wait_policy import sleep_while_waiting
 
 if TYPE_CHECKING:
-    from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
+    from llama3_scratch.cache import NO_CACHE, Cache
+    from llama3_scratch.caches.ragged import RaggedCache
     from llama3_scratch.checkpoint.load import Checkpoint, load
     from llama3_scratch.config import OFFICIAL, Config, RopeScaling, expected
     from llama3_scratch.errors import Llama3Error
@@ -39,7 +40,8 @@ _HOME = {
     "inference.choices": ("CacheChoice", "DraftChoice", "ModelChoice", "PromptChoice", "SamplingChoice"),
     "inference.opening": ("open_model",),
     "inference.notebook": ("Talk", "answer", "stream_answer"),
-    "cache": ("NO_CACHE", "Cache", "RaggedCache"),
+    "cache": ("NO_CACHE", "Cache"),
+    "caches.ragged": ("RaggedCache",),
     "checkpoint.load": ("Checkpoint", "load"),
     "config": ("OFFICIAL", "Config", "RopeScaling", "expected"),
     "errors": ("Llama3Error",),

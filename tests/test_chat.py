@@ -281,11 +281,11 @@ def test_what_was_interrupted_before_its_first_token_was_not_said(conversation, 
 
 @pytest.mark.parametrize("options", [{}, {"speculate": "lookup"}])
 def test_who_listens_may_leave_at_any_token(converse, options):
-    """What was guessed and not yet heard of isn't in the cache: the next answer is that of a fresh conversation."""
+    """What was drafted and not yet heard of isn't in the cache: the next answer is that of a fresh conversation."""
     for at in range(1, 12):
         conversation = converse(max_tokens=40, **options)
         if options:
-            conversation._drafts.guess = lambda tokens, most: [tokens[-1]] * min(most, 4)
+            conversation._drafts.propose = lambda tokens, most: [tokens[-1]] * min(most, 4)
         answer = conversation.reply("ab ab ab ab ab")
         text = "".join(itertools.islice(answer, at))
         answer.close()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from llama3_scratch import convert, describe, model, parity
-from llama3_scratch.cache import Cache, Kept, RaggedCache
+from llama3_scratch.cache import Cache, Kept
 from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.gguf import read_gguf
 from llama3_scratch.checkpoint.gguf_out import write_gguf

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama3_scratch.cache import Cache, Keep, Kept, RaggedCache
+from llama3_scratch.cache import Cache, Keep, Kept
 from llama3_scratch.caches.quantized import KEPT_IN_BITS
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.config import OFFICIAL, Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.choices import ModelChoice
 from llama3_scratch.inference.opening import activations_dtype, open_model
+from llama3_scratch.inference.prefill import CHUNK, prefill, step
 from llama3_scratch.inference.sample import sampler
-from llama3_scratch.inference.stream import CHUNK
-from llama3_scratch.model import unembed
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import FastForward
 from llama3_scratch.params import quantize
@@ -140,9 +140,7 @@ class Ours:
             self._cache = Cache(self._slots, keys=self._keep, values=self._keep)
         else:
             self._cache = RaggedCache(self._slots, self._batch, keys=self._keep, values=self._keep)
-        for begin in range(0, tokens, CHUNK):
-            x_BTD = self._model.hidden(self.prompts_BT[:, begin : min(begin + CHUNK, tokens)], self._cache)
-        self._next(unembed(x_BTD[:, -1:], self._params))
+        self._next(prefill(self._model, self._cache, self.prompts_BT[:, :tokens].tolist()))
         self._known = tokens
         return time.perf_counter() - begun
 
@@ -153,14 +151,14 @@ class Ours:
             self.prefill(context)
         self._cache.rewind(context)
         self._known = context
-        next_B1 = self.prompts_BT[:, context : context + 1]
+        next_B1 = self.prompts_BT[:, context : context + 1].tolist()
         begun = time.perf_counter()
         for _ in range(tokens):
-            next_B1 = self._next(self._model.logits(next_B1, self._cache))
+            next_B1 = self._next(step(self._model, self._cache, next_B1))
         return time.perf_counter() - begun
 
-    def _next(self, logits_B1V: Tensor) -> Tensor:
-        return torch.tensor([[self._sample(logits_V, ())] for logits_V in logits_B1V[:, 0]])
+    def _next(self, logits_B1V: Tensor) -> list[list[int]]:
+        return [[self._sample(logits_V, ())] for logits_V in logits_B1V[:, 0]]
 
 
 def _require(config: Config, form: str, slots: int, batch: int) -> None:

@@ -57,6 +57,9 @@ EMBEDDED = ModelTensor("embed", "rows_BTD")
 LAYERS_INPUT = ModelTensor("decode", "x_BTD", "argument")
 POSITIONS = ModelTensor("decode", "positions_BT")
 ANGLES = ModelTensor("rotations", "angles_BTJ")
+MASK = ModelTensor(
+    "decode", "mask_BTS"
+)  # where there is one: most often a word says it, which every attention spells out
 ROTATION = ModelTensor("decode", "rotation_BTJ")
 
 # In a layer:

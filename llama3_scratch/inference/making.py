@@ -6,8 +6,9 @@ from functools import partial
 
 import torch
 
-from llama3_scratch.cache import Cache, Keep, Kept, RaggedCache
+from llama3_scratch.cache import Cache, Keep, Kept
 from llama3_scratch.caches.quantized import KEPT_IN_BITS, group_size
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.config import Config

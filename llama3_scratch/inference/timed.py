@@ -76,7 +76,7 @@ def timed_stream(
         dtype=dtype,
         cache=cache,
         block=block if watch is not None else None,
-        guesses=drafts,
+        drafts=drafts,
     ):
         if watch is not None and step.row <= before:  # rows ascend within a pass
             watch.passed()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.compare.difference import Difference, difference
-from llama3_scratch.compare.tensor_names import FORWARD, HANDED_ON, LOGITS, TOKENS
+from llama3_scratch.compare.tensor_names import FORWARD, HANDED_ON, LOGITS, MASK, TOKENS
 from llama3_scratch.errors import UsageError
 from llama3_scratch.trace.references import Reference
 from llama3_scratch.trace.tracer import Statistics, TracedTensor, summarise
@@ -69,7 +69,10 @@ def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: floa
 
     def receive(call: int | None, key: str, theirs: Tensor) -> None:
         nonlocal last
-        if key not in ours and not key.endswith(".return"):  # which another dtype's casts make, or spare
+        spared = key == MASK.key() or key.endswith(
+            ".return"
+        )  # a word may do; another dtype's casts make it, or spare it
+        if key not in ours and not spared:
             lacking[last].append(Row(None, _infinite(key, tolerance), summarise(theirs), "only in the other run"))
         same = [step for step in ours.get(key, ()) if call in (None, step.call) and step.value is not None]
         if same and same[0].dtype.is_complex and not theirs.is_complex():  # a file has complex numbers as pairs
@@ -87,7 +90,7 @@ def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: floa
     for step in steps:
         if row := found.get((step.call, step.key)):
             rows.append(row)
-        elif reference.complete and step.value is not None and step.kind == "local":
+        elif reference.complete and step.value is not None and step.kind == "local" and not MASK.matches(step):
             rows.append(Row(step, _infinite(step.label, tolerance), None, "only in this run"))
         rows += lacking.pop((step.call, step.key), [])
     return rows

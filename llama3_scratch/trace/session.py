@@ -221,7 +221,7 @@ class TraceSession:
 
 def _page(checkpoint: Checkpoint, files: Mapping[str, str], length: int) -> TracePage:
     """The page of a prompt of `length` tokens."""
-    from llama3_scratch.inference.stream import CHUNK
+    from llama3_scratch.inference.prefill import CHUNK
     from llama3_scratch.trace.page import TracePage
 
     return TracePage(

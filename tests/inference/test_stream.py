@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama3_scratch.cache import Cache, Kept, RaggedCache
+from llama3_scratch.cache import Cache, Kept
 from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import NonFiniteError, sampler
 from llama3_scratch.inference.stream import stream
@@ -182,7 +183,7 @@ def test_f140_the_plan_counts_the_bytes_of_the_caches_form(monkeypatch):
 
 def test_a_ragged_cache_of_ones_own_is_empty_and_has_a_row_for_each():
     cache = RaggedCache(100, 3)
-    with pytest.raises(UsageError, match=r"a row for each of 2 prompts, got 3 rows of up to 0 tokens"):
+    with pytest.raises(UsageError, match=r"at most a row for each of 2 prompts, got 3 rows of up to 0 tokens"):
         run(PROMPTS[:2], cache=cache)
     run(PROMPTS[:3], cache=cache)
     with pytest.raises(UsageError, match=r"must be empty"):

@@ -28,7 +28,9 @@ TOLERANCE = 1e-9
 # Mistake → the first step that differs from transformers' run.
 ROTATION, BEFORE_LAYER_0 = "decode.rotation_BTJ", "layers.0.block.normed_BTD"
 TURNED_Q, RAW_Q, RAW_K = (f"layers.0.attention.{name}" for name in ("q_BTHK.2", "q_BTHK", "k_BTGK"))
-SCORES, MASKED = (f"layers.0.attention.attend.{name}_BGRTS" for name in ("scores", "masked"))
+VISIBLE, SCORES, MASKED = (
+    f"layers.0.attention.attend.{name}" for name in ("visible_BTS", "scores_BGRTS", "masked_BGRTS")
+)
 GATE, EMBEDDED = "layers.0.feed_forward.swiglu.gate_BTF", "tok_embeddings.embed.rows_BTD"
 PLACE = {
     "factor 8 for 32": ROTATION,
@@ -58,9 +60,9 @@ PLACE = {
     "heads tiled": SCORES,
     "scores over the root of dim": SCORES,
     "attention in f32": SCORES,
-    "mask one too far": MASKED,
-    "mask one too short": MASKED,
-    "no mask": MASKED,
+    "mask one too far": VISIBLE,
+    "mask one too short": VISIBLE,
+    "no mask": VISIBLE,
     "cached steps one position early": f"pass1.{TURNED_Q}",
 }
 # From one pass of our own, which has the steps between too.

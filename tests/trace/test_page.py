@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 from llama3_scratch import generate, model
 from llama3_scratch.cache import Cache
 from llama3_scratch.config import OFFICIAL
-from llama3_scratch.inference import stream
+from llama3_scratch.inference import prefill, stream
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from llama3_scratch.trace import page as page_module
@@ -541,7 +541,7 @@ def test_what_a_file_may_hold_is_shared_by_the_passes_of_a_long_prompt(monkeypat
 def test_generate_says_in_how_many_pieces_a_prompt_comes(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(TracePage, "write", lambda self, path: written.append((self._pieces, self._heat_rows)))
-    monkeypatch.setattr(stream, "CHUNK", 10)
+    monkeypatch.setattr(prefill, "CHUNK", 10)
     monkeypatch.setitem(stream.stream.__wrapped__.__kwdefaults__, "chunk", 10)
     argv = ["hi", "--model", str(tiny.folder(tmp_path / "chats")), "--max-tokens", "1"]
     assert generate.main([*argv, "--trace-out", str(tmp_path / "run.html")]) == 0

@@ -20,8 +20,9 @@ from tests import house, tiny
 @pytest.fixture(scope="module")
 def steps():
     with torch.inference_mode(), watch(statistics=False) as steps:
-        tokens_BT = torch.tensor([[1, 2, 3]])
-        model.forward(tokens_BT, tiny.params(), tiny.CONFIG, cache=Cache(8), block=model.block)
+        cache = Cache(8)
+        for ids in ([1, 2, 3], [4, 5]):  # the second mask is a tensor
+            model.forward(torch.tensor([ids]), tiny.params(), tiny.CONFIG, cache=cache, block=model.block)
     return steps
 
 

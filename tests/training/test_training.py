@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llama3_scratch.cache import NoCache
 from llama3_scratch.config import Config
 from llama3_scratch.data.batches import IGNORE, Batch
 from llama3_scratch.data.shards import Shards, write_shards
@@ -32,7 +33,7 @@ from llama3_scratch.training import checkpoints, curve, record
 from llama3_scratch.training.choices import TrainingPlan
 from llama3_scratch.training.flops import flops_per_token
 from llama3_scratch.training.loop import NotLearningError, Training
-from llama3_scratch.training.loss import cross_entropy, next_token_loss, recomputed, unchanged, within_documents
+from llama3_scratch.training.loss import cross_entropy, document_mask, next_token_loss, recomputed, unchanged
 from llama3_scratch.training.optimizer import adamw, schedule
 from llama3_scratch.training.run import train
 from tests import tiny
@@ -96,12 +97,13 @@ def test_one_document_cannot_see_another():
     params = init(tiny.CONFIG, seed=3, std=0.3)
     tokens_BT = tiny.tokens(1, 12, tiny.CONFIG)
     documents_BT = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3])
-    packed = forward(tokens_BT, params, tiny.CONFIG, block=within_documents(documents_BT))
+    cache = NoCache(document_mask(documents_BT))
+    packed = forward(tokens_BT, params, tiny.CONFIG, cache=cache)
     alone = [forward(part, params, tiny.CONFIG, block=block) for part in tokens_BT.split([5, 4, 3], dim=1)]
     check(packed, torch.cat(alone, dim=1), 1e-5)
     changed_BT = tokens_BT.clone()
     changed_BT[0, 0] = (changed_BT[0, 0] + 1) % tiny.CONFIG.vocab_size
-    again = forward(changed_BT, params, tiny.CONFIG, block=within_documents(documents_BT))
+    again = forward(changed_BT, params, tiny.CONFIG, cache=cache)
     assert torch.equal(again[:, 5:], packed[:, 5:]) and not torch.equal(again[:, :5], packed[:, :5])
 
 
