@@ -11,7 +11,9 @@ from llama3_scratch.system import cli
 from llama3_scratch.terminal import flags
 from llama3_scratch.terminal.batches import Answering, answer_prompts
 from llama3_scratch.terminal.prompts import Prompt, read_prompts
-from llama3_scratch.trace.session import Session, add_trace_options, asks_for_trace, check_number, trace_without_weights
+from llama3_scratch.trace.choice import TraceChoice
+from llama3_scratch.trace.flags import add_trace_flags, trace_choice
+from llama3_scratch.trace.session import TraceSession
 
 
 def _parser() -> cli.Parser:
@@ -30,23 +32,22 @@ def _parser() -> cli.Parser:
     flags.add_prompt_cache_flag(single, "the prompt, if it's there, and write prompt and answer")
     flags.add_sliding_flags(single)
     flags.add_sampling_flags(parser)
-    add_trace_options(parser)
+    add_trace_flags(parser)
     return parser
 
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
     how = _answering(options)
-    traced = asks_for_trace(options)
+    trace = trace_choice(options)
     if options.no_weights:
-        return _without_weights(options, how)
+        return _without_weights(options, how, trace)
     asked = _asked(options)
-    if not traced:
+    if not trace.watches:
         return answer_prompts(asked, how)
-    check_number(options, len(asked))
-    return answer_prompts(
-        asked, how, make_watch=lambda checkpoint, dtype, ids, text: Session(options, checkpoint, dtype, ids, text)
-    )
+    trace.check_prompts(len(asked))
+    from_flags = {"allow_extra": options.allow_extra, "json": options.json}
+    return answer_prompts(asked, how, make_watch=lambda *run: TraceSession(trace, *run, **from_flags))
 
 
 def _answering(options: argparse.Namespace) -> Answering:
@@ -68,17 +69,21 @@ def _asked(options: argparse.Namespace) -> list[Prompt]:
     return read_prompts(given, file=options.prompt_file, lines=options.prompts_file, errors=options.errors)
 
 
-def _without_weights(options: argparse.Namespace, how: Answering) -> int:
+def _without_weights(options: argparse.Namespace, how: Answering, trace: TraceChoice) -> int:
     """Trace shapes alone: of --length tokens, or of a prompt where the model's tokenizer is at hand."""
+    from llama3_scratch.trace.shapes import show_shapes
+
     found = describe_model(how.model)
+    batch = options.batch or 1
     if options.length:
         length = options.length
     elif found.tokenizer is not None:
         lengths = [len(encode_prompt(prompt.asked, found.tokenizer, how.prompt)) for prompt in _asked(options)]
-        length, options.batch = max(lengths), options.batch or len(lengths)
+        length, batch = max(lengths), options.batch or len(lengths)
     else:
         raise UsageError(f"--no-weights: {found.source} has no tokenizer at hand; give the --length of the prompt")
-    trace_without_weights(options, found.config, length)
+    context = how.cache.max_seq_len or found.config.max_seq_len
+    show_shapes(trace, found.config, length=length, batch=batch, context=context, dtype=how.model.dtype)
     return 0
 
 

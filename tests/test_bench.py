@@ -414,7 +414,8 @@ def test_the_wheels_build_is_named(model, capsys):
     assert bench.main([str(model), "--against", "llama.cpp", *SMALL, "-r", "1"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.match(
-        r"llama.cpp: the wheel xllamacpp [\d.]+, compiled for (\w+, )*AVX2?,.* it is faster: see --llama-bench", last
+        r"llama.cpp: the wheel xllamacpp [\d.]+, compiled for (\w+, )*AVX2?.*; faster where it is built for this",
+        last,
     )
 
 
@@ -477,7 +478,7 @@ def test_a_llama_bench_that_isnt_there_is_refused(model, tmp_path, capsys):
 
 def test_integers_arent_turned_into_other_forms():
     params = ours.random_params(CONFIG, "int8")
-    with pytest.raises(UsageError, match="are stored as integers; leave --forms out"):
+    with pytest.raises(UsageError, match="are stored as integers; leave `forms` out"):
         ours.in_form(params, "f32")
 
 

@@ -137,7 +137,7 @@ def _turn(group: list[tuple[Row, Worker]], tests: Sequence[Trial]) -> None:
 def _installed(peer: str) -> bool:
     package = PEERS[peer]
     if importlib.util.find_spec(package) is None:
-        log.warning("--against %s needs the package %s, which isn't installed; it is left out", peer, package)
+        log.warning("`against` %s needs the package %s, which isn't installed; it is left out", peer, package)
         return False
     return True
 

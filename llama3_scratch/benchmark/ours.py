@@ -38,7 +38,7 @@ _BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8-row": 8.1, "int8": 8.5, "int4":
 def in_form(params: Params, form: str) -> Params:
     """Float weights in another form. Raises UsageError for weights that are integers already."""
     if key := quantised(params):
-        raise UsageError(f"{key}: these weights are stored as integers; leave --forms out, or give the float model")
+        raise UsageError(f"{key}: these weights are stored as integers; leave `forms` out, or give the float model")
     if form in FLOATS:
         return map_tensors(params, lambda tensor: tensor.to(FLOATS[form]))
     return quantize.quantize(params, form)
@@ -100,7 +100,7 @@ class Ours:
             raise UsageError(f"`pp`, `tg` and `contexts` take {slots} tokens, the model's context {config.max_seq_len}")
         self._dtype_name = SHORT_DTYPE[str(self._dtype).removeprefix("torch.")]
         if kv == 32 and self._dtype != torch.float32:
-            raise UsageError(f"--kv 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
+            raise UsageError(f"`kv` 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
         self._params, self._config, self._keep = params, config, KEEPS[kv or 32]
         self._kv_bits = kv or 8 * self._dtype.itemsize
         self._model = FastForward(params, config, dtype=self._dtype)

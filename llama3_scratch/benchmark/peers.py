@@ -188,7 +188,10 @@ class LlamaCpp:
 
         features = re.findall(r"(\w+) = 1\b", xllamacpp.get_system_info())
         said = f"the wheel xllamacpp {xllamacpp.__version__}, compiled for {', '.join(features)}"
-        return {"load_s": self._load_s, "build": f"{said}; built for this processor it is faster: see --llama-bench"}
+        return {
+            "load_s": self._load_s,
+            "build": f"{said}; faster where it is built for this processor, as scripts/native_llama_bench.sh does",
+        }
 
     def peak(self) -> int:
         return peak_rss_bytes()

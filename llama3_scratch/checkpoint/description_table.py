@@ -77,9 +77,7 @@ _NO_KERNELS = "not built: no C compiler was found when the package was installed
 def _forms_row(forms: dict[str, tuple[int, int]]) -> str:
     """Each form with its bits a weight, scales included, the largest first."""
     rows = sorted(forms.items(), key=lambda row: -row[1][1])
-    return ", ".join(
-        f"{form} {format_bytes(n_bytes)} ({8 * n_bytes / n:.3g} bits a weight)" for form, (n, n_bytes) in rows
-    )
+    return ", ".join(f"{form} {format_bytes(size)} ({8 * size / n:.3g} bits a weight)" for form, (n, size) in rows)
 
 
 def _tokenizer_row(tokenizer: Tokenizer | None) -> str:

@@ -360,7 +360,7 @@ def _warn_of_another_base(folder: Path, path: Path) -> None:
 
 
 def _warn_of_untrained_tokens(folders: list[Path], checkpoint: Checkpoint) -> None:
-    """Say so where a chat's frame is made of tokens that a base model never saw: Llama 3's base models have such.
+    """Say so where a chat format is made of tokens that a base model never saw: Llama 3's base models have such.
 
     Their rows of the embedding are as they began, next to zero or all alike, and adapters of projections don't mend it.
     """
@@ -374,14 +374,14 @@ def _warn_of_untrained_tokens(folders: list[Path], checkpoint: Checkpoint) -> No
     if not chats or not ids:
         return
     weight = stored(params, "tok_embeddings")
-    frames = weight.floats(torch.tensor(list(ids.values()), device=weight.values.device), torch.float32)
-    sizes = torch.linalg.vector_norm(frames, dim=1)
+    rows = weight.floats(torch.tensor(list(ids.values()), device=weight.values.device), torch.float32)
+    norms = torch.linalg.vector_norm(rows, dim=1)
     usual = torch.linalg.vector_norm(weight.floats(slice(0, 1024), torch.float32), dim=1).median()
-    alike = (frames[:, None] == frames).all(-1).sum(1) > 1
-    untrained = (sizes < 0.01 * usual) | alike
+    alike = (rows[:, None] == rows).all(-1).sum(1) > 1
+    untrained = (norms < 0.01 * usual) | alike
     if names := [name for name, bad in zip(ids, untrained.tolist(), strict=True) if bad]:
         log.warning(
-            "%s: a chat is framed by %s, whose embeddings were never trained in this model; answers may not end or "
+            "%s: its chat format has %s, whose embeddings were never trained in this model; answers may not end or "
             "make sense. Take the instruct model and an adapter of it",
             chats[0],
             ", ".join(names),

@@ -114,7 +114,7 @@ def _check_no_weights(choice: TraceChoice, options: argparse.Namespace) -> None:
     idle = {
         "--logprobs": options.logprobs is not None,
         "--device": options.device != "cpu",
-        "--adapter": getattr(options, "adapters", None) or getattr(options, "adapter", None),
+        "--adapter": options.adapters,
         "--speculate": options.speculate,
         "--prompt-cache": options.prompt_cache,
         "--sliding": options.sliding,

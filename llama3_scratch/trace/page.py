@@ -131,7 +131,7 @@ class TracePage:
         write_whole(path, _filled(base64.b64encode(packed).decode()))
 
     @property
-    def most_tokens(self) -> int:
+    def max_tokens(self) -> int:
         """How many tokens the next pass may show; each of the prompt's has an equal share of the file."""
         heads, share = self._config.n_layers * self._config.n_heads, max(0, self._left) // max(1, self._pieces)
         return min(MAX_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(share // (2 * heads))))
@@ -229,9 +229,9 @@ class TracePage:
         return [kind, self._offsets[mark], array.size]
 
     def _shown(self, n: int) -> list[int]:
-        if n <= self.most_tokens:
+        if n <= self.max_tokens:
             return list(range(n))
-        return [*range(FIRST_TOKENS), *range(n - self.most_tokens + FIRST_TOKENS, n)]
+        return [*range(FIRST_TOKENS), *range(n - self.max_tokens + FIRST_TOKENS, n)]
 
     def _string(self, text: str) -> int:
         return self._strings.setdefault(text, len(self._strings))
@@ -269,13 +269,13 @@ def _plane(value: Tensor, letters: str) -> tuple[np.ndarray, list[Any], list[lis
     return _numpy(value.flatten(1)), axes[0], axes[1:], head
 
 
-def _largest(plane: np.ndarray, most_rows: int) -> tuple[np.ndarray, int, int]:
-    """At most most_rows × HEAT_COLUMNS cells, each its block's largest by magnitude, and the block's sizes.
+def _largest(plane: np.ndarray, max_rows: int) -> tuple[np.ndarray, int, int]:
+    """At most max_rows × HEAT_COLUMNS cells, each the value of largest magnitude in its block, and a block's two sizes.
 
     Infinities count only where a block has nothing else, a NaN always.
     """
     (n_rows, n_columns) = plane.shape
-    tall, wide = max(1, -(-n_rows // most_rows)), max(1, -(-n_columns // HEAT_COLUMNS))
+    tall, wide = max(1, -(-n_rows // max_rows)), max(1, -(-n_columns // HEAT_COLUMNS))
     padding = ((0, -n_rows % tall), (0, -n_columns % wide))
     blocks = np.pad(plane, padding, constant_values=np.inf)
     blocks = blocks.reshape(blocks.shape[0] // tall, tall, -1, wide).swapaxes(1, 2)
@@ -285,7 +285,7 @@ def _largest(plane: np.ndarray, most_rows: int) -> tuple[np.ndarray, int, int]:
 
 
 def _histogram(value: Tensor) -> np.ndarray:
-    """How many finite values lie in each of HISTOGRAM_BINS equal steps, as square roots scaled to 255.
+    """How many finite values lie in each of HISTOGRAM_BINS equal steps from least to largest: roots, at most 255.
 
     Outliers are few, and roots leave them in sight.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import shutil
@@ -13,13 +12,11 @@ from llama3_scratch.compare.tensor_names import ATTENTION_WEIGHTS
 from llama3_scratch.errors import MismatchError
 from llama3_scratch.text.detokenizer import label
 from llama3_scratch.trace.choice import ROUNDING, TraceChoice
-from llama3_scratch.trace.flags import add_trace_flags, trace_choice
 
 if TYPE_CHECKING:
     import torch
 
     from llama3_scratch.checkpoint.load import Checkpoint
-    from llama3_scratch.config import Config
     from llama3_scratch.text.detokenizer import Detokenizer
     from llama3_scratch.trace.page import TracePage
     from llama3_scratch.trace.tracer import TracedTensor
@@ -230,33 +227,3 @@ def _page(checkpoint: Checkpoint, files: Mapping[str, str], length: int) -> Trac
     return TracePage(
         checkpoint.params, checkpoint.config, checkpoint.tokenizer, checkpoint.path.name, files, -(-length // CHUNK)
     )
-
-
-# What `generate` calls until it takes `trace_choice`, `TraceSession` and `show_shapes`.
-
-
-class Session(TraceSession):
-    def __init__(
-        self, options: argparse.Namespace, checkpoint: Checkpoint, dtype: torch.dtype, ids: Sequence[int], asked: str
-    ) -> None:
-        super().__init__(
-            trace_choice(options), checkpoint, dtype, ids, asked, allow_extra=options.allow_extra, json=options.json
-        )
-
-
-add_trace_options = add_trace_flags
-
-
-def asks_for_trace(options: argparse.Namespace) -> bool:
-    return trace_choice(options).watches
-
-
-def check_number(options: argparse.Namespace, n_prompts: int) -> None:
-    trace_choice(options).check_prompts(n_prompts)
-
-
-def trace_without_weights(options: argparse.Namespace, config: Config, length: int) -> None:
-    from llama3_scratch.trace.shapes import show_shapes
-
-    batch, context, dtype = options.batch or 1, options.max_seq_len or config.max_seq_len, options.dtype
-    show_shapes(trace_choice(options), config, length=length, batch=batch, context=context, dtype=dtype)

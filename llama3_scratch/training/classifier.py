@@ -123,4 +123,5 @@ def read_classifier(folder: Path, checkpoint: Checkpoint) -> tuple[Params, Seque
         there = checkpoint.params.get(name)
         if ".adaptor." not in name and name != f"{HEAD}.weight" and (there is None or there.shape != tensor.shape):
             raise FileError(f"{folder / _TENSORS}: {name} is no weight of {checkpoint.path} of this size")
-    return checkpoint.params | learnt, classes, read
+    device = checkpoint.params["norm.weight"].device
+    return checkpoint.params | map_tensors(learnt, lambda tensor: tensor.to(device)), classes, read

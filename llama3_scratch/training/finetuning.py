@@ -122,7 +122,7 @@ def finetune(
         run.validated(after)
     run.draw()
     if full:
-        write_meta(run.folder / "model", training.weights(), config, tokenizer)
+        write_meta(run.folder / "model", training.weights("cpu"), config, tokenizer)
     else:
         base = str(checkpoint.path)
         write_peft(run.folder / "adapter", training.weights(), config, base=base, rslora=adapters.rslora)

@@ -156,11 +156,17 @@ class Training:
         """How many parameters are trained."""
         return sum(tensor.numel() for tensor in self._unique())
 
-    def weights(self) -> Params:
-        """The params as they are now, what learnt in the dtype that it came in: to be written as a model."""
-        return map_tensors(
-            self.params, lambda tensor: tensor.detach().to(self._stored_dtypes.get(id(tensor), tensor.dtype))
-        )
+    def weights(self, device: torch.device | str | None = None) -> Params:
+        """The params as they are now, trained ones in the dtype that they came in; on `device`, the CPU to be written.
+
+        A tied head stays its embedding.
+        """
+
+        def plain(tensor: Tensor) -> Tensor:
+            dtype = self._stored_dtypes.get(id(tensor), tensor.dtype)
+            return tensor.detach().to(device=device or tensor.device, dtype=dtype)
+
+        return map_tensors(self.params, plain)
 
     def save(self, folder: Path) -> Path:
         """Write a checkpoint, from which `resume` continues as if there had been no break."""

@@ -70,7 +70,7 @@ def pretrain(
 
     hooks = [(choices.validate_every, validate), (choices.sample_every, write_sample)]
     outcome = run.train(flops_per_token=flops_per_token(config, batches.length), hooks=hooks)
-    write_meta(run.folder / "model", training.weights(), config, shards.tokenizer)
+    write_meta(run.folder / "model", training.weights("cpu"), config, shards.tokenizer)
     run.draw()
     return outcome
 

@@ -23,7 +23,7 @@ from llama3_scratch.errors import FileError, ResourceError
 from llama3_scratch.system.progress import steps_bar
 from llama3_scratch.system.signals import heard_signals
 from llama3_scratch.system.timings import peak_rss_bytes
-from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training import checkpoints, curve, record
 from llama3_scratch.training.choices import RunPlan, TrainingPlan
 from llama3_scratch.training.loop import NotLearningError, TrainingStep
 
@@ -90,7 +90,7 @@ class Run:
 
     def draw(self) -> None:
         """Draw the curve of the record's losses."""
-        record.draw(self.folder)
+        curve.draw(self.folder)
 
 
 def train(

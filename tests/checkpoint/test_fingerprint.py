@@ -234,7 +234,7 @@ def test_f221_a_prompt_cache_is_taken_by_no_other_model(folder, what, capsys):
     }[what]
     before = cache.read_bytes()
     assert generate.main([*run, *argv]) == 3
-    assert f"error: {cache}: {said}; delete it, or give" in capsys.readouterr().err.replace(", delete", "; delete")
+    assert f"error: {cache}: {said}; delete it, or take" in capsys.readouterr().err.replace(", delete", "; delete")
     assert cache.read_bytes() == before
 
 

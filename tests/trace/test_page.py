@@ -502,7 +502,7 @@ def test_every_function_that_the_trace_sees_has_its_formula():
 def test_many_tokens_are_shown_by_their_first_and_last(monkeypatch, traced, visit, tmp_path):
     monkeypatch.setattr(page_module, "MAX_TOKENS", 20)
     page = TracePage(PARAMS, CONFIG, tokenizer(), "long")
-    assert page.most_tokens == 20
+    assert page.max_tokens == 20
     with torch.inference_mode(), watch(keep=needs, on_step=page.take):
         forward(torch.randint(256, (1, 300)), PARAMS, CONFIG, block=block)
     page.write(tmp_path / "long.html")
@@ -519,7 +519,7 @@ def test_many_tokens_are_shown_by_their_first_and_last(monkeypatch, traced, visi
 
 def test_a_model_of_many_heads_shows_fewer_tokens():
     most = [
-        TracePage({}, OFFICIAL[name], None, name).most_tokens for name in ("llama3.2-1b", "llama3-8b", "llama3.1-405b")
+        TracePage({}, OFFICIAL[name], None, name).max_tokens for name in ("llama3.2-1b", "llama3-8b", "llama3.1-405b")
     ]
     assert most == sorted(most, reverse=True) and most[0] > 100 and most[-1] >= 32
 
@@ -531,7 +531,7 @@ def test_what_a_file_may_hold_is_shared_by_the_passes_of_a_long_prompt(monkeypat
         page, cache, shown[pieces] = TracePage(PARAMS, CONFIG, tokenizer(), "long", pieces=pieces), Cache(500), []
         with torch.inference_mode(), watch(keep=needs, on_step=page.take):
             for _ in range(pieces):
-                shown[pieces].append(page.most_tokens)
+                shown[pieces].append(page.max_tokens)
                 forward(torch.randint(256, (1, 100)), PARAMS, CONFIG, cache=cache, block=block)
         kept[pieces] = len(page._blobs)
     assert shown == {1: [80], 4: [40] * 4}, "the last piece shows as much as the first"
@@ -567,8 +567,8 @@ def test_generate_writes_it_and_keeps_no_tensor(tmp_path, capsys, monkeypatch):
     chats = tiny.folder(tmp_path / "chats")
     left = []
     monkeypatch.setattr(TracePage, "write", lambda self, path: left.append(path))
-    finish = generate.Session.finish
-    monkeypatch.setattr(generate.Session, "finish", lambda self: (left.extend(self._steps), finish(self)))
+    finish = generate.TraceSession.finish
+    monkeypatch.setattr(generate.TraceSession, "finish", lambda self: (left.extend(self._steps), finish(self)))
     assert generate.main(["hi", "--model", str(chats), "--max-tokens", "2", "--trace-out", f"{tmp_path}/a.html"]) == 0
     *steps, path = left
     assert path == tmp_path / "a.html" and len(steps) > 250

@@ -29,7 +29,7 @@ from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.system.progress import steps_bar
 from llama3_scratch.system.timings import duration
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
-from llama3_scratch.training import checkpoints, record
+from llama3_scratch.training import checkpoints, curve, record
 from llama3_scratch.training.choices import TrainingPlan
 from llama3_scratch.training.flops import flops_per_token
 from llama3_scratch.training.loop import NotLearningError, Training
@@ -382,7 +382,7 @@ def test_the_log_is_one_story_and_draws_a_curve(tmp_path):
     kept = record.Record(tmp_path, 4)  # resumed from step_4
     kept.add({"step": 5, "loss": 2.9, "skipped": False})
     assert [line["step"] for line in record.read(tmp_path / record.FILE)] == [1, 2, 3, 4, 5]
-    drawn = record.draw(tmp_path)
+    drawn = curve.draw(tmp_path)
     assert drawn is not None and drawn.read_bytes().startswith(b"\x89PNG")
 
 
@@ -426,7 +426,7 @@ def test_elsewhere_each_step_is_a_line(caplog):
 
 def test_a_run_doesnt_fail_for_a_picture(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert record.draw(tmp_path) is None and 'pip install -e ".[train]"' in caplog.text
+    assert curve.draw(tmp_path) is None and 'pip install -e ".[train]"' in caplog.text
 
 
 def test_flops_are_those_that_torch_counts():
@@ -545,16 +545,16 @@ def test_a_tied_head_stays_tied(data):
 
 def test_the_curve_shows_the_first_step_and_no_wild_one():
     falling = [8 - step / 50 for step in range(300)]
-    low, high = record.limits(falling, [])
+    low, high = curve.limits(falling, [])
     assert low < falling[-1] and high > falling[0]
     wild = [*falling[:200], 1e6, *falling[200:]]
-    assert record.limits(wild, []) == pytest.approx((low, high), abs=0.1)
-    assert record.limits([11.0, *[4.0] * 300], [])[1] > 11
-    low, high = record.limits([1.2, 1.8, 1.5, 1.1], [1.9, 0.9])  # where the first step is none of the highest
+    assert curve.limits(wild, []) == pytest.approx((low, high), abs=0.1)
+    assert curve.limits([11.0, *[4.0] * 300], [])[1] > 11
+    low, high = curve.limits([1.2, 1.8, 1.5, 1.1], [1.9, 0.9])  # where the first step is none of the highest
     assert low < 0.9 and high > 1.9
-    assert record.limits([3.0], []) == pytest.approx((2.85, 3.15))
-    assert record.running_mean([4.0] * 50) == pytest.approx([4.0] * 50)
-    assert record.running_mean([3.0, 1.0])[1] == pytest.approx((0.95 * 3 + 1) / 1.95)
+    assert curve.limits([3.0], []) == pytest.approx((2.85, 3.15))
+    assert curve.running_mean([4.0] * 50) == pytest.approx([4.0] * 50)
+    assert curve.running_mean([3.0, 1.0])[1] == pytest.approx((0.95 * 3 + 1) / 1.95)
 
 
 @pytest.mark.parametrize(
