@@ -60,7 +60,7 @@ def describe(path_or_name: str | Path) -> Description:
     from llama3_scratch.native import kernels
 
     found = {"meta": _meta, "hf": _hf, "gguf": _gguf, "llama2c": _llama2c}[layout(path)](path)
-    return replace(found, kernels=kernels.choose() or "")
+    return replace(found, kernels=kernels.chosen() or "")
 
 
 def _official(name: str, config: Config) -> Description:
@@ -162,7 +162,7 @@ def _gguf(path: Path) -> Description:
     stored: Counter[str] = Counter()
     forms: dict[str, tuple[int, int]] = {}
     decoded = 0  # blocks become f32, or stay what they are where `generate` has kernels for them
-    blocks = "floats" if kernels.library() is None else "stored"
+    blocks = "floats" if kernels.chosen() is None else "stored"
     for tensor in header.tensors.values():
         stored[tensor.kind] += tensor.n_bytes
         _count(forms, tensor.kind, math.prod(tensor.shape), tensor.n_bytes)
@@ -272,7 +272,7 @@ def _rows(found: Description, memory: MemoryPlan, context: int, batch: int) -> l
         ("parameters", f"{config.n_parameters:,}{', the head tied to the embedding' if config.tied else ''}"),
         ("stored as", _forms_row(found.forms)),
         ("runs as", found.runs_as),
-        *([("kernels", found.kernels or _NO_KERNELS)] if found.kernels is not None else []),
+        *([("kernels", found.kernels or _why_torch())] if found.kernels is not None else []),
         ("layers", f"{config.n_layers}, each {config.dim} wide, feed-forward {config.hidden_dim}"),
         ("heads", f"{config.n_heads} of queries, {config.n_kv_heads} of keys and values, each {config.head_dim} wide"),
         ("vocabulary", f"{config.vocab_size:,}"),
@@ -289,7 +289,10 @@ def _rows(found: Description, memory: MemoryPlan, context: int, batch: int) -> l
     ]
 
 
-_NO_KERNELS = "not built: no C compiler was found when the package was installed; everything runs in torch, slower"
+def _why_torch() -> str:
+    from llama3_scratch.native.kernels import why_torch
+
+    return why_torch()
 
 
 def _forms_row(forms: dict[str, tuple[int, int]]) -> str:

@@ -336,7 +336,7 @@ def find_model(options: argparse.Namespace, *, as_floats: bool = False, chats: b
     from llama3_scratch.native import kernels
 
     device = check_device(options.device)
-    in_kernels = kernels.library() is not None and device.type == "cpu" and options.dtype in ("auto", "float32")
+    in_kernels = kernels.chosen() is not None and device.type == "cpu" and options.dtype in ("auto", "float32")
     as_floats = bool(as_floats or options.quantize or options.adapter)
     blocks = "stored" if in_kernels and not as_floats else "floats"
     if path is None:
