@@ -15,6 +15,15 @@ from llama3_scratch.native import kernels
 from tests import tiny
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kernels", help="the compiled kernels to test, in the place of the package's own")
+
+
+def pytest_configure(config):
+    if config.getoption("--kernels"):
+        kernels.FILE = Path(config.getoption("--kernels"))
+
+
 @pytest.fixture(autouse=True)
 def own_user_cache(monkeypatch, tmp_path_factory):
     """What a test remembers isn't the user's."""
@@ -34,9 +43,11 @@ def offline(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def torch_only(monkeypatch):
+def torch_only():
     """No kernels in C, as where there was no compiler."""
-    monkeypatch.setattr(kernels, "usable", lambda x: False)
+    kernels.choose(kernels.TORCH)
+    yield
+    kernels.choose()
 
 
 @pytest.fixture(scope="module")
