@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from ctypes import Array, Structure, addressof, byref, c_float, c_int32, c_int64, c_void_p
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -76,7 +76,11 @@ class FastForward:
         """The logits of all tokens: logits_BTV."""
         if self._native is not None and (logits_BTV := self._native.logits(tokens_BT, cache)) is not None:
             return logits_BTV
-        return unembed(self.hidden(tokens_BT, cache), self._params)
+        return self.head(self.hidden(tokens_BT, cache))
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        """The logits of what `hidden` gave, or of some of it: logits_BTV."""
+        return unembed(x_BTD, self._params)
 
 
 def fast_decode(params: Params, config: Config) -> Callable[..., Tensor]:
@@ -149,12 +153,13 @@ class NativeDecode:
     def __call__(self, x_BTD: Tensor, params: Params, config: Config, *, cache: NoCache = NO_CACHE) -> Tensor:
         B, T, D = x_BTD.shape
         ours = self._sizes.dim == D and params is self._params
-        if not ours or not isinstance(cache, Cache) or not kernels.usable(x_BTD):
+        if not ours or not cache.by_position or not kernels.usable(x_BTD):
             return decode(x_BTD, params, config, cache=cache)
-        if not self._worth(B * T, cache.span(T)) or not self._finds(cache, cache.span(T), B):
+        slots = cast(Cache, cache)
+        if not self._worth(B * T, cache.span(T)) or not self._finds(slots, cache.span(T), B):
             return decode(x_BTD, params, config, cache=cache)
         out_BTD = x_BTD.clone(memory_format=torch.contiguous_format)
-        self._run(out_BTD, cache, None, None)
+        self._run(out_BTD, slots, None, None)
         return out_BTD
 
     def logits(self, tokens_BT: Tensor, cache: NoCache) -> Tensor | None:
@@ -164,18 +169,19 @@ class NativeDecode:
         """
         B, T = tokens_BT.shape
         V, D = self._config.vocab_size, self._config.dim
-        if self._ends is None or not isinstance(cache, Cache) or not 0 < B * T <= kernels.FEW:
+        if self._ends is None or not cache.by_position or not 0 < B * T <= kernels.FEW:
             return None
         embedding, head = self._ends
+        slots = cast(Cache, cache)
         x_BTD = torch.empty(B, T, D)
-        if not kernels.usable(x_BTD) or not self._finds(cache, cache.span(T), B):
+        if not kernels.usable(x_BTD) or not self._finds(slots, cache.span(T), B):
             return None
         tokens = tokens_BT.flatten().tolist()
         if not 0 <= min(tokens) <= max(tokens) < V:
             raise UsageError(f"tokens {min(tokens)} to {max(tokens)}, the vocabulary has {V}")
         kernels.require().rows(embedding, B * T, (c_int64 * len(tokens))(*tokens), x_BTD.data_ptr())
         logits_BTV = torch.empty(B, T, V)
-        self._run(x_BTD, cache, byref(head), logits_BTV.data_ptr())
+        self._run(x_BTD, slots, byref(head), logits_BTV.data_ptr())
         return logits_BTV
 
     def _run(self, x_BTD: Tensor, cache: Cache, head: Any, logits: int | None) -> None:
@@ -211,8 +217,6 @@ class NativeDecode:
 
     def _finds(self, cache: Cache, span: int, batch: int) -> bool:
         """Look up where the cache keeps everything, if that has changed; whether C can work with it so."""
-        if type(cache).extend is not Cache.extend:  # it keeps things in a way of its own
-            return False
         like_BTGK = torch.empty(batch, 1, self._config.n_kv_heads, self._config.head_dim)
         layers = (cache.room(f"layers.{index}.attention", span, like_BTGK) for index in range(len(self._layers)))
         first = next(layers)

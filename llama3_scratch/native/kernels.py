@@ -9,10 +9,10 @@ from ctypes import POINTER, Structure, byref, c_int, c_int32, c_void_p
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llama3_scratch.errors import ResourceError, UsageError
-from llama3_scratch.stored import COLUMNS, ROWS, Floats, Grouped, NormalFloats, Tiles
+from llama3_scratch.stored import TILE_COLUMNS, TILE_ROWS, Floats, Grouped, NormalFloats, Tiles
+from llama3_scratch.torch_internals import dispatch_mode_is_on
 
 LEVELS = ("plain C", "AVX2", "AVX-512")
 _FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Kind of native.h
@@ -70,12 +70,12 @@ def weight(form: Floats) -> Weight | None:
     groups = 1
     wanted: list[tuple[Tensor, torch.dtype, tuple[int, ...]]] = [(form.values, form.values.dtype, (rows, columns))]
     if isinstance(form, Tiles):
-        tiles, groups = rows // ROWS, columns // COLUMNS
+        tiles, groups = rows // TILE_ROWS, columns // TILE_COLUMNS
         kind = _INT8_TILES if form.bits == 8 else _INT4_TILES if form.mins is None else _INT4_TILES_WITH_MINS
         dtype = torch.int8 if form.bits == 8 else torch.uint8
-        wanted = [(form.values, dtype, (tiles, groups, form.bits, ROWS, 4))]
+        wanted = [(form.values, dtype, (tiles, groups, form.bits, TILE_ROWS, 4))]
         of_groups = [form.scales] if form.mins is None else [form.scales, form.mins]
-        wanted += [(tensor, torch.float16, (tiles, groups, ROWS)) for tensor in of_groups]
+        wanted += [(tensor, torch.float16, (tiles, groups, TILE_ROWS)) for tensor in of_groups]
     elif isinstance(form, Grouped):
         kind, groups = _INT8_ROWS, form.scales.shape[-1]
         wanted = [(form.values, torch.int8, (rows, columns)), (form.scales, torch.float32, (rows, groups))]
@@ -103,7 +103,7 @@ def usable(x: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and x.requires_grad:
         return False
-    return _get_current_dispatch_mode() is None
+    return not dispatch_mode_is_on()
 
 
 def fits(x: Tensor, form: Floats) -> bool:

@@ -23,29 +23,34 @@ CHINESE: dict[str, str] = json.loads((Path(__file__).parent / "chinese.json").re
 READING = {
     "core": " ".join(f"{name}.py" for name in CORE),
     "native": "kernels.py decode.py native.h portable.c avx2.c avx512.c decode.c pool.c",
-    "system": "cli.py stdio.py files.py memory.py machine.py timings.py progress.py display.py wait_policy.py",
-    "text": "tokenizer.py byte_level.py bpe.py merge_order.py pre_tokenizers.py oniguruma.py added_tokens.py "
-    "hf_added_tokens.py detokenizer.py dialog.py chat_format.py chat_template.py chat_template_worker.py",
+    "system": "cli.py fields.py stdio.py signals.py files.py memory.py machine.py timings.py progress.py "
+    "wait_policy.py",
+    "text": "tokenizer.py tokenizer_file.py byte_level.py bpe.py merge_order.py pre_tokenizers.py oniguruma.py "
+    "hf_tokenizer.py added_tokens.py hf_added_tokens.py detokenizer.py dialog.py tool_calls.py "
+    "chat_format.py chat_template.py marks.py chat_template_process.py chat_template_worker.py",
     "params": "quantize.py lora.py hf_layout.py",
     "checkpoint": "load.py names.py check.py params_json.py meta.py hf.py hf_out.py gguf.py ggml_blocks.py "
-    "gguf_vocab.py gguf_out.py llama2c.py peft.py remote.py fingerprint.py",
-    "caches": "quantized.py sliding.py prompt_cache.py",
-    "data": "documents.py clean.py duplicates.py report.py shards.py batches.py conversations.py labelled.py "
-    "stories.py story_words.py story_requests.py plots.txt",
-    "inference": "sample.py stream.py speculate.py answers.py options.py answering.py conversation.py",
-    "terminal": "prompts.py repl.py line_editor.py word_wrap.py",
-    "compare": "difference.py hf_layers.py",
-    "trace": "tracer.py table.py shapes.py files.py page.py page.html page.css page.js views.py cost.py roofline.py "
-    "compare.py session.py",
-    "evaluation": "scoring.py judge.py",
-    "benchmark": "ours.py peers.py worker.py report.py",
-    "training": "loop.py loss.py optimizer.py checkpoints.py record.py pretraining.py finetuning.py classifier.py "
-    "classifying.py compiled.py fp8.py",
-    "documents": "pictures.py",
+    "gguf_vocab.py gguf_out.py llama2c.py peft.py conversion.py description.py description_table.py "
+    "fetch.py hub.py remote.py checklist.py fingerprint.py",
+    "caches": "quantized.py sliding.py ragged.py prompt_cache.py",
+    "data": "documents.py clean.py duplicates.py report.py shards.py windows.py batches.py conversations.py "
+    "labelled.py",
+    "inference": "sample.py prefill.py stream.py speculate.py choices.py opening.py making.py framing.py timed.py "
+    "answers.py notebook.py conversation.py prompt_file.py",
+    "terminal": "flags.py prompts.py batches.py printer.py repl.py line_editor.py word_wrap.py",
+    "compare": "difference.py tensor_names.py hf_layers.py parity.py",
+    "trace": "tracer.py table.py shapes.py files.py page.py page.html page.css page.js views.py cost.py "
+    "roofline.py compare.py references.py choice.py session.py flags.py",
+    "evaluation": "scoring.py perplexity.py multiple_choice.py instructions.py judge.py table.py",
+    "benchmark": "measure.py ours.py peers.py worker.py environment.py report.py startup.py",
+    "training": "loop.py loss.py optimizer.py choices.py run.py checkpoints.py record.py curve.py flops.py "
+    "pretraining.py finetuning.py classifier.py classifying.py compiled.py fp8.py flags.py",
+    "documents": "runner.py blocks.py notebook.py shown.py pictures.py",
     "scripts": "train_tokenizer.py prepare_data.py pretrain.py search_pretraining.py finetune_lora.py "
-    "finetune_classifier.py quality.py random_checkpoint.py bench_peers.sh native_llama_bench.sh bench_training.py "
-    "bench_finetune.py bench_trace.py bench_bpe.py storyteller.sh write_stories.py tinystories.py story_requests.py "
-    "ask_for_stories.py tell_stories.py test_in_debian.sh",
+    "finetune_classifier.py quality.py random_checkpoint.py bench_peers.sh native_llama_bench.sh "
+    "bench_training.py bench_finetune.py bench_trace.py bench_bpe.py storyteller.sh write_stories.py "
+    "storyteller/stories.py storyteller/words.py storyteller/plots.txt tinystories.py story_requests.py "
+    "storyteller/requests.py ask_for_stories.py tell_stories.py test_in_debian.sh",
 }
 
 # Files that hold no sentence about themselves.
@@ -53,7 +58,7 @@ ABOUT = {
     "trace/page.html": "The page's frame.",
     "trace/page.css": "How the page looks, by day and by night.",
     "trace/page.js": "What the page does: unpacks the steps, draws them, answers clicks and keys.",
-    "data/plots.txt": "The plots of `stories`, in words that can be chosen from.",
+    "scripts/storyteller/plots.txt": "The plots of `stories`, in words that can be chosen from.",
 }
 
 
@@ -62,11 +67,13 @@ def folder(room: str) -> Path:
 
 
 def present(room: str) -> list[str]:
-    """The names of a room's files that a reader may want to open."""
+    """A room's files that a reader may want to open, by their paths within it."""
     if room == "core":
         return [f"{name}.py" for name in CORE]
     kinds = (".py", ".sh", ".c", ".h", ".txt", ".html", ".css", ".js")
-    return sorted(path.name for path in folder(room).iterdir() if path.suffix in kinds and path.name != "__init__.py")
+    paths = folder(room).rglob("*") if room == "scripts" else folder(room).iterdir()
+    found = (path for path in paths if path.suffix in kinds and path.name != "__init__.py")
+    return sorted(path.relative_to(folder(room)).as_posix() for path in found)
 
 
 def in_order(room: str) -> list[str]:
@@ -76,9 +83,8 @@ def in_order(room: str) -> list[str]:
 
 def about(path: Path) -> str:
     """What a file says of itself: the first sentences of its docstring, or of its first comment."""
-    key = path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else path.name
-    if key in ABOUT:
-        return ABOUT[key]
+    if key_of(path) in ABOUT:
+        return ABOUT[key_of(path)]
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         said = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0]
