@@ -1,4 +1,4 @@
-"""The package's rooms. Their order is a law (test_house.py), and the README's map is made from it."""
+"""The package's rooms. Their order is a law (test_house.py); documents/pages.py makes the README's map from it."""
 
 from __future__ import annotations
 
@@ -70,18 +70,3 @@ def imports(module: str) -> set[str]:
 def room(module: str) -> str:
     """`text` of `text.dialog`; `the core` and `a verb` of what stands at the root."""
     return module.partition(".")[0] if "." in module else "the core" if module in CORE else "a verb"
-
-
-def about(module: str) -> str:
-    """The first line of a module's docstring."""
-    return (ast.get_docstring(tree(module)) or "").partition("\n\n")[0].replace("\n", " ")
-
-
-def readme_map() -> str:
-    """The map: a line a module, with the first line of its docstring."""
-    lines = []
-    for title in ("the core", *ROOMS, "a verb"):
-        inside = CORE if title == "the core" else [module for module in modules() if room(module) == title]
-        lines += ["", f"**{title}**", "", "| module | what it is |", "|---|---|"]
-        lines += [f"| [`{m}`](llama3_scratch/{m.replace('.', '/')}.py) | {about(m)} |" for m in inside]
-    return "\n".join(lines[1:])

@@ -1,4 +1,4 @@
-"""What each script's --help says to type can be typed; at toy size, with the README's, it is run as it's printed."""
+"""What each script's --help says to type can be typed; at toy size, with training's page, it is run as it's printed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_examples_of_all_that_learns_run_as_printed(here, monkeypatch, smoll
     assert len(done) >= 17 and Path("runs/mine/adapter").exists() and Path("runs/spam/classifier").exists()
 
 
-@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
+@pytest.mark.parametrize("document", ["llama3_scratch/training/README.md", "llama3_scratch/training/README.zh.md"])
 def test_whatever_the_recipes_read_is_there_or_was_made_before(document):
     (recipes,) = (block for block in blocks(document, "sh") if "scripts/write_stories.py" in block)
     made: list[str] = []
@@ -114,8 +114,8 @@ def test_whatever_the_recipes_read_is_there_or_was_made_before(document):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
-def test_the_readmes_recipes_run_as_printed(document, here, monkeypatch, smollm2):
+@pytest.mark.parametrize("document", ["llama3_scratch/training/README.md", "llama3_scratch/training/README.zh.md"])
+def test_the_pages_recipes_run_as_printed(document, here, monkeypatch, smollm2):
     (recipes,) = (block for block in blocks(document, "sh") if "scripts/write_stories.py" in block)
     lines = [line for line in recipes.splitlines() if "--judge" not in line]  # nobody sits behind that address here
     for line in lines:

@@ -1,1 +1,1 @@
-"""The doors: Meta's, Hugging Face's, GGUF and llama2.c files. Empty, so that a torch-free part stays torch-free."""
+"""Files ↔ params: Meta's `.pth`, Hugging Face's safetensors, GGUF and its blocks, llama2.c, PEFT's adapters."""

@@ -1,0 +1,1 @@
+"""The documents that run: the walkthrough's blocks executed, its pictures drawn from data."""

@@ -1,0 +1,1 @@
+"""From logits to answers: how the next token is chosen, the token loop, speculative decoding, conversations."""

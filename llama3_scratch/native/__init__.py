@@ -1,1 +1,1 @@
-"""The C chapter: products with stored weights, and a layer for a few tokens, as one call each. Optional."""
+"""The same mathematics in C: matmuls with stored weights, and a decoding step as one call; AVX-512, AVX2 or plain C."""

@@ -1,0 +1,1 @@
+"""Text ↔ tokens ↔ chats: the tokenizer, byte-pair encoding, chat formats and templates."""

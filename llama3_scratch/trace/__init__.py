@@ -1,4 +1,4 @@
-"""The glass box: `watch` sees every tensor of the model as its own lines of code make it. Imported at first use."""
+"""Every tensor as the model's own lines make it: in the terminal, as a page, beside another run, with its cost."""
 
 from __future__ import annotations
 

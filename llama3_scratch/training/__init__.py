@@ -1,1 +1,1 @@
-"""Training: from batches of tokens to weights, in runs that can be stopped and taken up again."""
+"""Weights that learn: the training step and its loop, loss, AdamW, checkpoints, finetuning, a classifier."""

@@ -1,7 +1,8 @@
-"""What the README says to type works as it says."""
+"""What the README and the rooms' pages say to type works as they say."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import io
@@ -14,10 +15,9 @@ import pytest
 from llama3_scratch import __main__ as package
 from llama3_scratch.__main__ import verbs
 from tests import test_parity_mutations as mistakes
+from tests.documents.pages import PAGES
 from tests.house import PACKAGE
 from tests.trace import test_compare
-
-DOCUMENTS = ["README.md", "README.zh.md"]
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -25,47 +25,51 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def code(document: str) -> str:
-    """The example in Python: the block that imports the package."""
-    (example,) = (block for block in blocks(document, "python") if "import llama3_scratch" in block)
-    return example
+def blocks_of_code(document: str) -> list[str]:
+    """The examples in Python: the blocks that import the package."""
+    return [block for block in blocks(document, "python") if "import llama3_scratch" in block]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_the_python_example_prints_what_its_comment_says(document, smollm2):
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        exec(code(document), {})
-    assert out.getvalue().splitlines() == re.findall(r'print.*# "(.*)"', code(document))
+SHELL = [page for page in PAGES if "```sh" in (PACKAGE.parent / page).read_text(encoding="utf-8")]
+PYTHON = [page for page in PAGES if "import llama3_scratch" in (PACKAGE.parent / page).read_text(encoding="utf-8")]
+PYTHON = [page for page in PYTHON if blocks_of_code(page)]
 
 
-def test_both_languages_show_the_same_example():
-    plain = [re.sub(r"#.*", "", code(document)) for document in DOCUMENTS]
-    assert plain[0] == plain[1]
+def test_the_readmes_show_an_example_in_python():
+    assert {"README.md", "README.zh.md", "llama3_scratch/inference/README.md"} <= set(PYTHON)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", PYTHON)
+def test_the_python_examples_print_what_their_comments_say(document, smollm2):
+    for example in blocks_of_code(document):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(example, {})
+        assert out.getvalue().splitlines() == re.findall(r'print.*# "(.*)"', example)
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
 def test_every_verb_stands_in_the_table(document):
     text = (PACKAGE.parent / document).read_text(encoding="utf-8")
-    assert sorted(re.findall(r"^\| `python -m llama3_scratch\.(\w+)` \|", text, re.MULTILINE)) == sorted(verbs())
+    (table,) = re.findall(r"^\| `python -m llama3_scratch[.]….*?\n\n", text, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^\| \[`(\w+)`\]", table, re.MULTILINE) == list(verbs())
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+def parser_of(scope: dict) -> argparse.ArgumentParser:
+    return (scope.get("parser") or scope["_parser"])()
+
+
+@pytest.mark.parametrize("document", SHELL)
 def test_every_command_has_the_options_that_it_is_shown_with(document):
+    """Verbs and scripts, each line as it stands; a line may get its input from another command."""
     lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
-    commands = [line for line in lines if line.startswith("python -m llama3_scratch.")]
-    assert len(commands) >= 6
-    for command in commands:
-        _, _, module, *argv = shlex.split(command, comments=True)
-        importlib.import_module(module)._parser().parse_args(argv)
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_script_has_the_options_that_it_is_shown_with(document):
-    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
-    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("python scripts/")]
-    assert len(commands) >= 5
-    for _, script, *argv in commands:
-        runpy.run_path(str(PACKAGE.parent / script))["_parser"]().parse_args(argv)
+    typed = [line[line.index("python ") :] for line in lines if re.search(r"(^|[|] )python (-m llama3|scripts/)", line)]
+    for command in typed:
+        words = shlex.split(command, comments=True)[1:]
+        scope = (
+            vars(importlib.import_module(words[1])) if words[0] == "-m" else runpy.run_path(PACKAGE.parent / words[0])
+        )
+        parser_of(scope).parse_args(words[2 if words[0] == "-m" else 1 :])
+    assert typed or document.startswith("llama3_scratch/system/")
 
 
 def test_the_list_of_verbs_has_two_columns_of_whole_sentences(capsys):
@@ -76,14 +80,18 @@ def test_the_list_of_verbs_has_two_columns_of_whole_sentences(capsys):
 
 
 @pytest.mark.parametrize(
-    ("document", "seen", "placed"),
+    ("page", "seen", "placed"),
     [
         ("README.md", r"^\| (\d+) mistakes ", r"each of (\d+) deliberate mistakes"),
         ("README.zh.md", r"^\| 故意犯的 (\d+) 种错", r"故意犯的 (\d+) 种错误，每一种都能在它所在的那一步被找到"),
     ],
 )
-def test_the_mistakes_are_counted_right(document, seen, placed):
-    text = (PACKAGE.parent / document).read_text(encoding="utf-8")
+def test_the_mistakes_are_counted_right(page, seen, placed):
+    front, compared, traced = (
+        (folder / page).read_text(encoding="utf-8")
+        for folder in (PACKAGE.parent, PACKAGE / "compare", PACKAGE / "trace")
+    )
     alone = [name for name in vars(mistakes) if name.endswith("_is_seen") and name != "test_mistake_is_seen"]
-    assert re.findall(seen, text, re.MULTILINE) == [str(len(mistakes.MUTATIONS) + len(alone))]
-    assert re.findall(placed, text) == [str(len(test_compare.PLACE))]
+    for text in (front, compared):
+        assert re.findall(seen, text, re.MULTILINE) == [str(len(mistakes.MUTATIONS) + len(alone))]
+    assert re.findall(placed, traced) == [str(len(test_compare.PLACE))]
