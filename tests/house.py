@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "llama3_scratch"
@@ -73,3 +74,9 @@ def readme_map() -> str:
         lines += ["", f"**{title}**", "", "| module | what it is |", "|---|---|"]
         lines += [f"| [`{m}`](llama3_scratch/{m.replace('.', '/')}.py) | {about(m)} |" for m in inside]
     return "\n".join(lines[1:])
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of a language in a document."""
+    text = (PACKAGE.parent / document).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
