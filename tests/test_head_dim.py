@@ -33,10 +33,9 @@ from llama3_scratch.system.memory import memory_plan
 from llama3_scratch.trace import watch
 from tests import tiny
 from tests.checkpoint.test_gguf import greedy, llama_cpp
-from tests.checkpoint.test_peft import doubled, their_model
 from tests.compare import DiffersError, check
 from tests.forms import plain
-from tests.hf_reference import hf_model, wide
+from tests.hf_reference import doubled, hf_model, their_model, wide
 
 # D=48 L=3 H=6 G=2 (R=3) V=67 F=40, and K=22 (J=11): H·K=132, G·K=44
 CONFIG = replace(tiny.CONFIG, n_layers=3, head_dim=22)
