@@ -24,11 +24,14 @@ from llama3_scratch import registry
 from llama3_scratch.system.wait_policy import sleep_while_waiting
 
 if TYPE_CHECKING:
-    from llama3_scratch.cache import NO_CACHE, Cache, RaggedCache
+    from llama3_scratch.cache import NO_CACHE, Cache
+    from llama3_scratch.caches.ragged import RaggedCache
     from llama3_scratch.checkpoint.load import Checkpoint, load
     from llama3_scratch.config import OFFICIAL, Config, RopeScaling, expected
     from llama3_scratch.errors import Llama3Error
-    from llama3_scratch.inference.answering import Talk, answer, stream_answer
+    from llama3_scratch.inference.choices import CacheChoice, DraftChoice, ModelChoice, PromptChoice, SamplingChoice
+    from llama3_scratch.inference.notebook import Talk, answer, stream_answer
+    from llama3_scratch.inference.opening import open_model
     from llama3_scratch.inference.sample import sampler
     from llama3_scratch.model import block, decode, embed, forward, fused_block, unembed
 
@@ -37,8 +40,11 @@ registry.offer(lambda: importlib.import_module("llama3_scratch.native.kernels"))
 
 # Imported at first use: torch takes seconds, and `--help` needs none of it.
 _HOME = {
-    "inference.answering": ("Talk", "answer", "stream_answer"),
-    "cache": ("NO_CACHE", "Cache", "RaggedCache"),
+    "inference.choices": ("CacheChoice", "DraftChoice", "ModelChoice", "PromptChoice", "SamplingChoice"),
+    "inference.opening": ("open_model",),
+    "inference.notebook": ("Talk", "answer", "stream_answer"),
+    "cache": ("NO_CACHE", "Cache"),
+    "caches.ragged": ("RaggedCache",),
     "checkpoint.load": ("Checkpoint", "load"),
     "config": ("OFFICIAL", "Config", "RopeScaling", "expected"),
     "errors": ("Llama3Error",),

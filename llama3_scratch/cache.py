@@ -1,13 +1,14 @@
 """Keys and values of the tokens seen so far. A token's slot in a cache is its position, so one rule masks for all:
 a query at position p sees the slots up to p.
 
-Every cache has the same handful of methods: `positions` and `span` before a call of the model, `extend` once a layer
-within it, `advance` after it, and `rewind` to take tokens back.
+Every cache has the same handful of methods: `positions`, `span` and `mask` before a call of the model, `extend` once a
+layer within it, `advance` after it, and `rewind` to take tokens back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +17,27 @@ from llama3_scratch.errors import UsageError
 
 GROWTH = 256  # slots by which a cache grows
 
+# Which of the S slots each of the T tokens sees: booleans mask_BTS, with B = 1 where all rows agree, or a word for it.
+CAUSAL: Final = "causal"  # itself and all before it; the T are the last of the S
+ALL: Final = "all"
+Mask = Tensor | Literal["causal", "all"]
+
+
+def visible(mask_BTS: Mask, T: int, S: int, device: torch.device) -> Tensor:
+    """The mask as booleans: visible_BTS."""
+    if isinstance(mask_BTS, Tensor):
+        return mask_BTS
+    ones_1TS = torch.ones(1, T, S, dtype=torch.bool, device=device)
+    return ones_1TS.tril(S - T) if mask_BTS == CAUSAL else ones_1TS
+
 
 class NoCache:
-    """Nothing was seen before and nothing is kept: plain prompts and training."""
+    """Nothing was seen before and nothing is kept: plain prompts, training, models that look both ways."""
+
+    by_position = False  # whether a token goes into its position's slot and sees those up to it: then C may do all that
+
+    def __init__(self, mask_BTS: Mask = CAUSAL) -> None:
+        self.mask_BTS = mask_BTS
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
         """Positions of the next `tokens` tokens: positions_BT, with B = 1 where all rows agree."""
@@ -27,6 +46,10 @@ class NoCache:
     def span(self, tokens: int) -> int:
         """S, the slots that there are once `tokens` more tokens are in."""
         return tokens
+
+    def mask(self, tokens: int, device: torch.device) -> Mask:
+        """What each of the next `tokens` tokens sees of the `span(tokens)` slots."""
+        return self.mask_BTS
 
     def extend(self, name: str, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
         """Take the new keys and values of the layer `name`; all that it has now: k_BSGK, v_BSGK."""
@@ -68,17 +91,18 @@ class Kept:
     def head_dim(self) -> int:
         return self.values.shape[3]
 
-    def grow(self, slots: int) -> None:
+    def grow(self, slots: int, rows: int | None = None) -> None:
+        """Make room for so many slots, and rows if given."""
         for name, old in self.tensors().items():
             # Zeros, not empty: a slot that nobody has written is masked, but 0 · NaN would still be NaN.
-            new = old.new_zeros(old.shape[0], slots, *old.shape[2:])
-            new[:, : old.shape[1]] = old
+            new = old.new_zeros(rows or len(old), slots, *old.shape[2:])
+            new[: len(old), : old.shape[1]] = old
             setattr(self, name, new)
 
-    def select(self, rows: list[int]) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Drop all rows but these."""
         for name, tensor in self.tensors().items():
-            setattr(self, name, tensor[rows])
+            setattr(self, name, tensor[list(rows)])
 
 
 Keep = Callable[[Tensor], Kept]
@@ -91,6 +115,8 @@ class Cache(NoCache):
     """
 
     endless, sinks, dropped = False, 0, 0  # endless: behind its first tokens, the sinks, it drops some where it's full
+    by_position = True
+    batch: int | None = None  # rows for prompts that come and go; None: it's for one prompt
 
     def __init__(self, limit: int, *, keys: Keep = Kept, values: Keep = Kept) -> None:
         self.limit = limit
@@ -105,6 +131,12 @@ class Cache(NoCache):
         if (span := self.length + tokens) > self.limit:
             raise UsageError(f"the cache holds {self.limit} tokens, {self.length} are in and {tokens} more were given")
         return span
+
+    def mask(self, tokens: int, device: torch.device) -> Mask:
+        span = self.span(tokens)
+        if tokens in (1, span):
+            return ALL if tokens == 1 else CAUSAL
+        return visible(CAUSAL, tokens, span, device)
 
     def extend(self, name: str, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
         span = self.span(k_BTGK.shape[1])
@@ -127,6 +159,17 @@ class Cache(NoCache):
             raise UsageError(f"can't rewind a cache of {self.length} tokens to {length}")
         self.length = length
 
+    def rewind_rows(self, lengths_B: Tensor) -> None:
+        """Set every row's length, which here is one for all."""
+        (length,) = set(lengths_B.tolist())
+        self.rewind(length)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these: prompts that are done cost nothing more."""
+        for layer in self.layers.values():
+            for kept in layer:
+                kept.select(rows)
+
     @property
     def n_bytes(self) -> int:
         """Bytes held now."""
@@ -145,41 +188,3 @@ class Cache(NoCache):
             for kept in layer:
                 kept.grow(min(self.limit, -(-span // GROWTH) * GROWTH))
         return layer
-
-
-class RaggedCache(Cache):
-    """A cache whose rows have lengths of their own: prompts of a batch.
-
-    Shorter prompts are padded at the end. What a padding token leaves lies in slots past its row's length once
-    `rewind_rows` has been told the true lengths; no query sees it, and the row's next tokens overwrite it.
-    """
-
-    def __init__(self, limit: int, batch: int, *, keys: Keep = Kept, values: Keep = Kept) -> None:
-        super().__init__(limit, keys=keys, values=values)
-        self.lengths = torch.zeros(batch, dtype=torch.long)
-
-    def positions(self, tokens: int, device: torch.device) -> Tensor:
-        return (self.lengths[:, None] + torch.arange(tokens)).to(device)
-
-    def _new_slots(self, like_BTGK: Tensor) -> tuple[slice | Tensor, slice | Tensor]:
-        slots_BT = self.positions(like_BTGK.shape[1], like_BTGK.device)
-        return torch.arange(len(slots_BT), device=like_BTGK.device)[:, None], slots_BT
-
-    def advance(self, tokens: int) -> None:
-        self.rewind_rows(self.lengths + tokens)
-
-    def rewind(self, length: int) -> None:
-        super().rewind(length)
-        self.lengths = self.lengths.clamp(max=length)
-
-    def rewind_rows(self, lengths_B: Tensor) -> None:
-        """Set every row's length."""
-        self.lengths = lengths_B
-        self.length = int(lengths_B.max())
-
-    def keep(self, rows: list[int]) -> None:
-        """Drop all rows but these: prompts that are done cost nothing more."""
-        for layer in self.layers.values():
-            for kept in layer:
-                kept.select(rows)
-        self.rewind_rows(self.lengths[rows])

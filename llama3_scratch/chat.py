@@ -3,61 +3,46 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import time
 
-from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.conversation import Conversation
-from llama3_scratch.inference.options import (
-    add_cache_options,
-    add_model_options,
-    add_sampling_options,
-    add_sliding_options,
-    check_sampling,
-    check_sliding,
-    open_model,
-)
+from llama3_scratch.inference.choices import CHAT_SAMPLING
 from llama3_scratch.system import cli
-from llama3_scratch.terminal.line_editor import line_editor
-from llama3_scratch.terminal.repl import HELP, Repl
-
-log = logging.getLogger("llama3_scratch")
+from llama3_scratch.terminal import flags
+from llama3_scratch.terminal.repl import HELP, talk
 
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(
         "chat", "Talk with an instruct model.", epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--system", type=cli.text, metavar="TEXT", help="the system message")
+    flags.add_system_flag(parser)
     parser.add_argument(
         "--no-history",
         action="store_true",
         help="don't keep what is typed on a terminal; else it's in $XDG_STATE_HOME/llama3_scratch/chat_history "
         "(~/.local/state), for the arrow keys of later sessions",
     )
-    add_model_options(parser)
-    add_cache_options(parser)
-    add_sliding_options(
+    flags.add_model_flags(parser)
+    flags.add_cache_flags(parser)
+    flags.add_prompt_cache_flag(parser, "the conversation, as its system message, if it's there, and write what is new")
+    flags.add_sliding_flags(
         parser.add_argument_group("a full context", "Without these, the oldest messages are forgotten in it.")
     )
-    add_sampling_options(parser, temperature=0.6, top_p=0.9)
+    flags.add_sampling_flags(parser, CHAT_SAMPLING)
     return parser
 
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
-    seeded = options.seed != -1
-    check_sampling(options)
-    check_sliding(options)
-    if options.speculate and options.sliding:
-        raise UsageError("--speculate goes without --sliding")
-    typed = line_editor(keep_history=not options.no_history)
-    with typed.unseen():
-        started = time.perf_counter()
-        checkpoint, dtype = open_model(options, chats=True)
-        conversation = Conversation(checkpoint, dtype, options, load_s=time.perf_counter() - started)
-        log.info("%s, loaded in %.1f s. /help lists the commands.", checkpoint.path.name, conversation.timings.load_s)
-        return Repl(conversation, typed, seeded=seeded, debug=options.debug).run()
+    return talk(
+        model=flags.model_choice(options),
+        cache=flags.cache_choice(options),
+        drafts=flags.draft_choice(options),
+        prompt=flags.prompt_choice(options),
+        sampling=flags.sampling_choice(options),
+        prompt_cache=options.prompt_cache,
+        keep_history=not options.no_history,
+        report=lambda error: cli.report(error, debug=options.debug, parser=_parser()),
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The package's errors: one sentence each, saying what was wanted, what was found, and what to do.
 
+A setting that helps is named as a caller from Python gives it, in backquotes, and never as a flag: "lower
+`max_seq_len`", "`allow_extra=True` ignores that"; the command line says its own flag there (`system.cli.in_flags`).
 Each class carries the exit code with which the command line ends when the error reaches it.
 """
 

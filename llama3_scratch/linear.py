@@ -12,8 +12,7 @@ from torch import Tensor
 
 from llama3_scratch import registry
 from llama3_scratch.stored import Floats, Params, pieces, stored
-
-_CPU_HAS_BF16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+from llama3_scratch.torch_internals import CPU_HAS_BF16
 
 
 def at_least_f32(dtype: torch.dtype) -> torch.dtype:
@@ -73,7 +72,7 @@ def embed(tokens_BT: Tensor, params: Params, name: str, *, dtype: torch.dtype | 
 
 def multiplies(dtype: torch.dtype, device: str) -> bool:
     """Whether a matmul in `dtype` is worth calling there: bf16 on a CPU without its instructions runs 80× slower."""
-    return device != "cpu" or dtype in (torch.float32, torch.float64) or (dtype == torch.bfloat16 and _CPU_HAS_BF16)
+    return device != "cpu" or dtype in (torch.float32, torch.float64) or (dtype == torch.bfloat16 and CPU_HAS_BF16)
 
 
 class _TiledLinear(torch.autograd.Function):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama3_scratch.cache import NO_CACHE, NoCache
+from llama3_scratch.cache import CAUSAL, NO_CACHE, Mask, NoCache, visible
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.linear import at_least_f32, embed, linear
 from llama3_scratch.stored import Params
@@ -76,30 +76,32 @@ def rotate(x_BTNK: Tensor, rotation_BTJ: Tensor) -> Tensor:
     return torch.view_as_real(turned_BTNJ).flatten(-2).to(x_BTNK.dtype)
 
 
-def attend(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, visible_BTS: Tensor) -> Tensor:
+def attend(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_BTS: Mask) -> Tensor:
     """Each query's mean of the values it may see, weighted by softmax(q·k / √K): out_BTGRK (arXiv:1706.03762 §3.2).
 
     R query heads share a key/value head (arXiv:2305.13245): two axes of one einsum, nothing is repeated.
     """
+    visible_BTS = visible(mask_BTS, q_BTGRK.shape[1], k_BSGK.shape[1], q_BTGRK.device)
     scores_BGRTS = torch.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK) / math.sqrt(q_BTGRK.shape[-1])
     masked_BGRTS = scores_BGRTS.masked_fill(~visible_BTS[:, None, None], -math.inf)
     weights_BGRTS = F.softmax(masked_BGRTS, dim=-1, dtype=at_least_f32(scores_BGRTS.dtype)).to(q_BTGRK.dtype)
     return torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK)
 
 
-def attend_fused(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, visible_BTS: Tensor) -> Tensor:
-    """`attend` in one kernel that never holds all scores at once: out_BTGRK.
-
-    Where no token came before (T = S), what is visible is the lower triangle, and the kernel leaves out the rest.
+def attend_fused(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_BTS: Mask) -> Tensor:
+    """`attend` in one kernel that never holds all scores at once, and leaves out what a causal T = S doesn't see:
+    out_BTGRK.
     """
+    T, S = q_BTGRK.shape[1], k_BSGK.shape[1]
     q_BHTK = q_BTGRK.flatten(2, 3).transpose(1, 2)
     k_BGSK, v_BGSK = k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
-    if q_BTGRK.shape[1] == k_BSGK.shape[1]:
-        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, is_causal=True, enable_gqa=True)
-        out_BHTK = out_BHTK + 0 * q_BHTK.sum(-1, keepdim=True)  # torch makes 0 of a NaN query, which would hide it
-    else:
-        mask_B1TS = visible_BTS[:, None]
+    if isinstance(mask_BTS, Tensor) or (mask_BTS == CAUSAL and T != S):
+        mask_B1TS = visible(mask_BTS, T, S, q_BTGRK.device)[:, None]
         out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_B1TS, enable_gqa=True)
+    else:
+        causal = mask_BTS == CAUSAL
+        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, is_causal=causal, enable_gqa=True)
+        out_BHTK = out_BHTK + 0 * q_BHTK.sum(-1, keepdim=True)  # torch makes 0 of a NaN query, which would hide it
     return out_BHTK.transpose(1, 2).unflatten(2, q_BTGRK.shape[2:4])
 
 
@@ -110,7 +112,7 @@ def attention(
     config: Config,
     *,
     rotation_BTJ: Tensor,
-    visible_BTS: Tensor,
+    mask_BTS: Mask,
     cache: NoCache,
     attend: Callable[..., Tensor],
 ) -> Tensor:
@@ -123,7 +125,7 @@ def attention(
     k_BTGK = rotate(k_BTGK, rotation_BTJ)
     k_BSGK, v_BSGK = cache.extend(name, k_BTGK, v_BTGK)
     q_BTGRK = q_BTHK.unflatten(2, (G, H // G))
-    out_BTGRK = attend(q_BTGRK, k_BSGK, v_BSGK, visible_BTS)
+    out_BTGRK = attend(q_BTGRK, k_BSGK, v_BSGK, mask_BTS)
     return linear(out_BTGRK.flatten(2), params, f"{name}.wo")
 
 
@@ -142,7 +144,7 @@ def block(
     config: Config,
     *,
     rotation_BTJ: Tensor,
-    visible_BTS: Tensor,
+    mask_BTS: Mask,
     cache: NoCache,
     attend: Callable[..., Tensor] = attend,
 ) -> Tensor:
@@ -154,7 +156,7 @@ def block(
         f"{name}.attention",
         config,
         rotation_BTJ=rotation_BTJ,
-        visible_BTS=visible_BTS,
+        mask_BTS=mask_BTS,
         cache=cache,
         attend=attend,
     )
@@ -175,18 +177,11 @@ def decode(
     """All layers and the last norm: x_BTD. `block` may be wrapped: checkpointed, recorded, patched, compiled."""
     T = x_BTD.shape[1]
     positions_BT = cache.positions(T, x_BTD.device)
-    slots_S = torch.arange(cache.span(T), device=x_BTD.device)
-    visible_BTS = slots_S <= positions_BT[..., None]
+    mask_BTS = cache.mask(T, x_BTD.device)
     rotation_BTJ = rotations(positions_BT, config, x_BTD.dtype)
     for layer in range(config.n_layers):
         x_BTD = block(
-            x_BTD,
-            params,
-            f"layers.{layer}",
-            config,
-            rotation_BTJ=rotation_BTJ,
-            visible_BTS=visible_BTS,
-            cache=cache,
+            x_BTD, params, f"layers.{layer}", config, rotation_BTJ=rotation_BTJ, mask_BTS=mask_BTS, cache=cache
         )
     cache.advance(T)
     return rms_norm(x_BTD, params, "norm", config)

@@ -26,9 +26,9 @@ Params = dict[str, Tensor]
 Rows = slice | Tensor
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)  # the dtypes of a checkpoint's floats
 
-ROWS, COLUMNS = 16, 32  # of a tile
+TILE_ROWS, TILE_COLUMNS = 16, 32
 NF4_GROUP = 64
-_PIECE = 1 << 19  # elements turned into floats at once: 2 MB in f32, which stays in the cache until they're used
+_PIECE_ELEMENTS = 1 << 19  # turned into floats at once: 2 MB in f32, which stays in the cache until they're used
 # The quantiles of a normal distribution, scaled to −1 … 1, with an exact 0 (arXiv:2305.14314, appendix E).
 # fmt: off
 NF4_LEVELS = (
@@ -103,7 +103,7 @@ class Tiles(Floats):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.values.shape[0] * ROWS, self.values.shape[1] * COLUMNS
+        return self.values.shape[0] * TILE_ROWS, self.values.shape[1] * TILE_COLUMNS
 
     @property
     def name(self) -> str:
@@ -116,11 +116,11 @@ class Tiles(Floats):
     def floats(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         if isinstance(rows, slice):
             first, end, _ = rows.indices(self.shape[0])
-            tiles = slice(first // ROWS, -(-end // ROWS))
+            tiles = slice(first // TILE_ROWS, -(-end // TILE_ROWS))
             values = untiled_values(self.values[tiles])
             mins = None if self.mins is None else untiled(self.mins[tiles])
-            return self._floats(values, untiled(self.scales[tiles]), mins, dtype)[first % ROWS :][: end - first]
-        at = rows // ROWS, slice(None), rows % ROWS
+            return self._floats(values, untiled(self.scales[tiles]), mins, dtype)[first % TILE_ROWS :][: end - first]
+        at = rows // TILE_ROWS, slice(None), rows % TILE_ROWS
         values = self.values[at[0], :, :, at[2]].flatten(-2)
         return self._floats(values, self.scales[at], None if self.mins is None else self.mins[at], dtype)
 
@@ -167,7 +167,7 @@ class NormalFloats(Floats):
 
 def tiled(of_groups: Tensor) -> Tensor:
     """A number for each group of a row (rows, groups) in the order of tiles: (tiles, groups, 16)."""
-    return of_groups.unflatten(0, (-1, ROWS)).transpose(1, 2).contiguous()
+    return of_groups.unflatten(0, (-1, TILE_ROWS)).transpose(1, 2).contiguous()
 
 
 def untiled(of_groups: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def tiled_values(values: Tensor) -> Tensor:
     int4's bytes are a column and the one 16 further on, as in GGUF's blocks.
     """
     four = values.contiguous().view(torch.int32)  # a move of four bytes at once, many times faster
-    return four.unflatten(0, (-1, ROWS)).permute(0, 2, 3, 1).contiguous().view(values.dtype).unflatten(-1, (-1, 4))
+    return four.unflatten(0, (-1, TILE_ROWS)).permute(0, 2, 3, 1).contiguous().view(values.dtype).unflatten(-1, (-1, 4))
 
 
 def untiled_values(values: Tensor) -> Tensor:
@@ -237,8 +237,8 @@ def form_of(forms: Mapping[str, str]) -> str:
 def pieces(weight: Floats, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Yield (slice of rows, those rows as floats); a piece is overwritten by the next."""
     n_rows, n_columns = weight.shape
-    step = max(1, min(n_rows, _PIECE // n_columns))
-    step = step // ROWS * ROWS or step  # whole tiles of a weight in tiles
+    step = max(1, min(n_rows, _PIECE_ELEMENTS // n_columns))
+    step = step // TILE_ROWS * TILE_ROWS or step  # whole tiles of a weight in tiles
     # One buffer for all pieces of a plain weight: a fresh one each time costs more in page faults than the conversion.
     buffer = torch.empty(step, n_columns, dtype=dtype, device=weight.values.device)
     for start in range(0, n_rows, step):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.stored import Params, stored
+from llama3_scratch.torch_internals import dispatch_mode_is_on
 
 Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
 
@@ -36,7 +36,7 @@ def as_batch(tokens: Ids, params: Params) -> Tensor:
         raise UsageError(f"expected token ids {wanted}, got {tokens.dtype} {list(tokens.shape)}")
     if tokens.device != device:
         raise UsageError(f"the tokens are on {tokens.device}, the model is on {device}; move one of them with .to(…)")
-    seen = device.type == "cpu" and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
+    seen = device.type == "cpu" and not torch.compiler.is_compiling() and not dispatch_mode_is_on()
     if seen and tokens.numel():
         least, most = (int(end) for end in tokens.aminmax())
         if least < 0 or most >= rows:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.options import add_adapter_option
 from llama3_scratch.system import cli
+from llama3_scratch.terminal.flags import add_adapter_flag
 
 log = logging.getLogger("llama3_scratch")
 
@@ -34,7 +34,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL to write or to go on with")
     parser.add_argument("--count", type=count, default=1000, metavar="N", help="answers to ask for (%(default)s)")
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
-    add_adapter_option(parser, "merged into its weights")
+    add_adapter_flag(parser, "merged into its weights")
     parser.add_argument("--quantize", default="int8", metavar="FORM", help="of its weights (%(default)s)")
     parser.add_argument("--batch", type=count, default=32, metavar="N", help="prompts at once (%(default)s)")
     parser.add_argument("--max-tokens", type=count, default=350, metavar="N", help="of an answer (%(default)s)")
@@ -45,20 +45,21 @@ def _parser() -> cli.Parser:
     return parser
 
 
-def requests_of(numbers: Sequence[int], telling: Sequence[str], seed: int) -> list[str]:
+def requests_of(numbers: Sequence[int], words: Sequence[str], seed: int) -> list[str]:
     """The requests of these numbers: the same whenever they're asked."""
-    from llama3_scratch.data.story_requests import ASKED, request
+    from storyteller.requests import REQUESTED_WORDS, request
 
-    return [request(random.Random(f"{seed} {number}").sample(telling, ASKED)) for number in numbers]
+    return [request(random.Random(f"{seed} {number}").sample(words, REQUESTED_WORDS)) for number in numbers]
 
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
+    from storyteller.requests import REQUESTED_WORDS, content_words
+
+    from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.checkpoint.peft import add_adapters
     from llama3_scratch.data.documents import documents
-    from llama3_scratch.data.story_requests import ASKED, telling_words
-    from llama3_scratch.download import download
     from llama3_scratch.inference.answers import answers
     from llama3_scratch.inference.sample import sampler
     from llama3_scratch.params.lora import merge
@@ -69,18 +70,18 @@ def main(options: argparse.Namespace) -> int:
     tokenizer = checkpoint.tokenizer
     if tokenizer is None or tokenizer.chat_format is None:
         raise UsageError(f"{options.model}: expected a model that chats, with its tokenizer")
-    telling = telling_words(documents(options.files))
-    if len(telling) < ASKED:
-        raise UsageError(f"{options.files[0]}: too few stories to take {ASKED} words from")
-    if options.adapter:
-        checkpoint = add_adapters(checkpoint, options.adapter)
+    words = content_words(documents(options.files))
+    if len(words) < REQUESTED_WORDS:
+        raise UsageError(f"{options.files[0]}: too few stories to take {REQUESTED_WORDS} words from")
+    if options.adapters:
+        checkpoint = add_adapters(checkpoint, options.adapters)
     checkpoint = replace(checkpoint, params=quantize(merge(checkpoint.params), options.quantize))
     done = sum(1 for _ in options.out.open("rb")) if options.out.exists() else 0
     kept = tokens = 0
     begun = time.perf_counter()
     for first in range(done, options.count, options.batch):
         numbers = range(first, min(first + options.batch, options.count))
-        requests = requests_of(numbers, telling, options.seed)
+        requests = requests_of(numbers, words, options.seed)
         said = answers(
             [encode_dialog([{"role": "user", "content": request}], tokenizer) for request in requests],
             checkpoint,

@@ -34,7 +34,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.names import resolve
     from llama3_scratch.data.documents import documents
     from llama3_scratch.text.bpe import encode, with_library
-    from llama3_scratch.text.tokenizer import read_tokenizer
+    from llama3_scratch.text.tokenizer_file import read_tokenizer
 
     tokenizer = read_tokenizer(resolve(options.tokenizer))
     texts: list[str] = []

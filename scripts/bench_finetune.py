@@ -17,17 +17,14 @@ from statistics import median
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system import cli
+from llama3_scratch.training import flags
 
 
 def _parser() -> cli.Parser:
     parser = cli.script("bench_finetune", __doc__)
-    count = cli.number(int, least=1)
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="conversations")
-    parser.add_argument("--steps", type=count, default=30, metavar="N", help="(%(default)s)")
-    parser.add_argument("--batch", type=count, default=4, metavar="N", help="conversations a step (%(default)s)")
-    parser.add_argument("--rank", type=count, default=16, metavar="N", help="(%(default)s)")
-    parser.add_argument("--lr", type=cli.number(float, above=0), default=2e-4, metavar="X", help="(%(default)s)")
+    flags.add_flags(parser, helps={"size": "conversations a step (%(default)s)"}, steps=30, size=4, rank=16, lr=2e-4)
     return parser
 
 
@@ -42,12 +39,12 @@ def main(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise UsageError(f'{error.name} is missing: pip install -e ".[parity]"') from error
 
+    from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.hf_out import write_hf
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.checkpoint.peft import write_peft
     from llama3_scratch.data.batches import IGNORE, Batch
     from llama3_scratch.data.conversations import encode, read_conversations
-    from llama3_scratch.download import download
     from llama3_scratch.params.lora import attach, trainable
     from llama3_scratch.training.loss import next_token_loss
     from llama3_scratch.training.optimizer import adamw
@@ -87,14 +84,14 @@ def main(options: argparse.Namespace) -> int:
     seconds: tuple[list[float], list[float]] = ([], [])
     worst = 0.0
     for step in range(options.steps):
-        some = [encoded[(step * options.batch + i) % len(encoded)] for i in range(options.batch)]
+        some = [encoded[(step * options.size + i) % len(encoded)] for i in range(options.size)]
         longest = max(len(one.ids) for one in some) - 1
         tokens_BT = torch.zeros(len(some), longest, dtype=torch.long)
         targets_BT = torch.full_like(tokens_BT, IGNORE)
         for row, one in enumerate(some):
-            ids, learnt = torch.tensor(one.ids), torch.tensor(one.learnt)
+            ids, is_target = torch.tensor(one.ids), torch.tensor(one.is_target)
             tokens_BT[row, : len(ids) - 1] = ids[:-1]
-            targets_BT[row, : len(ids) - 1] = torch.where(learnt[1:], ids[1:], IGNORE)
+            targets_BT[row, : len(ids) - 1] = torch.where(is_target[1:], ids[1:], IGNORE)
         batch = Batch(tokens_BT, targets_BT, torch.zeros_like(tokens_BT))
         targets = int((targets_BT != IGNORE).sum())
         losses = []

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import llama3_scratch as l3
+from llama3_scratch.checkpoint.fetch import download
 from llama3_scratch.checkpoint.names import DEFAULT
-from llama3_scratch.download import download
 from llama3_scratch.system import cli
 
 WAYS: dict[str, Callable[[], AbstractContextManager[Any]]] = {

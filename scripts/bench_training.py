@@ -17,6 +17,7 @@ from statistics import median
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system import cli
+from llama3_scratch.training import flags
 
 OURS = "llama3_scratch"
 
@@ -24,15 +25,13 @@ OURS = "llama3_scratch"
 def _parser() -> cli.Parser:
     parser = cli.script("bench_training", __doc__)
     count = cli.number(int, least=1)
-    parser.add_argument("--compile", action="store_true", help="our step by torch.compile too")
+    flags.add_flags(parser, helps={"compile": "our step by torch.compile too"}, length=512, size=4, compile=False)
     for name, default, what in (
         ("dim", 384, "width"),
         ("layers", 8, "layers"),
         ("heads", 6, "query heads"),
         ("kv-heads", 2, "key/value heads"),
         ("vocab", 8192, "tokens of the vocabulary"),
-        ("length", 512, "tokens a row"),
-        ("batch", 4, "rows"),
         ("repeats", 7, "steps of each"),
     ):
         parser.add_argument(f"--{name}", type=count, default=default, metavar="N", help=f"{what} (%(default)s)")
@@ -47,11 +46,11 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.config import Config, hidden_dim
     from llama3_scratch.data.batches import Batch
     from llama3_scratch.init import init
-    from llama3_scratch.system.machine import peaks
+    from llama3_scratch.system.machine import peak_flops
     from llama3_scratch.training.compiled import compiled
+    from llama3_scratch.training.flops import flops_per_token
     from llama3_scratch.training.loss import Wrap, next_token_loss, recomputed, unchanged
     from llama3_scratch.training.optimizer import adamw
-    from llama3_scratch.training.record import flops_per_token
 
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -69,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
         tied=True,
     )
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    tokens_BT = torch.randint(options.vocab, (options.batch, options.length + 1))
+    tokens_BT = torch.randint(options.vocab, (options.size, options.length + 1))
     batch = Batch(tokens_BT[:, :-1], tokens_BT[:, 1:], torch.zeros_like(tokens_BT[:, 1:]))
     params = {
         name: weight.requires_grad_() for name, weight in init(config, seed=0, std=0.02, embedding_std=0.02).items()
@@ -115,8 +114,8 @@ def main(options: argparse.Namespace) -> int:
             step()
             if repeat >= 0:
                 seconds[name].append(time.perf_counter() - begun)
-    tokens = options.batch * options.length
-    known = peaks()
+    tokens = options.size * options.length
+    known = peak_flops()
     peak = known.get(options.dtype, known["f32"])
     print(f"{config.n_parameters / 1e6:.1f} million parameters, {tokens} tokens a step, {options.dtype}")
     for name, all_of_them in seconds.items():

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama3_scratch.checkpoint.names import DEFAULT
-from llama3_scratch.errors import UsageError
+from llama3_scratch.errors import FileError, MissingFileError, UsageError
 from llama3_scratch.system import cli
+from llama3_scratch.training import flags
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -31,7 +32,7 @@ RATES = {"head": 1e-3, "last-block": 2e-4, "all": 5e-5, "lora": 2e-4}
 
 def _parser() -> cli.Parser:
     parser = cli.script("finetune_classifier", __doc__)
-    count, positive = cli.number(int, least=1), cli.number(float, above=0)
+    count = cli.number(int, least=1)
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
     job = parser.add_mutually_exclusive_group(required=True)
     job.add_argument("--data", type=Path, metavar="FILE", help="texts with a class each, to learn from")
@@ -39,43 +40,39 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--text", type=cli.text, action="append", metavar="TEXT", help="with --apply; may be given several times"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder, with --data")
-    parser.add_argument("--balanced", type=count, default=600, metavar="N", help="texts to learn from (%(default)s)")
-    parser.add_argument("--limit", type=count, metavar="N", help="of the others, test on N (all)")
-    parser.add_argument("--train", default="last-block", help="head, last-block, all or lora (%(default)s)")
-    parser.add_argument("--read", default="last", help="the class at the last or the first token (%(default)s)")
-    parser.add_argument("--rank", type=count, default=16, metavar="N", help="of lora (%(default)s)")
-    parser.add_argument("--epochs", type=count, default=1, metavar="N", help="(%(default)s)")
-    rates = ", ".join(f"{trained}: {rate:.0e}" for trained, rate in RATES.items())
-    parser.add_argument("--lr", type=positive, metavar="X", help=f"the highest learning rate ({rates})")
-    parser.add_argument("--batch", type=count, default=8, metavar="N", help="texts a step (%(default)s)")
+    flags.add_folder_flags(parser, required=False)
     parser.add_argument(
-        "--length",
-        type=count,
-        default=128,
-        metavar="N",
-        help="tokens of a text, whose end is cut if longer (%(default)s)",
+        "--balanced", dest="count", type=count, default=600, metavar="N", help="texts to learn from (%(default)s)"
     )
-    parser.add_argument("--dtype", default="f32", help="of the activations: f32, bf16, f16 or fp8 (%(default)s)")
-    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
-    parser.add_argument("--save-every", type=count, default=100, metavar="N", help="steps (%(default)s)")
+    parser.add_argument("--limit", type=count, metavar="N", help="of the others, test on N (all)")
+    rates = ", ".join(f"{trained}: {rate:.0e}" for trained, rate in RATES.items())
+    helps = {
+        "rank": "of lora (%(default)s)",
+        "lr": f"the highest learning rate ({rates})",
+        "size": "texts a step (%(default)s)",
+        "length": "tokens of a text, whose end is cut if longer (%(default)s)",
+    }
+    flags.add_flags(parser, helps=helps, train="last-block", read="last", rank=16, epochs=1, lr=None, size=8)
+    flags.add_flags(parser, helps=helps, length=128, dtype="f32", seed=0, save_every=100)
+    flags.add_device_flag(parser)
     return parser
 
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
+    from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.labelled import balanced, read_labelled
-    from llama3_scratch.download import download
+    from llama3_scratch.inference.opening import check_device
 
     if options.apply and not options.text:
         raise UsageError("--apply needs at least one --text")
-    if options.data and not options.out:
+    if options.data and not options.folder:
         raise UsageError("--data needs --out, the folder of the run")
     if options.data:  # before a model is fetched: a mistake in the data is told at once
-        learn, test = balanced(read_labelled(options.data), options.balanced, seed=options.seed)
-    checkpoint = load(download(options.model) if options.model == DEFAULT else options.model, needs_tokenizer=True)
+        learn, test = balanced(read_labelled(options.data), options.count, seed=options.seed)
+    path = download(options.model) if options.model == DEFAULT else options.model
+    checkpoint = load(path, device=check_device(options.device), needs_tokenizer=True)
     return _apply(checkpoint, options) if options.apply else _learn(checkpoint, learn, test, options)
 
 
@@ -84,8 +81,11 @@ def _apply(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
 
     from llama3_scratch.training.classifier import class_logits, read_classifier
 
-    params, classes, read = read_classifier(options.apply, checkpoint)
-    tokenizer = checkpoint.require_tokenizer()
+    try:
+        params, classes, read = read_classifier(options.apply, checkpoint)
+    except MissingFileError as error:
+        raise FileError(f"{error}; --data learns one") from error
+    tokenizer, device = checkpoint.require_tokenizer(), params["norm.weight"].device
     for text in options.text:
         ids = tokenizer.encode(text, bos=tokenizer.add_bos, eos=False)
         if not ids:
@@ -96,7 +96,9 @@ def _apply(checkpoint: Checkpoint, options: argparse.Namespace) -> int:
             )
         ids = ids[: options.length]
         with torch.inference_mode():
-            logits_BTC = class_logits(torch.tensor([ids]), params, checkpoint.config, dtype=torch.float32)
+            logits_BTC = class_logits(
+                torch.tensor([ids], device=device), params, checkpoint.config, dtype=torch.float32
+            )
         shares_C = logits_BTC[0, -1 if read == "last" else 0].softmax(-1)
         best = int(shares_C.argmax())
         print(f"{classes[best]}  {shares_C[best]:.3f}  {text}")
@@ -108,39 +110,21 @@ def _learn(
 ) -> int:
     from llama3_scratch.system.timings import duration
     from llama3_scratch.training.classifying import finetune
-    from llama3_scratch.training.loop import TrainingPlan
 
-    plan = TrainingPlan(
-        steps=options.epochs * -(-len(learn) // options.batch),
-        lr=options.lr or RATES.get(options.train, 0.0),
-        warmup=5,
-        weight_decay=0.0,
-        dtype=options.dtype,
-    )
-    result = finetune(
-        checkpoint,
-        learn,
-        test[: options.limit],
-        plan,
-        options.out,
-        trained=options.train,
-        read=options.read,
-        size=options.batch,
-        length=options.length,
-        rank=options.rank,
-        seed=options.seed,
-        save_every=options.save_every,
-        resume=options.resume,
-    )
-    if result.ended:
-        return cli.ended_by(result.ended)
+    choices, run, batches = flags.classification(options), flags.run_plan(options), flags.batch_plan(options)
+    steps, lr = options.epochs * -(-len(learn) // batches.size), options.lr or RATES[choices.train]
+    plan = flags.training_plan(options, steps=steps, lr=lr, warmup=5, weight_decay=0.0)
+    result = finetune(checkpoint, learn, test[: options.limit], plan, batches, run, choices)
+    outcome = result.outcome
+    if outcome.signal:
+        return cli.ended_by(outcome.signal)
     of = ", ".join(f"{label} {share:.1%}" for label, share in result.right_of.items())
     right = f"right: {result.right:.2%} of {result.tested} ({of})" if result.tested else "no text is left to test on"
     print(
-        f"{right} · {result.learnt:,} parameters learnt · {duration(result.seconds)} · "
-        f"peak {result.peak_bytes / 1e6:.0f} MB"
+        f"{right} · {result.learnt:,} parameters learnt · {duration(outcome.seconds)} · "
+        f"peak {outcome.peak_bytes / 1e6:.0f} MB"
     )
-    print(options.out / "classifier")
+    print(run.folder / "classifier")
     return 0
 
 

@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.data.shards import write_shards
     from llama3_scratch.errors import FileError, UsageError
     from llama3_scratch.system.files import write_whole
-    from llama3_scratch.text.tokenizer import read_tokenizer
+    from llama3_scratch.text.tokenizer_file import read_tokenizer
 
     rules = [name for name in options.clean.split(",") if name]
     if unknown := [name for name in rules if name not in RULES]:

@@ -13,18 +13,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llama3_scratch.errors import UsageError
+from llama3_scratch.errors import FileError, MissingFileError
 from llama3_scratch.system import cli
+from llama3_scratch.training import flags
 
 
 def _parser() -> cli.Parser:
     parser = cli.script("pretrain", __doc__)
-    count, size = cli.number(int, least=1), cli.number(int, least=0)
-    positive = cli.number(float, above=0)
+    count = cli.number(int, least=1)
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder that scripts/prepare_data.py wrote")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run's folder")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
-    parser.add_argument("--other-data", action="store_true", help="with --resume: the data may have changed")
+    flags.add_folder_flags(parser)
     parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="begin with the weights of this checkpoint (step_N)"
     )
@@ -35,28 +33,14 @@ def _parser() -> cli.Parser:
     shape.add_argument("--kv-heads", type=count, default=4, metavar="N", help="key/value heads (%(default)s)")
     shape.add_argument("--hidden", type=count, metavar="N", help="feed-forward width (Meta's formula, multiple of 32)")
     shape.add_argument("--untied", action="store_true", help="a head of its own instead of the embedding's")
-    plan = parser.add_argument_group("how it learns")
-    plan.add_argument("--steps", type=count, default=2000, metavar="N", help="(%(default)s)")
-    plan.add_argument("--batch", type=count, default=16, metavar="N", help="rows at once (%(default)s)")
-    plan.add_argument("--accumulate", type=count, default=1, metavar="N", help="batches a step (%(default)s)")
-    plan.add_argument(
-        "--length", type=cli.number(int, least=2), default=256, metavar="N", help="tokens a row (%(default)s)"
-    )
-    plan.add_argument("--lr", type=positive, default=2e-3, metavar="X", help="the highest learning rate (%(default)s)")
-    plan.add_argument("--warmup", type=size, default=100, metavar="N", help="steps (%(default)s)")
-    plan.add_argument("--schedule", default="cosine", help="cosine, wsd or constant (%(default)s)")
-    plan.add_argument("--weight-decay", type=cli.number(float, least=0), default=0.1, metavar="X", help="(%(default)s)")
-    plan.add_argument("--clip", type=positive, default=1.0, metavar="X", help="largest gradient norm (%(default)s)")
-    plan.add_argument("--dtype", default="f32", help="of the activations: f32, bf16, f16 or fp8 (%(default)s)")
-    plan.add_argument("--recompute", action="store_true", help="keep less and compute more (activation checkpointing)")
-    plan.add_argument("--compile", action="store_true", help="by torch.compile: a minute later, then faster steps")
-    plan.add_argument("--seed", type=size, default=0, metavar="N", help="of weights and order (%(default)s)")
-    plan.add_argument("--find-lr", action="store_true", help="only try learning rates from 1e-5 to 1, and suggest one")
-    told = parser.add_argument_group("what it tells and keeps")
-    told.add_argument("--save-every", type=count, default=250, metavar="N", help="steps (%(default)s)")
-    told.add_argument("--validate-every", type=count, default=250, metavar="N", help="steps (%(default)s)")
-    told.add_argument("--sample-every", type=count, default=500, metavar="N", help="steps (%(default)s)")
-    told.add_argument(
+    how = parser.add_argument_group("how it learns")
+    flags.add_flags(how, steps=2000, size=16, accumulate=1, length=256, lr=2e-3, warmup=100, schedule="cosine")
+    flags.add_flags(how, weight_decay=0.1, clip=1.0, dtype="f32", recompute=False, compile=False, seed=0)
+    flags.add_device_flag(how)
+    how.add_argument("--find-lr", action="store_true", help="only try learning rates from 1e-5 to 1, and suggest one")
+    reports = parser.add_argument_group("what it reports and keeps")
+    flags.add_flags(reports, save_every=250, validate_every=250, sample_every=500)
+    reports.add_argument(
         "--sample", type=cli.text, default="Once upon a time", metavar="TEXT", help="how samples begin (%(default)r)"
     )
     return parser
@@ -64,14 +48,18 @@ def _parser() -> cli.Parser:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
+    plan, batches, run = flags.training_plan(options), flags.batch_plan(options), flags.run_plan(options)
+
     from llama3_scratch.config import Config, hidden_dim
     from llama3_scratch.data.shards import Shards
-    from llama3_scratch.training.loop import TrainingPlan
-    from llama3_scratch.training.pretraining import Telling, pretrain, range_test, suggested
+    from llama3_scratch.inference.opening import check_device
+    from llama3_scratch.training.pretraining import pretrain, range_test, suggested
 
-    if options.resume and options.weights:
-        raise UsageError("--weights begins a run with others' weights, --resume goes on with its own; give one of them")
-    shards = Shards(options.data)
+    try:
+        shards = Shards(options.data)
+    except MissingFileError as error:
+        raise FileError(f"{error}; python scripts/prepare_data.py TEXT --tokenizer DIR --out DIR makes one") from error
+    device = check_device(options.device)
     config = Config(
         dim=options.dim,
         n_layers=options.layers,
@@ -83,40 +71,16 @@ def main(options: argparse.Namespace) -> int:
         rope_theta=10_000.0,
         tied=not options.untied,
     )
-    plan = TrainingPlan(
-        steps=options.steps,
-        lr=options.lr,
-        warmup=options.warmup,
-        schedule=options.schedule,
-        weight_decay=options.weight_decay,
-        clip=options.clip,
-        accumulate=options.accumulate,
-        dtype=options.dtype,
-        recompute=options.recompute,
-        compile=options.compile,
-    )
     if options.find_lr:
-        found = range_test(shards, config, plan, size=options.batch, length=options.length, seed=options.seed)
+        found = range_test(shards, config, plan, batches, device=device)
         print("learning rate  loss")
         for lr, loss in found[:: max(1, len(found) // 20)]:
             print(f"{lr:13.1e}  {loss:.3f}")
         print(f"suggested: --lr {suggested(found):.1e}")
         return 0
-    ended = pretrain(
-        shards,
-        config,
-        plan,
-        options.out,
-        size=options.batch,
-        length=options.length,
-        seed=options.seed,
-        telling=Telling(options.save_every, options.validate_every, options.sample_every, options.sample),
-        resume=options.resume,
-        other_data=options.other_data,
-        begin_with=options.weights,
-    )
-    print(options.out / "model")
-    return cli.ended_by(ended)
+    outcome = pretrain(shards, config, plan, batches, run, flags.pretraining(options), device=device)
+    print(run.folder / "model")
+    return cli.ended_by(outcome.signal)
 
 
 if __name__ == "__main__":

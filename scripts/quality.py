@@ -20,7 +20,7 @@ from pathlib import Path
 
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.options import QUANTIZED
+from llama3_scratch.inference.choices import QUANTIZED
 from llama3_scratch.system import cli
 from llama3_scratch.system.files import read_text
 

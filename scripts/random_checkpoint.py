@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
 
     from llama3_scratch.checkpoint.meta import write_meta
     from llama3_scratch.init import init
-    from llama3_scratch.text.tokenizer import read_tokenizer
+    from llama3_scratch.text.tokenizer_file import read_tokenizer
 
     tokenizer = read_tokenizer(options.tokenizer) if options.tokenizer else None
     params = init(config, seed=options.seed, dtype=getattr(torch, options.dtype))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from llama3_scratch.errors import Llama3Error, UsageError
 from llama3_scratch.system import cli
+from llama3_scratch.training import flags
 
 log = logging.getLogger("llama3_scratch")
 
@@ -45,9 +46,9 @@ def _parser() -> cli.Parser:
         metavar="NAME=V,V…",
         help="an option of pretrain.py and its values; several of these make a grid",
     )
-    parser.add_argument("--steps", type=count, default=200, metavar="N", help="of each run (%(default)s)")
+    flags.add_flags(parser, helps={"steps": "of each run (%(default)s)"}, steps=200)
     parser.add_argument("--most", type=count, metavar="N", help="only N combinations, picked by chance (all)")
-    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
+    flags.add_flags(parser, helps={"seed": "(%(default)s)"}, seed=0)
     return parser
 
 

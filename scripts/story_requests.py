@@ -31,25 +31,26 @@ def _parser() -> cli.Parser:
 
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
+    from storyteller.requests import REQUESTED_WORDS, content_words, request, words_of
+
     from llama3_scratch.data.documents import documents
-    from llama3_scratch.data.story_requests import ASKED, request, telling_words, words_of
 
     stories = list(documents(options.files))
-    telling = telling_words(stories)
+    known = content_words(stories)
     chance = random.Random(options.seed)
     written = 0
     with fresh_file(options.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for story in chance.sample(stories, len(stories)):
-            words = words_of(story, telling, chance)
-            if len(words) < ASKED or written == options.count:
+            words = words_of(story, known, chance)
+            if len(words) < REQUESTED_WORDS or written == options.count:
                 continue
             asked = {"role": "user", "content": request(words)}
             row = {"messages": [asked, {"role": "assistant", "content": story}]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             written += 1
         if not written:
-            raise UsageError(f"{options.files[0]}: too few stories to take {ASKED} words of any from")
-    print(f"{written} conversations, {len(telling)} words to ask for")
+            raise UsageError(f"{options.files[0]}: too few stories to take {REQUESTED_WORDS} words of any from")
+    print(f"{written} conversations, {len(known)} words to ask for")
     return 0
 
 

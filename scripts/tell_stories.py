@@ -59,13 +59,13 @@ def main(options: argparse.Namespace) -> int:
     model = load(options.model, needs_tokenizer=True)
     tokenizer = model.require_tokenizer()
     prompt = tokenizer.encode(options.begin, bos=tokenizer.add_bos, eos=False)
-    told = answers(
+    answered = answers(
         [prompt] * options.count,
         model,
         max_tokens=model.config.max_seq_len,
         samplers=[sampler(temperature=options.temperature, seed=seed) for seed in range(options.count)],
     )
-    stories = [options.begin + answer.text for answer in told]
+    stories = [options.begin + answer.text for answer in answered]
     runs = longest_runs(stories, documents(options.text)) if options.text else []
     for seed, story in enumerate(stories):
         copied = f"; {runs[seed]} words in a row stand so in the text" if runs else ""

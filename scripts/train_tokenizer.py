@@ -37,7 +37,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.data.documents import documents
     from llama3_scratch.system.files import make_folder
     from llama3_scratch.text.bpe import learn, learn_with_library, tokenizer_of
-    from llama3_scratch.text.tokenizer import write_tokenizer
+    from llama3_scratch.text.tokenizer_file import write_tokenizer
 
     def texts():
         return documents(options.files, field=options.field)

@@ -13,7 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from llama3_scratch.data.stories import stories
+from storyteller.stories import stories
+
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system import cli
 from llama3_scratch.system.files import fresh_file

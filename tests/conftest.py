@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llama3_scratch.checkpoint import names
+from llama3_scratch.checkpoint.fetch import download
 from llama3_scratch.checkpoint.names import DEFAULT
-from llama3_scratch.download import download
 from llama3_scratch.errors import FileError
 from llama3_scratch.native import kernels
 from tests import tiny
@@ -39,7 +39,7 @@ def offline(monkeypatch, tmp_path):
 
     monkeypatch.setenv("LLAMA3_SCRATCH_WEIGHTS", str(tmp_path))
     for fetches in ("download", "stored_blocks"):
-        monkeypatch.setattr(f"llama3_scratch.download.{fetches}", unreachable)
+        monkeypatch.setattr(f"llama3_scratch.checkpoint.fetch.{fetches}", unreachable)
 
 
 @pytest.fixture

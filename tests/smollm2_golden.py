@@ -90,7 +90,7 @@ def make(folder: Path, n_nll: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from llama3_scratch.download import download
+    from llama3_scratch.checkpoint.fetch import download
 
     FILE.parent.mkdir(exist_ok=True)
     golden = make(download("smollm2-135m"), 8192)

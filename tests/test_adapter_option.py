@@ -14,7 +14,8 @@ from llama3_scratch import chat, convert, generate
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.checkpoint.peft import add_adapters, write_peft
-from llama3_scratch.inference.options import open_model
+from llama3_scratch.inference.choices import ModelChoice
+from llama3_scratch.inference.opening import open_model
 from llama3_scratch.model import forward
 from llama3_scratch.params.lora import adapted, adapter, attach, merge, on_tied_head
 from llama3_scratch.params.quantize import quantize
@@ -58,8 +59,8 @@ def said(capsys, *argv):
     return json.loads(capsys.readouterr().out)["tokens"]
 
 
-def opened(*argv):
-    return open_model(generate._parser().parse_args(["hi", *map(str, argv)]))[0]
+def opened(model, *adapters, **chosen):
+    return open_model(ModelChoice(model=model, adapters=adapters, **chosen))[0]
 
 
 def test_generate_answers_as_the_merged_model_does(models, tmp_path, capsys):
@@ -81,21 +82,21 @@ def test_f211_the_order_of_folders_changes_nothing(models, capsys):
 
 
 def test_floats_are_merged_and_integers_keep_theirs(models):
-    whole = opened("--model", models / "model", "--adapter", models / "one")
+    whole = opened(models / "model", models / "one")
     assert not adapted(whole.params)
     plain = load(models / "model")
     wanted = forward(TOKENS_BT, add_adapters(plain, [models / "one"]).params, CONFIG)
     check(forward(TOKENS_BT, whole.params, CONFIG), wanted, 2e-5)
     for form in ("int4", "nf4"):
-        beside = opened("--model", models / form, "--adapter", models / "one")
+        beside = opened(models / form, models / "one")
         assert len(adapted(beside.params)) == 6
         assert stored(beside.params, "layers.0.attention.wq").name == form
-    beside = opened("--model", models / "model", "--quantize", "int4", "--adapter", models / "one")
+    beside = opened(models / "model", models / "one", quantize="int4")
     assert len(adapted(beside.params)) == 6 and stored(beside.params, "layers.0.attention.wq").name == "int4"
 
 
 def test_f209_an_adapter_of_a_tied_head_stays_beside_it_and_is_not_converted(models, tmp_path, capsys):
-    beside = opened("--model", models / "tied", "--adapter", models / "two")
+    beside = opened(models / "tied", models / "two")
     assert on_tied_head(beside.params) and beside.config.tied
     argv = [models / "tied", tmp_path / "out", "--to", "hf", "--adapter", models / "two"]
     assert convert.main([*map(str, argv)]) == 3

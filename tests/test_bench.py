@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from llama3_scratch import bench, convert, generate, stored
-from llama3_scratch.benchmark import ours, peers, worker
+from llama3_scratch.benchmark import measure, ours, peers, startup, worker
 from llama3_scratch.benchmark.report import Row, Trial, markdown, prefill_flops, report, step_bytes
 from llama3_scratch.benchmark.worker import Worker
+from llama3_scratch.checkpoint.description import describe
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.config import OFFICIAL
-from llama3_scratch.describe import describe
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import stream
@@ -26,6 +26,7 @@ from llama3_scratch.model import forward
 from llama3_scratch.native import kernels
 from llama3_scratch.params.quantize import quantize
 from llama3_scratch.system.timings import peak_rss_bytes
+from llama3_scratch.terminal import batches
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from tests import tiny
 
@@ -223,9 +224,9 @@ def layouts(model, tmp_path_factory):
 def measured_and_said(capsys, monkeypatch, generates, measures):
     """What `bench` says that it measured, and `generate` that it ran: the form of the weights, the type of the rest."""
     types = []
-    opened = generate.open_model
-    monkeypatch.setattr(generate, "open_model", lambda *args, **how: types.append(opened(*args, **how)) or types[-1])
-    monkeypatch.setattr(bench, "Worker", Here)
+    opened = batches.open_model
+    monkeypatch.setattr(batches, "open_model", lambda *args, **how: types.append(opened(*args, **how)) or types[-1])
+    monkeypatch.setattr(measure, "Worker", Here)
     assert generate.main(["hi", *generates, "--max-tokens", "1", "--json"]) == 0
     captured = capsys.readouterr()
     said = json.loads(captured.out)["weights"]
@@ -304,7 +305,7 @@ def test_a_device_that_isnt_there_is_refused_as_generate_does(layouts, capsys):
 
 
 def test_a_cache_of_another_type_than_the_activations_is_refused(layouts, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "Worker", Here)
+    monkeypatch.setattr(measure, "Worker", Here)
     arguments = [str(layouts / "F32.gguf"), "--dtype", "bfloat16", *SMALL]
     assert bench.main([*arguments, "--kv", "32"]) == 2
     assert "--kv 32: the cache is in the activations' bf16, or in 16, 8 or 4 bits" in capsys.readouterr().err
@@ -321,7 +322,7 @@ def test_a_shape_is_measured_without_weights(monkeypatch):
 
 
 def test_f140_a_shape_that_memory_cant_hold_is_refused_before_it_is_made(monkeypatch):
-    monkeypatch.setattr(ours, "available", lambda: 10**9)
+    monkeypatch.setattr(ours, "available_memory", lambda: 10**9)
     with pytest.raises(Llama3Error, match=r"needs .* \(weights 4.94 GB.*1 GB are free") as error:
         ours.Ours(model=None, shape="llama3.2-1b", form="f32", kv=32, batch=1, slots=40, threads=1)
     assert error.value.exit_code == 5
@@ -362,9 +363,9 @@ def llama_bench(folder, fails=""):
 
 def test_a_llama_bench_of_ones_own_takes_the_wheels_place(model, capsys, tmp_path, monkeypatch):
     pytest.importorskip("gguf")
-    there = bench.importlib.util.find_spec
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else there(name))
-    monkeypatch.setattr(bench, "Worker", Here)
+    there = measure.importlib.util.find_spec
+    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else there(name))
+    monkeypatch.setattr(measure, "Worker", Here)
     program = llama_bench(tmp_path)
     arguments = ["--forms", "int8", "--against", "llama.cpp", "--llama-bench", str(program), "--contexts", "0,20"]
     assert bench.main([str(model), *arguments, *SMALL, "--json"]) == 0
@@ -398,7 +399,7 @@ def test_a_llama_bench_of_ones_own_takes_the_wheels_place(model, capsys, tmp_pat
 )
 def test_a_llama_bench_that_cant_is_left_out(model, capsys, tmp_path, monkeypatch, fails, more, message):
     pytest.importorskip("gguf")
-    monkeypatch.setattr(bench, "Worker", Here)
+    monkeypatch.setattr(measure, "Worker", Here)
     program = llama_bench(tmp_path, fails)
     arguments = ["--against", "llama.cpp", "--llama-bench", str(program), *more]
     assert bench.main([str(model), *arguments, *SMALL]) == 0
@@ -413,7 +414,8 @@ def test_the_wheels_build_is_named(model, capsys):
     assert bench.main([str(model), "--against", "llama.cpp", *SMALL, "-r", "1"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert re.match(
-        r"llama.cpp: the wheel xllamacpp [\d.]+, compiled for (\w+, )*AVX2?,.* it is faster: see --llama-bench", last
+        r"llama.cpp: the wheel xllamacpp [\d.]+, compiled for (\w+, )*AVX2?.*; faster where it is built for this",
+        last,
     )
 
 
@@ -437,8 +439,8 @@ def test_transformers_answers_beside_ours(model, capsys):
 
 
 def test_a_missing_peer_is_named_and_left_out(model, capsys, monkeypatch):
-    there = bench.importlib.util.find_spec
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else there(name))
+    there = measure.importlib.util.find_spec
+    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else there(name))
     assert bench.main([str(model), "--against", "llama.cpp", *SMALL, "-r", "1"]) == 0
     captured = capsys.readouterr()
     assert "--against llama.cpp needs the package xllamacpp, which isn't installed; it is left out" in captured.err
@@ -476,7 +478,7 @@ def test_a_llama_bench_that_isnt_there_is_refused(model, tmp_path, capsys):
 
 def test_integers_arent_turned_into_other_forms():
     params = ours.random_params(CONFIG, "int8")
-    with pytest.raises(UsageError, match="are stored as integers; leave --forms out"):
+    with pytest.raises(UsageError, match="are stored as integers; leave `forms` out"):
         ours.in_form(params, "f32")
 
 
@@ -495,7 +497,7 @@ def test_the_picture_has_a_line_for_each_form(model, tmp_path, capsys):
     assert path.read_text().count('<g id="line2d') > 4
 
 
-def test_startup_times_whole_commands(model, capsys):
+def test_startup_timeswhole_command_commands(model, capsys):
     assert bench.main([str(model), "--startup", "-r", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     generate, torch_alone = found["rows"]
@@ -506,7 +508,7 @@ def test_startup_times_whole_commands(model, capsys):
 
 def test_startup_of_a_command_that_fails_is_an_error(model):
     with pytest.raises(Llama3Error, match=r"ended with 3: error: .*no such file"):
-        bench._whole(["-m", "llama3_scratch.verify", str(model / "nowhere")])
+        startup.whole_command(["-m", "llama3_scratch.verify", str(model / "nowhere")])
 
 
 def test_a_workers_error_keeps_its_kind_and_its_death_is_told(model):

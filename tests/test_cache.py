@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama3_scratch.cache import GROWTH, NO_CACHE, Cache, RaggedCache
+from llama3_scratch.cache import GROWTH, NO_CACHE, Cache
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.stored import Params

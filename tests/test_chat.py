@@ -6,11 +6,14 @@ import builtins
 import itertools
 import json
 import os
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+import llama3_scratch as l3
 from llama3_scratch import chat
 from llama3_scratch.cache import Cache
 from llama3_scratch.errors import FileError, UsageError
@@ -49,12 +52,11 @@ def talk(model, monkeypatch, capsys):
 
 @pytest.fixture
 def converse(model):
-    """A conversation of the tiny model by these options."""
-    from llama3_scratch.inference.options import open_model
+    """A conversation of the tiny model by these settings."""
+    checkpoint = l3.load(model)
 
-    def converse(*argv):
-        options = chat._parser().parse_args(["--model", model, "--temperature", "0", "--max-tokens", "7", *argv])
-        return Conversation(*open_model(options, chats=True), options)
+    def converse(**settings):
+        return l3.Talk(checkpoint, **{"temperature": 0, "max_tokens": 7, "seed": 4} | settings)
 
     return converse
 
@@ -82,7 +84,7 @@ class Typed:
 
 def command(line: str, conversation: Conversation, *answers: object) -> Typed:
     typed = Typed(*answers)
-    Repl(conversation, typed, seeded=False, debug=False)._do(line)
+    Repl(conversation, typed, seeded=False)._do(line)
     return typed
 
 
@@ -117,14 +119,14 @@ def test_each_turn_computes_only_what_is_new(conversation, converse):
 @pytest.mark.parametrize("system", ["", "be kind"])
 def test_in_a_full_context_the_oldest_turns_are_forgotten(converse, system, caplog):
     caplog.set_level("INFO", "llama3_scratch")
-    options = "--max-seq-len", "260", "--system", system
-    long = converse(*options)
+    options = {"max_seq_len": 260, "system": system}
+    long = converse(**options)
     for turn in range(9):
         before = long.forgotten
         answer = "".join(long.reply(f"this is question number {turn}"))
         shown = long.messages[long.forgotten :]
         assert shown[0]["role"] == "user" and long.n_cached <= 260
-        fresh = converse(*options)
+        fresh = converse(**options)
         fresh.messages = shown[:-2]
         assert "".join(fresh.reply(shown[-2]["content"])) == answer, "as if nothing else had ever been said"
         ours, its = (each._cache.layers["layers.4.attention"][0].get(long.n_cached) for each in (long, fresh))
@@ -140,10 +142,10 @@ def test_in_a_full_context_the_oldest_turns_are_forgotten(converse, system, capl
 
 
 def test_a_message_that_no_context_holds_is_refused_with_a_remedy(converse):
-    conversation = converse("--max-seq-len", "200", "--system", "be kind")
+    conversation = converse(max_seq_len=200, system="be kind")
     answer = "".join(conversation.reply("hello"))
     with pytest.raises(
-        UsageError, match=r"context holds 200 .*shorten it or the system message, or start chat with --max-"
+        UsageError, match=r"context holds 200 .*shorten it or the system message, or begin with `max_seq_len=4096`"
     ):
         "".join(conversation.reply("x" * 500))
     assert conversation.messages == messages("hello", answer)
@@ -158,7 +160,7 @@ def test_what_could_never_be_said_is_told_at_the_start(talk):
 
 def test_a_message_that_leaves_little_room_is_answered_shortly(converse, caplog):
     caplog.set_level("INFO", "llama3_scratch")
-    conversation = converse("--max-seq-len", "200")
+    conversation = converse(max_seq_len=200)
     frame = conversation._fitting(messages("x"))[0]
     "".join(conversation.reply("hello"))
     command("x" * (198 - len(frame)), conversation)
@@ -168,7 +170,7 @@ def test_a_message_that_leaves_little_room_is_answered_shortly(converse, caplog)
 
 def test_a_sliding_cache_forgets_tokens_and_holds_what_it_says(converse, caplog):
     """The first layer's keys and values are a token's own: they tell which one stands in each slot."""
-    conversation = converse("--max-seq-len", "200", "--sliding", "90", "--sinks", "7")
+    conversation = converse(max_seq_len=200, sliding=90, sinks=7)
     first = "layers.0.attention"
     dropped = set()
     for turn in range(7):
@@ -186,24 +188,48 @@ def test_a_sliding_cache_forgets_tokens_and_holds_what_it_says(converse, caplog)
     last = "".join(conversation.retry())
     assert conversation.timings.prompt_tokens < 80 and conversation.messages[-1]["content"] == last
     conversation.clear()
-    again, fresh = "".join(conversation.reply("hello")), converse("--max-seq-len", "200")
+    again, fresh = "".join(conversation.reply("hello")), converse(max_seq_len=200)
     assert conversation._cache.dropped == 0 and again == "".join(fresh.reply("hello"))
 
 
 def test_a_message_that_does_not_fit_behind_what_slides_begins_anew(converse):
-    options = "--max-seq-len", "200", "--sliding", "60"
-    conversation = converse(*options)
+    options = {"max_seq_len": 200, "sliding": 60}
+    conversation = converse(**options)
     for turn in range(5):
         "".join(conversation.reply(f"this is question number {turn}"))
     assert conversation._cache.dropped
     answer = "".join(conversation.reply("x" * 120))
     assert conversation.forgotten == 10
-    assert "".join(converse(*options).reply("x" * 120)) == answer
+    assert "".join(converse(**options).reply("x" * 120)) == answer
 
 
 def test_sliding_options_go_together(talk):
     assert talk(options=["--sinks", "3"])[2].endswith("error: --sinks goes with --sliding\n")
     assert talk(options=["--sliding", "99", "--speculate", "lookup"])[0] == 2
+
+
+def test_a_prompt_cache_begins_a_chat_and_only_grows(talk, tmp_path):
+    file, system = tmp_path / "chat.cache", "be kind and " * 20
+    options = "--system", system, "--prompt-cache", str(file)
+    plain = talk("hello", "/stats", options=["--system", system])[1]
+    first = talk("hello", "/stats", options=options)
+    assert first[0] == 0 and first[1].splitlines()[:-1] == plain.splitlines()[:-1]
+    written = file.read_bytes()
+    code, out, err = talk("hexagons", "/stats", options=options)
+    taken = re.search(r"prefill (\d+) tokens", out)
+    assert code == 0 and taken is not None and int(taken[1]) < 40, "the system message comes out of the file"
+    assert out.splitlines()[:-1] == talk("hexagons", "/stats", options=options[:2])[1].splitlines()[:-1]
+    assert file.read_bytes() == written and "warning" not in err, "another conversation under the same message"
+    talk("hello", options=[*options, "--max-tokens", "30"])
+    assert len(file.read_bytes()) > len(written), "the same conversation, gone on with"
+    assert "holds another prompt" in talk("hello", options=["--system", "x" * 99, *options[2:]])[2]
+
+
+def test_a_prompt_cache_that_cannot_be(talk, tmp_path):
+    code, _, err = talk(options=["--prompt-cache", "x", "--sliding", "9"])
+    assert code == 2 and "--prompt-cache keeps the beginning of a text, --sliding forgets it" in err
+    code, _, err = talk(options=["--prompt-cache", str(tmp_path / "no" / "file")])
+    assert code == 3 and "there is no folder" in err
 
 
 # Ctrl-C
@@ -253,18 +279,18 @@ def test_what_was_interrupted_before_its_first_token_was_not_said(conversation, 
     assert conversation.messages == messages("hello", said)
 
 
-@pytest.mark.parametrize("options", [(), ("--speculate", "lookup")])
+@pytest.mark.parametrize("options", [{}, {"speculate": "lookup"}])
 def test_who_listens_may_leave_at_any_token(converse, options):
-    """What was guessed and not yet heard of isn't in the cache: the next answer is that of a fresh conversation."""
+    """What was drafted and not yet heard of isn't in the cache: the next answer is that of a fresh conversation."""
     for at in range(1, 12):
-        conversation = converse("--max-tokens", "40", *options)
-        if options == ("--speculate", "lookup"):
-            conversation._guesses.guess = lambda tokens, most: [tokens[-1]] * min(most, 4)
+        conversation = converse(max_tokens=40, **options)
+        if options:
+            conversation._drafts.propose = lambda tokens, most: [tokens[-1]] * min(most, 4)
         answer = conversation.reply("ab ab ab ab ab")
         text = "".join(itertools.islice(answer, at))
         answer.close()
         assert conversation.messages == messages("ab ab ab ab ab", text)
-        fresh = converse("--max-tokens", "40", *options)
+        fresh = converse(max_tokens=40, **options)
         fresh.messages = messages("ab ab ab ab ab", text)
         assert "".join(conversation.reply("go on")) == "".join(fresh.reply("go on"))
 
@@ -282,6 +308,11 @@ def test_ctrl_c_while_the_answer_is_printed_stops_the_answer_and_not_the_chat(ta
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert talk("hello", "and again", "/exit")[0] == 0
     assert len(printed) > 2, "the second message was answered"
+
+
+def test_a_full_context_is_told_in_flags(talk):
+    _, _, err = talk("x" * 99, options=["--max-seq-len", "100"])
+    assert "shorten it, or begin with --max-seq-len 4096\n" in err
 
 
 def test_f138_ctrl_c_at_the_prompt_goes_on_and_twice_leaves(talk):
@@ -316,7 +347,7 @@ def test_an_answer_that_failed_leaves_no_wrong_cache(conversation, monkeypatch):
 
 
 def test_every_command_and_setting_is_explained(conversation):
-    commands = Repl(conversation, Typed(), seeded=False, debug=False)._commands
+    commands = Repl(conversation, Typed(), seeded=False)._commands
     assert all(f"/{name}" in HELP for name in commands if name != "quit")
     known = {action.dest for action in chat._parser()._actions}
     assert set(SETTINGS) <= known
@@ -338,19 +369,19 @@ def test_a_message_may_begin_with_a_slash(conversation):
 
 def test_retry_answers_again_by_another_seed_unless_one_was_fixed(conversation, caplog):
     caplog.set_level("INFO", "llama3_scratch")
-    conversation.options.temperature, conversation.options.seed = 1.5, 3
-    repl = Repl(conversation, Typed(), seeded=False, debug=False)
+    conversation.sampling = replace(conversation.sampling, temperature=1.5, seed=3)
+    repl = Repl(conversation, Typed(), seeded=False)
     repl._do("hello")
     first = conversation.messages[-1]
     repl._do("/retry")
     assert conversation.messages[:-1] == messages("hello") and conversation.messages[-1] != first
-    assert conversation.options.seed != 3 and not [r for r in caplog.records if "same" in r.message]
+    assert conversation.sampling.seed != 3 and not [r for r in caplog.records if "same" in r.message]
     repl._do("/set seed 3")
     repl._do("/retry")
-    assert conversation.messages == [*messages("hello"), first] and conversation.options.seed == 3
+    assert conversation.messages == [*messages("hello"), first] and conversation.sampling.seed == 3
     assert "with the seed 3 the answer to the same question is the same" in caplog.text
     repl._do("/set seed -1")
-    assert conversation.options.seed >= 0
+    assert conversation.sampling.seed >= 0
     repl._do("/retry")
     assert conversation.messages[-1] != first
 
@@ -389,14 +420,18 @@ def test_settings_are_checked_and_named_as_they_are_typed(conversation, talk, ca
     }.items():
         command(f"/set {typed}", conversation)
         assert capsys.readouterr().out == shown + "\n"
-    assert (conversation.options.temperature, conversation.options.top_p, conversation.options.stop) == (0.25, 0.5, [])
+    assert (conversation.sampling.temperature, conversation.sampling.top_p, conversation.sampling.stop) == (
+        0.25,
+        0.5,
+        (),
+    )
     command("/set", conversation)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(SETTINGS)
     code, _, err = talk("/set temperature hot", "/set top_p 2", "/set colour red", "/set temprature 1", "/exit")
     assert code == 0
     assert err.splitlines()[-4:] == [
         "error: /set temperature: expected a number at least 0, got 'hot'",
-        "error: /set top_p: expected a number above 0 and at most 1, got '2'",
+        "error: /set top_p: expected a number above 0 and at most 1, got 2.0",
         f"error: no setting colour; there are {', '.join(SETTINGS)}",
         "error: no setting temprature; did you mean temperature?",
     ]
@@ -530,7 +565,7 @@ def test_f111_bytes_that_are_no_text_on_stdin(talk):
 def test_answers_on_a_narrow_terminal_are_wrapped_and_made_visible(conversation, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr(word_wrap, "columns", lambda: 12)
-    page = Repl(conversation, Typed(), seeded=False, debug=False)
+    page = Repl(conversation, Typed(), seeded=False)
     page._print(piece for piece in ["some wor", "ds that wrap\x1b[31m", " here"])
     assert capsys.readouterr().out == "some words\nthat\nwrap␛[31m\nhere\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: False)
@@ -546,7 +581,6 @@ def test_the_width_of_a_screen_that_is_none():
 def test_on_a_terminal_three_pasted_lines_are_one_message(model, tmp_path):
     """The whole program behind a pseudo-terminal, as a person has it."""
     import pty
-    import re
     import select
     import subprocess
     import time
@@ -596,9 +630,9 @@ def test_a_base_model_is_refused(tmp_path, capsys):
 
 def test_without_a_network_it_says_what_fetches_the_model(offline, monkeypatch, capsys):
     """The storyteller can't chat: nothing is loaded in the model's place."""
-    from llama3_scratch.inference import options
+    from llama3_scratch.inference import opening
 
-    monkeypatch.setattr(options, "read", lambda *args, **how: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr(opening, "read", lambda *args, **how: pytest.fail("nothing may be loaded"))
     assert chat.main([]) == 3
     err = capsys.readouterr().err
     assert err.startswith("error: smollm2-135m: couldn't be fetched: no network; ") and err.count("\n") == 1

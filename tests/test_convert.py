@@ -259,7 +259,7 @@ def test_source_is_never_replaced(tmp_path, capsys):
     folder = source(tmp_path / "source")
     before = sorted(path.name for path in folder.iterdir())
     assert convert.main([str(folder), str(folder), "--to", "hf", "--force"]) == 2
-    assert "writing there would replace SOURCE" in capsys.readouterr().err
+    assert "writing there would replace the model that is read" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == before
 
 

@@ -12,16 +12,16 @@ import torch
 
 from llama3_scratch import describe as verb
 from llama3_scratch.checkpoint import gguf, gguf_out, meta
+from llama3_scratch.checkpoint.description import describe
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import OFFICIAL, RopeScaling, expected
-from llama3_scratch.describe import describe
 from llama3_scratch.errors import ResourceError
 from llama3_scratch.inference import stream
 from llama3_scratch.native import kernels
 from llama3_scratch.params.quantize import quantize
 from llama3_scratch.system import memory
-from llama3_scratch.system.memory import MemoryPlan, plan, require, size
+from llama3_scratch.system.memory import MemoryPlan, format_bytes, memory_plan, require_memory
 
 from . import tiny
 
@@ -165,21 +165,21 @@ def test_usage(capsys):
 
 def test_f140_more_than_is_free():
     config = OFFICIAL["llama3.1-8b"]
-    wanted = plan(config, context=131072, batch=2, mapped=16_060_522_496)
+    wanted = memory_plan(config, context=131072, batch=2, mapped=16_060_522_496)
     assert wanted.cache == 2 * 131072 * 131_072 * 2  # twice the bytes of bf16, for 2 prompts
     with pytest.raises(ResourceError) as raised:
-        require(wanted, 24_000_000_000)
+        require_memory(wanted, 24_000_000_000)
     said = str(raised.value)
-    for words in ("GB of memory (KV cache 68.7 GB", "activations", "24 GB are free", "lower --max-seq-len"):
+    for words in ("GB of memory (KV cache 68.7 GB", "activations", "24 GB are free", "lower `max_seq_len`"):
         assert words in said, said
     with pytest.raises(ResourceError, match=r"weights 141 GB.*take a smaller model"):
-        require(plan(OFFICIAL["llama3-70b"], context=100, weights=141_107_412_992), 24_000_000_000)
+        require_memory(memory_plan(OFFICIAL["llama3-70b"], context=100, weights=141_107_412_992), 24_000_000_000)
 
 
 def test_f140_shards_are_refused_before_they_are_merged(tmp_path, monkeypatch):
     config = replace(tiny.CONFIG, vocab_size=68)
     write_meta(tmp_path / "m", tiny.params(config), config, None, shards=2)
-    monkeypatch.setattr(meta, "available", lambda: 100_000)
+    monkeypatch.setattr(meta, "available_memory", lambda: 100_000)
     with pytest.raises(ResourceError, match=r"needs \d+ kB of memory \(weights \d+ kB\), 100 kB are free"):
         meta.read_meta(tmp_path / "m")
 
@@ -188,29 +188,29 @@ def test_f140_blocks_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     pytest.importorskip("gguf", reason="the gguf package, an extra, writes the file")
     config = replace(tiny.CONFIG, dim=96, hidden_dim=64, head_dim=16)
     gguf_out.write_gguf(tmp_path / "m.gguf", tiny.params(config), config, None, kind="Q8_0")
-    monkeypatch.setattr(gguf, "available", lambda: 100_000)
+    monkeypatch.setattr(gguf, "available_memory", lambda: 100_000)
     with pytest.raises(ResourceError, match=r"needs 912 kB of memory \(weights .*\), 100 kB are free"):
         gguf.read_gguf(tmp_path / "m.gguf")
 
 
 def test_f140_the_loop_refuses_before_it_fills_a_cache(monkeypatch):
-    monkeypatch.setattr(stream, "available", lambda: 1_000_000)
+    monkeypatch.setattr(stream, "available_memory", lambda: 1_000_000)
     steps = stream.stream([[1, 2]] * 3, tiny.params(), tiny.CONFIG, samplers=[], max_tokens=4000)
-    with pytest.raises(ResourceError, match=r"KV cache 7\.68 MB, activations .* lower --max-seq-len or --max-tokens"):
+    with pytest.raises(ResourceError, match=r"KV cache 7\.68 MB, activations .* lower `max_seq_len` or `max_tokens`"):
         next(steps)
 
 
 def test_f140_mapped_weights_dont_count():
     config = OFFICIAL["llama3-8b"]
-    require(plan(config, context=512, mapped=16_060_522_496), 8_000_000_000)
+    require_memory(memory_plan(config, context=512, mapped=16_060_522_496), 8_000_000_000)
     with pytest.raises(ResourceError):
-        require(plan(config, context=512, weights=16_060_522_496), 8_000_000_000)
-    require(MemoryPlan(0, 10**15, 0, 0), None)  # a system that doesn't say
+        require_memory(memory_plan(config, context=512, weights=16_060_522_496), 8_000_000_000)
+    require_memory(MemoryPlan(0, 10**15, 0, 0), None)  # a system that doesn't say
 
 
 def test_the_plan_takes_the_loop_s_chunk():
     config = OFFICIAL["llama3-8b"]
-    assert plan(config, context=4096) == plan(config, context=4096, chunk=stream.CHUNK)
+    assert memory_plan(config, context=4096) == memory_plan(config, context=4096, chunk=stream.CHUNK)
 
 
 def test_available(monkeypatch):
@@ -222,15 +222,15 @@ def test_available(monkeypatch):
         return files[str(path)]
 
     monkeypatch.setattr(memory, "Path", lambda path: SimplePath(path, read_text))
-    assert memory.available() == 5_120_000
+    assert memory.available_memory() == 5_120_000
     group = "/sys/fs/cgroup/memory"
     files |= {f"{group}.max": "max\n", f"{group}.current": "1000\n", f"{group}.stat": "anon 700\nfile 300\n"}
-    assert memory.available() == 5_120_000
+    assert memory.available_memory() == 5_120_000
     files[f"{group}.max"] = "3000\n"
-    assert memory.available() == 2300
+    assert memory.available_memory() == 2300
     files.clear()
     monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": 100, "SC_PAGE_SIZE": 4096}.get)
-    assert memory.available() == 409600
+    assert memory.available_memory() == 409600
 
 
 class SimplePath:
@@ -255,4 +255,4 @@ class SimplePath:
      (811_706_777_600, "812 GB"), (1_500_000_000_000, "1.5 TB"), (999_700_000, "1000 MB")],
 )  # fmt: skip
 def test_size(n_bytes, text):
-    assert size(n_bytes) == text
+    assert format_bytes(n_bytes) == text

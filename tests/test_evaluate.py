@@ -27,6 +27,7 @@ from llama3_scratch.inference.answers import answers
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import forward
+from llama3_scratch.params.quantize import quantize
 from tests import tiny
 
 TEXT = "The quick brown fox jumps over the lazy dog. 敏捷的狐狸。 " * 6
@@ -216,12 +217,30 @@ def test_two_models_apart(model, tmp_path, capsys):
     assert same["kl"] == pytest.approx(0, abs=1e-9) and same["top1"] == 1
     far = run(capsys, model, "--text", tmp_path / "text.txt", "--against", other, "--window", 64)["against"]
     assert far["kl"] > 0.1 and far["kl_99"] > far["kl_median"] > 0 and far["top1"] < 0.9 and far["kl_error"] > 0
-    near = run(capsys, model, "--text", tmp_path / "text.txt", "--quantize", "int8-row")["against"]
+    near = run(capsys, model, "--text", tmp_path / "text.txt", "--quantize", "int8-row", "--against", model)["against"]
     assert 0 < near["kl"] < far["kl"] / 10
     one_TV, other_TV = (torch.randn(5, 7).log_softmax(-1) for _ in range(2))
     window = replace(next(windows(list(range(9)), length=5, stride=4, first=3)), scored=4)
     by_hand = [sum(one_TV[t].exp() * (one_TV[t] - other_TV[t])).item() for t in range(4)]
     assert kl_divergence(window, one_TV, other_TV).divergence_T.tolist() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_kl_is_what_the_model_lost_of_the_reference_and_quantize_changes_the_model_alone(model, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(TEXT)
+    asked = [model, "--text", tmp_path / "text.txt", "--window", 4096]
+    plain, quantised = run(capsys, *asked), run(capsys, *asked, "--quantize", "int4")
+    found = run(capsys, *asked, "--quantize", "int4", "--against", model)
+    assert found["text"] == quantised["text"] != plain["text"] and "against" not in quantised
+    assert found["against"]["perplexity"] == plain["text"]["perplexity"]
+    checkpoint = load(model)
+    tokenizer, config = checkpoint.tokenizer, checkpoint.config
+    ids = tokenizer.encode(TEXT, bos=False, eos=False)
+    first = tokenizer.bos_id if tokenizer.add_bos else None
+    (window,) = windows(ids, length=min(4096, config.max_seq_len), stride=9, first=first)
+    reference_TV = log_probabilities(window.ids, checkpoint.params, config)
+    model_TV = log_probabilities(window.ids, quantize(checkpoint.params, "int4"), config)
+    wanted = kl_divergence(window, reference_TV, model_TV).divergence_T.mean().item()
+    assert found["against"]["kl"] == pytest.approx(wanted, rel=1e-6)
 
 
 def test_samples_are_the_likeliest_answers_side_by_side(model, tmp_path, capsys):
@@ -245,7 +264,8 @@ def test_samples_are_the_likeliest_answers_side_by_side(model, tmp_path, capsys)
 
 def test_the_table_says_what_was_measured(model, tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT)
-    assert evaluate.main([str(model), "--text", str(tmp_path / "text.txt"), "--quantize", "int8-row"]) == 0
+    asked = [str(model), "--text", str(tmp_path / "text.txt"), "--quantize", "int8-row", "--against", str(model)]
+    assert evaluate.main(asked) == 0
     out = capsys.readouterr().out
     assert "nan" not in out and out.count("–") == 6  # one window has no standard error
     for said in (
@@ -263,7 +283,7 @@ def test_the_table_says_what_was_measured(model, tmp_path, capsys):
     ("arguments", "code", "said"),
     [
         ([], 2, "nothing to evaluate on; give --text, --choices, --samples or --instructions"),
-        (["--choices", "x.jsonl", "--quantize", "int8"], 2, "held against each other on --text"),
+        (["--choices", "x.jsonl", "--against", "x"], 2, "held against each other on --text"),
         (["--text", "missing.txt"], 3, "missing.txt: no such file in "),
         (["--text", "t.txt", "--window", "99999"], 2, "--window 99999: the model was trained for"),
         (

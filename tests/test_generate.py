@@ -15,12 +15,14 @@ from llama3_scratch import generate
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.inference import stream
-from llama3_scratch.inference.options import open_model
+from llama3_scratch.inference.choices import ModelChoice
+from llama3_scratch.inference.opening import open_model
 from llama3_scratch.native import kernels
 from llama3_scratch.params.quantize import quantize
 from llama3_scratch.stored import stored
 from llama3_scratch.system.timings import Timings
 from llama3_scratch.terminal import word_wrap
+from llama3_scratch.terminal.printer import Printer
 from llama3_scratch.text import detokenizer
 from llama3_scratch.text.detokenizer import Detokenizer
 from tests import tiny
@@ -152,6 +154,12 @@ def test_f114_f115_the_context_refuses_or_clamps(run, chats):
     assert "warning: the context of 40 tokens leaves room for" in err
 
 
+def test_f115_who_asked_for_no_number_of_tokens_is_not_warned(run, chats):
+    _, out, err = run("x", "--model", chats, "--max-seq-len", 40, "--json")
+    answer = json.loads(out)
+    assert len(answer["prompt_tokens"]) + len(answer["tokens"]) == 40 and "warning" not in err
+
+
 def test_a_chat_format_is_suggested_where_the_tokenizer_has_its_tokens(run, tmp_path):
     folder = tiny.folder(tmp_path / "base")
     extra = json.loads((folder / "tokenizer_extra.json").read_text(encoding="utf-8"))
@@ -279,8 +287,7 @@ def test_f120_a_terminal_is_never_driven_by_the_model(capsys, monkeypatch):
         answer.take(byte)
     answer.finish("stop")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    options = generate._parser().parse_args(["hi"])
-    generate._Printer(0, 1, options, [], [[]], "f32").show([answer], [[]], Timings(0.0))
+    Printer([], [[]]).show([answer], None, Timings(0.0))
     assert capsys.readouterr().out == "red ␛[31m\n"
 
 
@@ -324,13 +331,13 @@ def test_a_ggufs_blocks_stay_as_stored_where_the_kernels_take_them(tmp_path, mon
     config, path = replace(tiny.TILED, vocab_size=272), tmp_path / "m.gguf"
     write_gguf(path, quantize(tiny.params(config), "int4-sym"), config, tiny.tokenizer(), kind="Q4_0")
 
-    def form(*argv, **how):
-        checkpoint, _ = open_model(generate._parser().parse_args(["hi", "--model", str(path), *argv]), **how)
+    def form(as_floats=False, **chosen):
+        checkpoint, _ = open_model(ModelChoice(model=path, **chosen), as_floats=as_floats)
         return stored(checkpoint.params, "layers.0.attention.wq").name
 
     assert form() == ("int4-sym" if kernels.library() else "float32")
-    assert form("--dtype", "float64") == form(as_floats=True) == "float32"
-    assert form("--quantize", "int8") == "int8"
+    assert form(dtype="float64") == form(as_floats=True) == "float32"
+    assert form(quantize="int8") == "int8"
     monkeypatch.setattr(kernels, "library", lambda: None)
     assert form() == "float32"
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from llama3_scratch import convert, describe, model, parity
-from llama3_scratch.cache import Cache, Kept, RaggedCache
+from llama3_scratch.cache import Cache, Kept
 from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.gguf import read_gguf
 from llama3_scratch.checkpoint.gguf_out import write_gguf
@@ -28,7 +29,7 @@ from llama3_scratch.native.decode import FastForward, NativeDecode, fast_decode
 from llama3_scratch.params.lora import stack
 from llama3_scratch.params.quantize import FORMS, quantize
 from llama3_scratch.stored import Params, Tiles, stored
-from llama3_scratch.system.memory import plan
+from llama3_scratch.system.memory import memory_plan
 from llama3_scratch.trace import watch
 from tests import tiny
 from tests.checkpoint.test_gguf import greedy, llama_cpp
@@ -61,9 +62,10 @@ def test_shapes_and_sizes():
     assert shapes["layers.2.attention.wq.weight"] == (132, 48) and shapes["layers.2.attention.wo.weight"] == (48, 132)
     assert shapes["layers.2.attention.wk.weight"] == shapes["layers.2.attention.wv.weight"] == (44, 48)
     assert CONFIG.kv_bytes(10) == 2 * 3 * 44 * 10 * 2
-    wider = plan(replace(CONFIG, head_dim=44), context=100)
+    wider = memory_plan(replace(CONFIG, head_dim=44), context=100)
     assert (
-        wider.cache == 2 * plan(CONFIG, context=100).cache and wider.activations > plan(CONFIG, context=100).activations
+        wider.cache == 2 * memory_plan(CONFIG, context=100).cache
+        and wider.activations > memory_plan(CONFIG, context=100).activations
     )
 
 

@@ -13,7 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama3_scratch import model
-from llama3_scratch.cache import Cache, RaggedCache
+from llama3_scratch.cache import Cache
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.checkpoint.llama2c import read_llama2c
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.model import attend, attend_fused, block, decode, embed, forward, fused_block, rms_norm, unembed

@@ -40,17 +40,11 @@ class Offset(NoCache):
     """A prompt that begins at a later position than 0."""
 
     def __init__(self, offset: int) -> None:
+        super().__init__()
         self.offset = offset
 
     def positions(self, tokens, device):
         return self.offset + super().positions(tokens, device)
-
-
-def causal(x_BTD, params, name, config, **state):
-    """`block` in which a query sees the tokens of this call alone, wherever they stand in the text."""
-    T = x_BTD.shape[1]
-    state["visible_BTS"] = torch.ones(1, T, T, dtype=torch.bool).tril()
-    return block(x_BTD, params, name, config, **state)
 
 
 def recorded(layer, seen):
@@ -81,7 +75,7 @@ def test_logits_and_hidden_states_in_f64(tiny_hf, T, layer):
 @pytest.mark.parametrize("offset", [8_000, 64_000, 130_000])
 def test_far_positions_in_f64(tiny_hf, offset):
     params, tokens_BT = tiny.params(dtype=torch.float64), tiny.tokens(1, 65)
-    logits_BTV = forward(tokens_BT, params, tiny.CONFIG, cache=Offset(offset), block=causal)
+    logits_BTV = forward(tokens_BT, params, tiny.CONFIG, cache=Offset(offset), block=block)
     with torch.no_grad():
         positions = offset + torch.arange(65)[None]
         # Told of a mask, HF doesn't mistake late positions for the packed sequences of a training batch.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama3_scratch import model
-from llama3_scratch.cache import Cache
+from llama3_scratch.cache import Cache, Mask, visible
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.model import attend, block, forward
 from llama3_scratch.stored import Params
@@ -82,8 +82,10 @@ def state(**changes: Callable[[Tensor], Tensor]) -> Mutation:
     """The rotation or the mask that every layer is given, changed."""
 
     def mutate(patch, params, config):
-        def wrong(*arguments, **given):
-            return block(*arguments, **given | {key: change(given[key]) for key, change in changes.items()})
+        def wrong(x_BTD, *arguments, **given):
+            T = x_BTD.shape[1]
+            given["mask_BTS"] = visible(given["mask_BTS"], T, given["cache"].span(T), x_BTD.device)
+            return block(x_BTD, *arguments, **given | {key: change(given[key]) for key, change in changes.items()})
 
         patch.setattr(model, "block", wrong)
         return params, config
@@ -91,11 +93,11 @@ def state(**changes: Callable[[Tensor], Tensor]) -> Mutation:
     return mutate
 
 
-def tiled_heads(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, visible_BTS: Tensor) -> Tensor:
+def tiled_heads(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_BTS: Mask) -> Tensor:
     """Query head h reads key/value head h mod G, where it should be h // R."""
     G, R = q_BTGRK.shape[2:4]
     q_BTRGK = q_BTGRK.flatten(2, 3).unflatten(2, (R, G))
-    out_BTGRK = attend(q_BTRGK.transpose(2, 3), k_BSGK, v_BSGK, visible_BTS)
+    out_BTGRK = attend(q_BTRGK.transpose(2, 3), k_BSGK, v_BSGK, mask_BTS)
     return out_BTGRK.transpose(2, 3).flatten(2, 3).unflatten(2, (G, R))
 
 
@@ -103,8 +105,8 @@ def scaled_by_width(q_BTGRK: Tensor, *rest: Tensor) -> Tensor:
     return attend(q_BTGRK * math.sqrt(q_BTGRK.shape[-1] / CONFIG.dim), *rest)
 
 
-def softmax_in_f32(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, visible_BTS: Tensor) -> Tensor:
-    return attend(q_BTGRK.float(), k_BSGK.float(), v_BSGK.float(), visible_BTS).double()
+def softmax_in_f32(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_BTS: Mask) -> Tensor:
+    return attend(q_BTGRK.float(), k_BSGK.float(), v_BSGK.float(), mask_BTS).double()
 
 
 def one_turn_less(rotation_BTJ: Tensor) -> Tensor:
@@ -190,9 +192,9 @@ MUTATIONS: dict[str, Mutation] = {
     "heads tiled": attending(tiled_heads),
     "scores over the root of dim": attending(scaled_by_width),
     "attention in f32": attending(softmax_in_f32),
-    "mask one too far": state(visible_BTS=future_by_one),
-    "mask one too short": state(visible_BTS=past_by_one),
-    "no mask": state(visible_BTS=torch.ones_like),
+    "mask one too far": state(mask_BTS=future_by_one),
+    "mask one too short": state(mask_BTS=past_by_one),
+    "no mask": state(mask_BTS=torch.ones_like),
     "cached steps one position early": state(rotation_BTJ=one_turn_less),
 }  # fmt: skip
 

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from storyteller.stories import stories
 
-from llama3_scratch.data.stories import stories
 from tests.documents.test_readme import blocks
 from tests.house import PACKAGE
 from tests.training.test_pretrain import SCRIPTS, script

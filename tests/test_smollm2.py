@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from llama3_scratch import generate, load
+from llama3_scratch.checkpoint.fetch import download
 from llama3_scratch.checkpoint.meta import open_pth
 from llama3_scratch.checkpoint.names import BLOCKS
-from llama3_scratch.download import download
-from llama3_scratch.errors import FileError
-from llama3_scratch.inference.options import open_model
+from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.inference.choices import ModelChoice
+from llama3_scratch.inference.opening import open_model
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import block, forward
 from llama3_scratch.native import kernels
-from llama3_scratch.params.quantize import dequantize
+from llama3_scratch.params.quantize import dequantize, quantize
 from llama3_scratch.stored import n_bytes, stored
 from tests import smollm2_golden as golden
 
@@ -117,18 +118,27 @@ def test_the_kernels_rounding_of_inputs_costs_little(blocks, checkpoint):
 def test_generate_without_a_model_runs_from_the_blocks(blocks, checkpoint, monkeypatch):
     """Where the kernels multiply by them; what looks at floats gets floats."""
 
-    def opened(*argv, **how):
-        checkpoint, dtype = open_model(generate._parser().parse_args(["hi", *argv]), **how)
-        assert dtype == (torch.float64 if "float64" in argv else torch.float32)
+    def opened(as_floats=False, **chosen):
+        checkpoint, dtype = open_model(ModelChoice(**chosen), as_floats=as_floats)
+        assert dtype == (torch.float64 if chosen.get("dtype") == "float64" else torch.float32)
         return checkpoint.path.name, stored(checkpoint.params, "layers.0.attention.wq").name
 
     built = ("smollm2-135m-blocks", "int4") if kernels.library() else ("smollm2-135m", "float32")
-    assert opened() == opened("--dtype", "float32") == built
+    assert opened() == opened(dtype="float32") == built
     floats = ("smollm2-135m", "float32")
-    assert opened("--model", "smollm2-135m") == opened("--dtype", "float64") == opened(as_floats=True) == floats
-    assert opened("--quantize", "int8") == ("smollm2-135m", "int8")
+    assert opened(model="smollm2-135m") == opened(dtype="float64") == opened(as_floats=True) == floats
+    assert opened(quantize="int8") == ("smollm2-135m-blocks", "int8")
+    assert opened(model="smollm2-135m", quantize="int8") == ("smollm2-135m", "int8")
     monkeypatch.setattr(kernels, "library", lambda: None)
     assert opened() == floats
+
+
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_the_blocks_are_quantised_to_what_the_floats_are(blocks, checkpoint, form):
+    ours, wanted = quantize(blocks.params, form, of_integers=True), quantize(checkpoint.params, form)
+    assert ours.keys() == wanted.keys() and all(tensor.equal(wanted[name]) for name, tensor in ours.items())
+    with pytest.raises(UsageError, match="quantised already"):
+        quantize(blocks.params, form)
 
 
 @pytest.mark.slow

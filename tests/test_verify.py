@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama3_scratch import verify
-from llama3_scratch.verify import read_checklist
+from llama3_scratch.checkpoint.checklist import read_checklist
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,9 +13,11 @@ import nbformat
 import pytest
 
 from llama3_scratch import load, walkthrough
-from llama3_scratch.documents import pictures
+from llama3_scratch.documents import pictures, runner
+from llama3_scratch.documents.blocks import CodeBlock, read
+from llama3_scratch.documents.notebook import notebook
+from llama3_scratch.documents.runner import difference, run, updated
 from llama3_scratch.errors import FileError, MismatchError
-from llama3_scratch.walkthrough import CodeBlock, difference, notebook, read, run, updated
 from tests.house import PACKAGE
 
 ROOT = PACKAGE.parent
@@ -144,7 +146,7 @@ def test_a_small_document_is_read_and_run(tmp_path, caplog):
         outputs = list(run(path, cells))
     assert [output for output in outputs if output is not None] == ["2 0.333\n", ""]
     assert f"{path.name}:21: left out, no_such_module isn't installed" in caplog.text
-    assert [type(cell).__name__ for cell in cells] == ["Prose", "Block", "Prose", "Block", "Prose", "Block"]
+    assert [type(cell).__name__ for cell in cells] == ["Prose", "CodeBlock", "Prose", "CodeBlock", "Prose", "CodeBlock"]
     assert "this is shown, not run" in cells[2].text and "cog" not in cells[2].text
 
 
@@ -245,7 +247,7 @@ def test_the_notebook_is_valid_and_its_code_runs(tmp_path, capsys, smollm2):
 
 
 def test_a_notebook_that_cannot_be_written_is_told_before_anything_runs(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(walkthrough, "run", lambda *args, **more: pytest.fail("it ran"))
+    monkeypatch.setattr(runner, "run", lambda *args, **more: pytest.fail("it ran"))
     path = tmp_path / "no" / "x.ipynb"
     assert walkthrough.main([str(small(tmp_path)), "--notebook", str(path)]) == 3
     assert f"{path}: can't be written: its folder is not there" in capsys.readouterr().err

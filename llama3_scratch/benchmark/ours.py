@@ -10,21 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama3_scratch.cache import Cache, Keep, Kept, RaggedCache
+from llama3_scratch.cache import Cache, Keep, Kept
 from llama3_scratch.caches.quantized import KEPT_IN_BITS
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.config import OFFICIAL, Config, expected
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.options import activations_dtype, model_options, open_model
+from llama3_scratch.inference.choices import ModelChoice
+from llama3_scratch.inference.opening import activations_dtype, open_model
+from llama3_scratch.inference.prefill import CHUNK, prefill, step
 from llama3_scratch.inference.sample import sampler
-from llama3_scratch.inference.stream import CHUNK
-from llama3_scratch.model import unembed
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import FastForward
 from llama3_scratch.params import quantize
 from llama3_scratch.stored import SHORT_DTYPE, Params, map_tensors, n_bytes, quantised
 from llama3_scratch.stored import form as form_of
-from llama3_scratch.system.machine import measure, peaks
-from llama3_scratch.system.memory import available, plan, require
+from llama3_scratch.system.machine import measure, peak_flops
+from llama3_scratch.system.memory import available_memory, memory_plan, require_memory
 from llama3_scratch.system.timings import peak_rss_bytes
 
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -37,7 +38,7 @@ _BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8-row": 8.1, "int8": 8.5, "int4":
 def in_form(params: Params, form: str) -> Params:
     """Float weights in another form. Raises UsageError for weights that are integers already."""
     if key := quantised(params):
-        raise UsageError(f"{key}: these weights are stored as integers; leave --forms out, or give the float model")
+        raise UsageError(f"{key}: these weights are stored as integers; leave `forms` out, or give the float model")
     if form in FLOATS:
         return map_tensors(params, lambda tensor: tensor.to(FLOATS[form]))
     return quantize.quantize(params, form)
@@ -82,25 +83,24 @@ class Ours:
     ) -> None:
         torch.set_num_threads(threads)
         begun = time.perf_counter()
-        chosen = model_options("--device", device, "--dtype", dtype)
         if shape is not None:
             config, form = OFFICIAL[shape], form or "bf16"
             _require(config, form, slots, batch)
             params = map_tensors(random_params(config, form), lambda tensor: tensor.to(device))
-            self._dtype = activations_dtype(chosen, params)
+            self._dtype = activations_dtype(dtype, params)
         else:
-            chosen.model = model
-            checkpoint, self._dtype = open_model(chosen, as_floats=form is not None, needs_tokenizer=False)
+            choice = ModelChoice(model=model, device=device, dtype=dtype)
+            checkpoint, self._dtype = open_model(choice, as_floats=form is not None, needs_tokenizer=False)
             config, params = checkpoint.config, checkpoint.params
             if form is not None and form != form_of(params):
                 _require(config, form, slots, batch)
                 params = in_form(params, form)
             del checkpoint  # the other form's file needn't stay mapped
         if slots > config.max_seq_len:
-            raise UsageError(f"--pp, --tg and --contexts take {slots} tokens, the model's context {config.max_seq_len}")
+            raise UsageError(f"`pp`, `tg` and `contexts` take {slots} tokens, the model's context {config.max_seq_len}")
         self._dtype_name = SHORT_DTYPE[str(self._dtype).removeprefix("torch.")]
         if kv == 32 and self._dtype != torch.float32:
-            raise UsageError(f"--kv 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
+            raise UsageError(f"`kv` 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
         self._params, self._config, self._keep = params, config, KEEPS[kv or 32]
         self._kv_bits = kv or 8 * self._dtype.itemsize
         self._model = FastForward(params, config, dtype=self._dtype)
@@ -140,9 +140,7 @@ class Ours:
             self._cache = Cache(self._slots, keys=self._keep, values=self._keep)
         else:
             self._cache = RaggedCache(self._slots, self._batch, keys=self._keep, values=self._keep)
-        for begin in range(0, tokens, CHUNK):
-            x_BTD = self._model.hidden(self.prompts_BT[:, begin : min(begin + CHUNK, tokens)], self._cache)
-        self._next(unembed(x_BTD[:, -1:], self._params))
+        self._next(prefill(self._model, self._cache, self.prompts_BT[:, :tokens].tolist()))
         self._known = tokens
         return time.perf_counter() - begun
 
@@ -153,19 +151,19 @@ class Ours:
             self.prefill(context)
         self._cache.rewind(context)
         self._known = context
-        next_B1 = self.prompts_BT[:, context : context + 1]
+        next_B1 = self.prompts_BT[:, context : context + 1].tolist()
         begun = time.perf_counter()
         for _ in range(tokens):
-            next_B1 = self._next(self._model.logits(next_B1, self._cache))
+            next_B1 = self._next(step(self._model, self._cache, next_B1))
         return time.perf_counter() - begun
 
-    def _next(self, logits_B1V: Tensor) -> Tensor:
-        return torch.tensor([[self._sample(logits_V, ())] for logits_V in logits_B1V[:, 0]])
+    def _next(self, logits_B1V: Tensor) -> list[list[int]]:
+        return [[self._sample(logits_V, ())] for logits_V in logits_B1V[:, 0]]
 
 
 def _require(config: Config, form: str, slots: int, batch: int) -> None:
     weights = int(config.n_parameters * _BITS[form] / 8)
-    require(plan(config, context=slots, batch=batch, weights=weights, chunk=CHUNK), available())
+    require_memory(memory_plan(config, context=slots, batch=batch, weights=weights, chunk=CHUNK), available_memory())
 
 
 class Roof:
@@ -183,5 +181,5 @@ class Roof:
         """Bytes/s that are read from the device's memory, on a CPU by all threads together, and FLOP/s by type."""
         found = measure(self._device, torch.float32)
         if self._device.type == "cpu":
-            return {"bandwidth": found.bandwidth, **peaks()}
+            return {"bandwidth": found.bandwidth, **peak_flops()}
         return {"bandwidth": found.bandwidth, "f32": found.flops, "bf16": measure(self._device, torch.bfloat16).flops}

@@ -56,15 +56,13 @@ class Files:
         if self._shape is not None:
             self._write_random(Path(target), kind or "F16")
             return
-        from llama3_scratch import convert
-        from llama3_scratch.describe import describe
-        from llama3_scratch.stored import SHORT_DTYPE
+        from llama3_scratch.checkpoint.conversion import Conversion, convert
+        from llama3_scratch.checkpoint.load import load
+        from llama3_scratch.stored import quantised
 
-        arguments = [str(self._model), target, "--to", layout, *(["--type", kind] if kind else [])]
-        if layout == "hf" and not describe(str(self._model)).forms.keys() <= SHORT_DTYPE.keys():
-            arguments += ["--dtype", "float32"]  # a layout without integers
-        if code := convert.main([*arguments, "--quiet"]):
-            raise Llama3Error(f"{self._model} can't be written as {kind or layout} for the comparison (exit {code})")
+        checkpoint = load(str(self._model))
+        floats = layout == "hf" and quantised(checkpoint.params)  # a layout without integers
+        convert(checkpoint, Path(target), Conversion(to=layout, type=kind, dtype="float32" if floats else None))
 
     def _write_random(self, target: Path, kind: str) -> None:
         import torch
@@ -190,7 +188,10 @@ class LlamaCpp:
 
         features = re.findall(r"(\w+) = 1\b", xllamacpp.get_system_info())
         said = f"the wheel xllamacpp {xllamacpp.__version__}, compiled for {', '.join(features)}"
-        return {"load_s": self._load_s, "build": f"{said}; built for this processor it is faster: see --llama-bench"}
+        return {
+            "load_s": self._load_s,
+            "build": f"{said}; faster where it is built for this processor, as scripts/native_llama_bench.sh does",
+        }
 
     def peak(self) -> int:
         return peak_rss_bytes()

@@ -71,7 +71,7 @@ def load(
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("what") != WHAT:
-                raise FileError(f"{path}: a safetensors file, but no prompt cache; give --prompt-cache another name")
+                raise FileError(f"{path}: a safetensors file, but no prompt cache; take another name")
             if metadata.get("version") != _VERSION:
                 raise FileError(f"{path}: made by another version of this program; delete it")
             _check_meaning(path, metadata, _meaning(cache, params, config, dtype, origin))
@@ -91,7 +91,7 @@ def load(
             f"{config.vocab_size}; delete it"
         )
     if len(tokens) > cache.limit:
-        raise FileError(f"{path}: holds {len(tokens)} tokens, the context is {cache.limit}; raise --max-seq-len")
+        raise FileError(f"{path}: holds {len(tokens)} tokens, the context is {cache.limit}; raise `max_seq_len`")
     device = params["tok_embeddings.weight"].device
     like_BTGK = torch.empty(1, 0, config.n_kv_heads, config.head_dim, dtype=dtype, device=device)
     for layer in range(config.n_layers):
@@ -133,7 +133,7 @@ def _check_meaning(path: Path, found: dict[str, str], wanted: dict[str, str]) ->
     for name, value in wanted.items():
         if found.get(name) != value:
             of = "other weights" if name == "weights" else f"{name} {found.get(name)}, this run has {value}"
-            raise FileError(f"{path}: made with {of}; delete it, or give --prompt-cache another file")
+            raise FileError(f"{path}: made with {of}; delete it, or take another file")
 
 
 def _form(kept: Kept) -> str:

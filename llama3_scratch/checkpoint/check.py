@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
-from llama3_scratch.stored import COLUMNS, FLOATS, NF4_GROUP, ROWS, SIBLINGS, Params, dtype_name, units
+from llama3_scratch.stored import FLOATS, NF4_GROUP, SIBLINGS, TILE_COLUMNS, TILE_ROWS, Params, dtype_name, units
 from llama3_scratch.system.files import listed
 
 log = logging.getLogger("llama3_scratch")
@@ -35,8 +35,8 @@ _FIELDS = {
 # What names a form beside a weight: rows and columns that share its scales' dimensions, and the weight's own dtype.
 _BESIDE = {
     "scales": (1, 1, torch.int8),
-    "int8_scales": (ROWS, COLUMNS, torch.int8),
-    "int4_scales": (ROWS, COLUMNS, torch.uint8),
+    "int8_scales": (TILE_ROWS, TILE_COLUMNS, torch.int8),
+    "int4_scales": (TILE_ROWS, TILE_COLUMNS, torch.uint8),
     "nf4_scales": (1, NF4_GROUP, torch.uint8),
 }
 
@@ -61,7 +61,9 @@ def check(params: Params, config: Config, source: Path | str) -> None:
         raise FileError(f"{source}: {listed(missing)} missing; expected {len(shapes)} tensors, got {len(params)}")
     known = known_names(config)
     if extra := [name for name in params if name not in known]:
-        raise FileError(f"{source}: {listed(extra)} not part of a Llama of this config; --allow-extra ignores that")
+        raise FileError(
+            f"{source}: {listed(extra)} not part of a Llama of this config; `allow_extra=True` ignores that"
+        )
     for name, shape in shapes.items():
         _check_tensor(params, name, shape, source)
 
@@ -116,11 +118,11 @@ def _check_form(params: Params, stem: str, shape: tuple[int, ...], form: str, so
             f"{source}: {stem}.{form}: a weight of {rows} × {columns}, expected {units(row_unit, column_unit)}"
         )
     groups = columns // column_unit
-    of_groups: tuple[int, ...] = (rows, groups) if row_unit == 1 else (rows // ROWS, groups, ROWS)
+    of_groups: tuple[int, ...] = (rows, groups) if row_unit == 1 else (rows // TILE_ROWS, groups, TILE_ROWS)
     values = {
         "scales": shape,
-        "int8_scales": (rows // ROWS, groups, 8, ROWS, 4),
-        "int4_scales": (rows // ROWS, groups, 4, ROWS, 4),
+        "int8_scales": (rows // TILE_ROWS, groups, 8, TILE_ROWS, 4),
+        "int4_scales": (rows // TILE_ROWS, groups, 4, TILE_ROWS, 4),
         "nf4_scales": (rows, columns // 2),
     }[form]
     beside = "" if form == "scales" else f", beside {form}"

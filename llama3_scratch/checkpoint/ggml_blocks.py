@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llama3_scratch.stored import COLUMNS, ROWS, Floats, Tiles, tiled, tiled_values, untiled, untiled_values
+from llama3_scratch.stored import TILE_COLUMNS, TILE_ROWS, Floats, Tiles, tiled, tiled_values, untiled, untiled_values
 
 
 def _half(blocks: Tensor, start: int) -> Tensor:
@@ -131,7 +131,7 @@ TILED = {
 
 def has_tiles(kind: str, shape: tuple[int, ...]) -> bool:
     """Whether blocks of `kind` can lie in tiles: rows in 16s, columns in 32s."""
-    return kind in TILED and len(shape) == 2 and shape[0] % ROWS == 0 and shape[1] % COLUMNS == 0
+    return kind in TILED and len(shape) == 2 and shape[0] % TILE_ROWS == 0 and shape[1] % TILE_COLUMNS == 0
 
 
 def tiles_of_blocks(data: Tensor, kind: str, shape: tuple[int, ...]) -> dict[str, Tensor]:

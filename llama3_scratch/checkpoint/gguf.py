@@ -26,8 +26,8 @@ from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.stored import Params
-from llama3_scratch.system.files import listed, real, require_file, text, whole
-from llama3_scratch.system.memory import MemoryPlan, available, require
+from llama3_scratch.system.files import float_field, int_field, listed, require_file, text_field
+from llama3_scratch.system.memory import MemoryPlan, available_memory, require_memory
 from llama3_scratch.text.tokenizer import Tokenizer
 
 log = logging.getLogger("llama3_scratch")
@@ -282,32 +282,32 @@ def weight_files(path: Path, names: Iterable[str]) -> dict[str, str]:
 def header_config(header: Header) -> Config:
     """The configuration, checked against every tensor's shape; reads no weights but those of rope_freqs."""
     path, values, tensors = header.path, header.values, header.tensors
-    architecture = text(values, "general.architecture", path)
+    architecture = text_field(values, "general.architecture", path)
     if architecture != "llama":
         raise FileError(f"{path}: general.architecture is {architecture!r}, expected 'llama'")
     if "blk.0.ffn_gate_inp.weight" in tensors:
         raise FileError(f"{path}: this is a mixture of experts (blk.0.ffn_gate_inp.weight), expected a dense Llama")
     if "token_embd.weight" not in tensors:
         raise FileError(f"{path}: tensor token_embd.weight is missing")
-    n_heads = whole(values, "llama.attention.head_count", path)
+    n_heads = int_field(values, "llama.attention.head_count", path)
     try:
         config = Config(
-            dim=whole(values, "llama.embedding_length", path),
-            n_layers=whole(values, "llama.block_count", path),
+            dim=int_field(values, "llama.embedding_length", path),
+            n_layers=int_field(values, "llama.block_count", path),
             n_heads=n_heads,
-            n_kv_heads=whole(values, "llama.attention.head_count_kv", path, n_heads),
+            n_kv_heads=int_field(values, "llama.attention.head_count_kv", path, n_heads),
             vocab_size=tensors["token_embd.weight"].shape[0],
-            hidden_dim=whole(values, "llama.feed_forward_length", path),
-            norm_eps=real(values, "llama.attention.layer_norm_rms_epsilon", path),
-            rope_theta=real(values, "llama.rope.freq_base", path, 10_000.0),
-            max_seq_len=whole(values, "llama.context_length", path),
+            hidden_dim=int_field(values, "llama.feed_forward_length", path),
+            norm_eps=float_field(values, "llama.attention.layer_norm_rms_epsilon", path),
+            rope_theta=float_field(values, "llama.rope.freq_base", path, 10_000.0),
+            max_seq_len=int_field(values, "llama.context_length", path),
             tied="output.weight" not in tensors,
-            head_dim=whole(values, "llama.attention.key_length", path, None),
+            head_dim=int_field(values, "llama.attention.key_length", path, None),
         )
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error
     for key in ("llama.rope.dimension_count", "llama.attention.value_length"):
-        if whole(values, key, path, config.head_dim) != config.head_dim:
+        if int_field(values, key, path, config.head_dim) != config.head_dim:
             stated = "llama.attention.key_length" in values
             wide = "llama.attention.key_length" if stated else "embedding_length / head_count"
             raise FileError(f"{path}: {key} is {values[key]}, expected {wide} = {config.head_dim}, as a Llama has it")
@@ -366,11 +366,11 @@ def _scaling(divisors: np.ndarray, theta: float, head_dim: int) -> RopeScaling |
 def _with_rope(header: Header, config: Config) -> Config:
     """`config` with the RoPE scaling of rope_freqs.weight or else of the metadata, never both."""
     path, stored = header.path, header.tensors.get(ROPE_FREQS)
-    kind = text(header.values, "llama.rope.scaling.type", path, "linear")  # as llama.cpp takes it
+    kind = text_field(header.values, "llama.rope.scaling.type", path, "linear")  # as llama.cpp takes it
     if kind not in ("none", "linear"):
         raise FileError(f"{path}: llama.rope.scaling.type is {kind!r}, expected 'none' or 'linear'")
-    older = real(header.values, "llama.rope.scale_linear", path, 1.0)
-    factor = real(header.values, "llama.rope.scaling.factor", path, older) if kind == "linear" else 1.0
+    older = float_field(header.values, "llama.rope.scale_linear", path, 1.0)
+    factor = float_field(header.values, "llama.rope.scaling.factor", path, older) if kind == "linear" else 1.0
     if stored is None:
         return config if factor == 1 else replace(config, rope_divisors=(factor,) * (config.head_dim // 2))
     if factor != 1:
@@ -440,7 +440,7 @@ def read_gguf(
     config = header_config(header)
     tokenizer = read_vocabulary(header.values, header.path, config.vocab_size)
     needed = sum(allocated(stored, blocks, dtype) for stored in header.tensors.values())
-    require(MemoryPlan(0, needed, 0, 0), available())
+    require_memory(MemoryPlan(0, needed, 0, 0), available_memory())
     mapped = {
         part: torch.from_file(str(part), shared=False, size=part.stat().st_size, dtype=torch.uint8).untyped_storage()
         for part in {tensor.path for tensor in header.tensors.values()}

@@ -16,7 +16,7 @@ from llama3_scratch.checkpoint.gguf import ROPE_FREQS, gguf_name, scaling_diviso
 from llama3_scratch.checkpoint.gguf_vocab import vocabulary
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
-from llama3_scratch.stored import COLUMNS, Floats, Params, Tiles, stored, units
+from llama3_scratch.stored import TILE_COLUMNS, Floats, Params, Tiles, stored, units
 from llama3_scratch.system.files import fresh_file, listed, unwritable
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.tied import tie
@@ -55,7 +55,7 @@ def write_gguf(path: Path, params: Params, config: Config, tokenizer: Tokenizer 
     kinds = {name: _kind(weights[name], name, kind) for name in names}
     odd = [name for name in names if type(weights[name]) is Floats and kind.startswith("Q") and kinds[name] == "F16"]
     if odd:
-        log.warning("%s stored as F16: %s takes %s", listed(odd, 4), kind, units(1, COLUMNS))
+        log.warning("%s stored as F16: %s takes %s", listed(odd, 4), kind, units(1, TILE_COLUMNS))
     divisors = _divisors(config)
     words = {"tokenizer.ggml.model": "none"} if tokenizer is None else vocabulary(tokenizer, config.vocab_size)
     try:
@@ -130,7 +130,7 @@ def _kind(weight: Floats, name: str, kind: str) -> str:
     if type(weight) is not Floats:
         return block_format(weight) or "F16"
     if kind.startswith("Q"):
-        if weight.shape[1] % COLUMNS:
+        if weight.shape[1] % TILE_COLUMNS:
             return "F16"
         if name in ("tok_embeddings.weight", "output.weight"):
             return "Q8_0"

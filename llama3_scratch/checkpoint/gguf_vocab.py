@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.system.files import text
+from llama3_scratch.system.files import text_field
 from llama3_scratch.text.byte_level import byte_level_tokenizer, merges, to_alphabet
 from llama3_scratch.text.chat_format import adopt_template, chat_settings, written_template
 from llama3_scratch.text.hf_added_tokens import control_names
@@ -25,7 +25,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # llama.h, enum 
 
 def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer | None:
     """The byte-level BPE for an embedding of `rows` rows; None, with a logged note, where there is another kind."""
-    model = text(values, "tokenizer.ggml.model", path)
+    model = text_field(values, "tokenizer.ggml.model", path)
     if model != "gpt2":
         log.info("%s: no tokenizer: tokenizer.ggml.model is %r, only byte-level BPE ('gpt2') is read", path, model)
         return None
@@ -54,7 +54,7 @@ def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer 
     known = {*tokens.values(), *special.values(), *added.values()}
     eos_id = _id(values, "eos", path, rows, known)
     stops = {eos_id, _id(values, "eot", path, rows, known), _id(values, "eom", path, rows, known)}
-    template = text(values, "tokenizer.chat_template", path)
+    template = text_field(values, "tokenizer.chat_template", path)
     chat_format, system_prompt = chat_settings(template, special, [] if eos_id is None else [eos_id])
     bos_id = _id(values, "bos", path, rows, known)
     # As in llama.cpp: Llama 3's kind begins with BOS unless the file says otherwise, GPT-2's doesn't.
@@ -89,7 +89,7 @@ def read_vocabulary(values: dict[str, Any], path: Path, rows: int) -> Tokenizer 
 
 def _pre(values: dict[str, Any], words: list[str], path: Path) -> str:
     """GGUF's name for how text is split, with a warning where the file doesn't say."""
-    pre = text(values, "tokenizer.ggml.pre", path, "")
+    pre = text_field(values, "tokenizer.ggml.pre", path, "")
     if pre not in ("", "default"):
         return pre
     said = "tokenizer.ggml.pre is missing" if pre == "" else "tokenizer.ggml.pre is 'default'"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.params.hf_layout import hf_name, interleaved, turned_heads
-from llama3_scratch.system.files import listed, read_json, real, require_file, whole
+from llama3_scratch.params.hf_layout import hf_name, interleaved, rotated_heads
+from llama3_scratch.system.files import float_field, int_field, listed, read_json, require_file
 
 if TYPE_CHECKING:  # the headers are read without torch
     from llama3_scratch.stored import Params
@@ -61,7 +61,7 @@ def read_hf(folder: Path, *, allow_extra: bool = False) -> tuple[Config, Params]
         found |= _mapped(path, {name: entry.key for name, entry in entries.items() if entry.path == path})
     params = {name: found[name] for name in entries}
     for name, tensor in params.items():
-        if heads := turned_heads(name, config):
+        if heads := rotated_heads(name, config):
             params[name] = interleaved(tensor, heads)
     embedding = params["tok_embeddings.weight"]
     tied = same(params.setdefault("output.weight", embedding), embedding)
@@ -154,7 +154,8 @@ def _matched(stored: dict[str, _Entry], config: Config, folder: Path, allow_extr
     extra = [key for key in stored if key not in known and not key.endswith("rotary_emb.inv_freq")]
     if extra and not allow_extra:
         raise FileError(
-            f"{stored[extra[0]].path}: {listed(extra)} not part of a Llama of this config; --allow-extra ignores that"
+            f"{stored[extra[0]].path}: {listed(extra)} not part of a Llama of this config; "
+            "`allow_extra=True` ignores that"
         )
     for name, key in names.items():
         entry, shape = stored[key], shapes[name]
@@ -283,22 +284,22 @@ def _config(data: dict[str, Any], path: Path) -> Config:
     ):
         if (value := data.get(field) or only) != only:
             raise FileError(f"{path}: {field} is {json.dumps(value)}, a Llama 3 has {json.dumps(only)}")
-    hidden, heads = whole(data, "hidden_size", path), whole(data, "num_attention_heads", path)
-    context = whole(data, "max_position_embeddings", path, default=2048)
+    hidden, heads = int_field(data, "hidden_size", path), int_field(data, "num_attention_heads", path)
+    context = int_field(data, "max_position_embeddings", path, default=2048)
     theta, scaling = _rope(data, path)
     try:
         return Config(
             dim=hidden,
-            n_layers=whole(data, "num_hidden_layers", path),
+            n_layers=int_field(data, "num_hidden_layers", path),
             n_heads=heads,
-            n_kv_heads=whole(data, "num_key_value_heads", path, default=heads),
-            vocab_size=whole(data, "vocab_size", path),
-            hidden_dim=whole(data, "intermediate_size", path),
-            norm_eps=real(data, "rms_norm_eps", path, default=1e-6),
+            n_kv_heads=int_field(data, "num_key_value_heads", path, default=heads),
+            vocab_size=int_field(data, "vocab_size", path),
+            hidden_dim=int_field(data, "intermediate_size", path),
+            norm_eps=float_field(data, "rms_norm_eps", path, default=1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
             max_seq_len=context,
-            head_dim=whole(data, "head_dim", path, default=None),
+            head_dim=int_field(data, "head_dim", path, default=None),
         )
     except UsageError as error:
         raise FileError(f"{path}: {error}") from error
@@ -312,10 +313,10 @@ def _rope(data: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
             continue
         if not isinstance(values, dict):
             raise FileError(f"{path}: {field} must be an object or null, got {values!r}")
-        theta = real(values, "rope_theta", path, default=real(data, "rope_theta", path, default=10_000.0))
+        theta = float_field(values, "rope_theta", path, default=float_field(data, "rope_theta", path, default=10_000.0))
         spelt[field] = theta, _scaling(values, field, path)
     if not spelt:
-        return real(data, "rope_theta", path, default=10_000.0), None
+        return float_field(data, "rope_theta", path, default=10_000.0), None
     if len(spelt) == 2 and spelt["rope_scaling"] != spelt["rope_parameters"]:
         raise FileError(f"{path}: rope_scaling and rope_parameters disagree; expected the same RoPE, or one of the two")
     return spelt.popitem()[1]
@@ -329,12 +330,12 @@ def _scaling(values: dict[str, Any], field: str, path: Path) -> RopeScaling | No
         return None
     if kind != "llama3":
         raise FileError(f"{path}: {field}: RoPE of type {kind!r} isn't supported, expected 'llama3' or 'default'")
-    low, high = real(values, "low_freq_factor", path), real(values, "high_freq_factor", path)
+    low, high = float_field(values, "low_freq_factor", path), float_field(values, "high_freq_factor", path)
     if not low < high:
         raise FileError(f"{path}: {field}: low_freq_factor must be below high_freq_factor, got {low:g} and {high:g}")
     return RopeScaling(
-        factor=real(values, "factor", path),
+        factor=float_field(values, "factor", path),
         low_freq_factor=low,
         high_freq_factor=high,
-        original_context=whole(values, "original_max_position_embeddings", path),
+        original_context=int_field(values, "original_max_position_embeddings", path),
     )

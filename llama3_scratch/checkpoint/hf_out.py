@@ -14,10 +14,10 @@ from torch import Tensor
 
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
-from llama3_scratch.params.hf_layout import half_split, hf_name, turned_heads
+from llama3_scratch.params.hf_layout import half_split, hf_name, rotated_heads
 from llama3_scratch.stored import FLOATS, Params, dtype_name
 from llama3_scratch.system.files import fresh_folder
-from llama3_scratch.text.byte_level import write_tokenizer_json
+from llama3_scratch.text.hf_tokenizer import write_tokenizer_json
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.tied import tie
 
@@ -77,7 +77,7 @@ def _groups(params: Params, names: list[str], most: int) -> Iterator[list[str]]:
 
 
 def _rows(tensor: Tensor, name: str, config: Config) -> Tensor:
-    heads = turned_heads(name, config)
+    heads = rotated_heads(name, config)
     return (half_split(tensor, heads) if heads else tensor).detach().contiguous()
 
 

@@ -18,8 +18,9 @@ from llama3_scratch.checkpoint.names import resolve
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError, MissingFileError, UsageError
 from llama3_scratch.stored import Params, map_tensors, n_bytes, stored
-from llama3_scratch.text.byte_level import read_tokenizer_json
-from llama3_scratch.text.tokenizer import EXTRA_FILE, Tokenizer, read_tokenizer, with_rows
+from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
+from llama3_scratch.text.tokenizer import Tokenizer
+from llama3_scratch.text.tokenizer_file import EXTRA_FILE, read_tokenizer, with_rows
 
 log = logging.getLogger("llama3_scratch")
 
@@ -112,9 +113,9 @@ def load(
     path = resolve(path_or_name)
     kind = layout(path)
     if rope_scale_factor is not None and kind != "meta":
-        raise UsageError(f"--rope-scale-factor is for Meta's folders, whose params.json lacks it; {path} says its own")
+        raise UsageError(f"`rope_scale_factor` is for Meta's folders, whose params.json lacks it; {path} says its own")
     if allow_extra and kind not in ("meta", "hf"):
-        raise UsageError(f"--allow-extra is for Meta's and Hugging Face's folders, {path} is a file of its own kind")
+        raise UsageError(f"`allow_extra` is for Meta's and Hugging Face's folders, {path} is a file of its own kind")
     tokenizer: Tokenizer | None = None
     if kind == "meta":
         tokenizer = if_there(find_tokenizer, path, needed=needs_tokenizer)  # first: shards are merged into memory

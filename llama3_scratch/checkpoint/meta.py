@@ -21,9 +21,10 @@ from llama3_scratch.checkpoint.params_json import params_json, read_params_json
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.stored import FORM_KEYS, SIBLINGS, Params
-from llama3_scratch.system.files import fresh_folder, read_json, real, require_file
-from llama3_scratch.system.memory import MemoryPlan, available, require
-from llama3_scratch.text.tokenizer import Tokenizer, write_tokenizer
+from llama3_scratch.system.files import float_field, fresh_folder, read_json, require_file
+from llama3_scratch.system.memory import MemoryPlan, available_memory, require_memory
+from llama3_scratch.text.tokenizer import Tokenizer
+from llama3_scratch.text.tokenizer_file import write_tokenizer
 from llama3_scratch.tied import tie
 
 log = logging.getLogger("llama3_scratch")
@@ -208,7 +209,7 @@ def _merge(shards: list[dict[str, Tensor]], paths: list[Path], config: Config) -
             if not off <= 1e-2:
                 log.warning("%s: %s differs from %s by %.3g, the first is taken", path, name, paths[0].name, off)
     del first, shard
-    require(MemoryPlan(0, sum(tensor.nbytes for tensor in whole.values()), 0, 0), available())
+    require_memory(MemoryPlan(0, sum(tensor.nbytes for tensor in whole.values()), 0, 0), available_memory())
     merged = {name: torch.empty_like(tensor, device="cpu") for name, tensor in whole.items()}
     for index in range(count):
         for name, part in shards.pop(0).items():
@@ -234,7 +235,7 @@ def _adopt_siblings(params: Params, path: Path) -> None:
     lora = read_json(path, "params.json").get("lora_args")
     if not isinstance(lora, dict):
         raise FileError(f"{path}: lora_args is missing, expected the rank and scale of {names[0].removesuffix('.')}")
-    scale = real(lora, "scale", path)
+    scale = float_field(lora, "scale", path)
     params |= {f"{name}scale": torch.tensor(scale) for name in names}
 
 
@@ -264,9 +265,9 @@ def write_meta(folder: Path, params: Params, config: Config, tokenizer: Tokenize
     params = tie(params, config)
     for field in ("n_heads", "n_kv_heads", "hidden_dim", "vocab_size"):
         if getattr(config, field) % shards:
-            raise UsageError(f"--shards {shards} doesn't divide {field} {getattr(config, field)}")
+            raise UsageError(f"`shards` {shards} doesn't divide {field} {getattr(config, field)}")
     if shards > 1 and (sibling := next((name for name in params if name.endswith(_WHOLE_ONLY)), None)):
-        raise UsageError(f"--shards {shards}: quantised weights and adapters go into one shard, here is {sibling}")
+        raise UsageError(f"`shards` {shards}: quantised weights and adapters go into one shard, here is {sibling}")
     with fresh_folder(folder) as temporary:
         (temporary / "params.json").write_text(
             json.dumps(params_json(config, params), indent=2) + "\n", encoding="utf-8"

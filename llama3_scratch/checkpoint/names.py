@@ -1,4 +1,4 @@
-"""What `--model` may say: a path, a remote folder or a known name; and where the weights of a name lie."""
+"""What names a model: a path, a remote folder or a known name; and where the weights of a name lie."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from llama3_scratch.system.files import require_utf8_name
 
 DEFAULT = "smollm2-135m"
 BLOCKS = f"{DEFAULT}-blocks"  # the same numbers in 4 and 8 bits, as its file has them: what generates fastest
+ELSEWHERE = "set LLAMA3_SCRATCH_WEIGHTS to a folder elsewhere"  # the remedy where weights can't be written
 STORYTELLER = "storyteller"  # a small model of this project's own, which lies beside its code
 FETCHED = [DEFAULT, BLOCKS, *OFFICIAL]  # the names that `download` knows, beside repo ids
 _REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"

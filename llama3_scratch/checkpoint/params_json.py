@@ -12,7 +12,7 @@ from torch import Tensor
 from llama3_scratch.config import Config, RopeScaling, hidden_dim, rope_factor
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.stored import Params
-from llama3_scratch.system.files import read_json, real, whole
+from llama3_scratch.system.files import float_field, int_field, read_json
 
 log = logging.getLogger("llama3_scratch")
 
@@ -35,7 +35,7 @@ def read_params_json(
         log.warning("%s: unknown keys ignored: %s", path, ", ".join(unknown))
     _refuse_other_models(data, path)
     shards = shards or [{}]
-    dim, n_heads = whole(data, "dim", path), whole(data, "n_heads", path)
+    dim, n_heads = int_field(data, "dim", path), int_field(data, "n_heads", path)
     scaled = data.get("use_scaled_rope") or False
     if not isinstance(scaled, bool):
         raise FileError(f"{path}: use_scaled_rope must be true or false, got {scaled!r}")
@@ -44,9 +44,9 @@ def read_params_json(
         raise FileError(
             f"{path}: vocab_size 32000 without rope_theta is Llama 1 or 2, which needs SentencePiece; take a Llama 3"
         )
-    head_dim = whole(data, "head_dim", path, None)
+    head_dim = int_field(data, "head_dim", path, None)
     _check_count(path, shards, dim, n_heads * head_dim if head_dim else dim, vocab_size)
-    n_layers = whole(data, "n_layers", path)
+    n_layers = int_field(data, "n_layers", path)
     if shards[0] and n_layers > len(shards[0]):  # before a table is made of what may be a billion layers
         raise FileError(f"{path}: n_layers is {n_layers}, but the weights have only {len(shards[0])} tensors")
     try:
@@ -54,12 +54,12 @@ def read_params_json(
             dim=dim,
             n_layers=n_layers,
             n_heads=n_heads,
-            n_kv_heads=whole(data, "n_kv_heads", path, n_heads),
+            n_kv_heads=int_field(data, "n_kv_heads", path, n_heads),
             vocab_size=vocab_size,
             hidden_dim=_hidden_dim(data, path, shards, dim),
-            norm_eps=real(data, "norm_eps", path, 1e-5),
-            rope_theta=real(data, "rope_theta", path, 500_000.0),
-            max_seq_len=whole(data, "context_length", path, _context(data, scaled)),
+            norm_eps=float_field(data, "norm_eps", path, 1e-5),
+            rope_theta=float_field(data, "rope_theta", path, 500_000.0),
+            max_seq_len=int_field(data, "context_length", path, _context(data, scaled)),
             head_dim=head_dim,
         )
     except UsageError as error:
@@ -76,7 +76,7 @@ def _matrix(shards: list[dict[str, Tensor]], name: str) -> Tensor | None:
 def _vocab_size(data: dict[str, Any], path: Path, shards: list[dict[str, Tensor]], dim: int) -> int:
     stated, tok = data.get("vocab_size"), _matrix(shards, "tok_embeddings")
     if stated not in (None, -1):
-        return whole(data, "vocab_size", path)
+        return int_field(data, "vocab_size", path)
     if tok is None:
         raise FileError(f"{path}: vocab_size is {stated}, and there is no tok_embeddings.weight that says it")
     rows = tok.shape[0] * (len(shards) if tok.shape[1] == dim else 1)  # Llama 2 cut the embedding's columns
@@ -103,8 +103,8 @@ def _hidden_dim(data: dict[str, Any], path: Path, shards: list[dict[str, Tensor]
     """F by Meta's formula, or from w1 where the formula's numbers aren't given."""
     w1 = _matrix(shards, "layers.0.feed_forward.w1")
     found = None if w1 is None else w1.shape[0] * len(shards)
-    multiple_of = whole(data, "multiple_of", path, None)
-    multiplier = real(data, "ffn_dim_multiplier", path, None)
+    multiple_of = int_field(data, "multiple_of", path, None)
+    multiplier = float_field(data, "ffn_dim_multiplier", path, None)
     if multiple_of is None and multiplier is None and found is not None:
         log.info("%s: no multiple_of, the hidden size %d is taken from feed_forward.w1", path, found)
         return found
@@ -126,15 +126,15 @@ def _rope_scaling(
 ) -> RopeScaling | None:
     if not scaled:
         if override is not None:
-            raise UsageError(f"--rope-scale-factor: {path} has no use_scaled_rope, so there is nothing to scale")
+            raise UsageError(f"`rope_scale_factor`: {path} has no use_scaled_rope, so there is nothing to scale")
         if "rope_scaling_factor" in data:
             log.warning("%s: rope_scaling_factor is ignored, use_scaled_rope isn't true", path)
         return None
     factor, why = rope_factor(config)
     if "rope_scaling_factor" in data:
-        factor, why = real(data, "rope_scaling_factor", path), "params.json's rope_scaling_factor"
+        factor, why = float_field(data, "rope_scaling_factor", path), "params.json's rope_scaling_factor"
     if override is not None:
-        factor, why = override, "--rope-scale-factor"
+        factor, why = override, "`rope_scale_factor`"
     log.info("RoPE scaling factor %g: %s", factor, why)
     return RopeScaling(factor)
 

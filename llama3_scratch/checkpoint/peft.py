@@ -24,11 +24,11 @@ from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.checkpoint.meta import open_pth
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.params.hf_layout import half_split, hf_name, interleaved, turned_heads
+from llama3_scratch.params.hf_layout import half_split, hf_name, interleaved, rotated_heads
 from llama3_scratch.params.lora import adapted, stack
 from llama3_scratch.stored import FLOATS, Params, dtype_name, stored
-from llama3_scratch.system.files import fresh_folder, listed, read_json, real, text, whole
-from llama3_scratch.text.tokenizer import FRAMES
+from llama3_scratch.system.files import float_field, fresh_folder, int_field, listed, read_json, text_field
+from llama3_scratch.text.tokenizer import CHAT_TOKENS
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -97,10 +97,10 @@ def read_peft(folder: Path, config: Config) -> Params:
     made: Params = {}
     for module, its in parts.items():
         name, stem = modules[module], modules[module].removesuffix("weight")
-        rank = _setting(settings, "rank_pattern", module, path) or whole(settings, "r", path)
-        alpha = _setting(settings, "alpha_pattern", module, path) or real(settings, "lora_alpha", path)
+        rank = _setting(settings, "rank_pattern", module, path) or int_field(settings, "r", path)
+        alpha = _setting(settings, "alpha_pattern", module, path) or float_field(settings, "lora_alpha", path)
         _check_module(module, its, rank, shapes[name], bool(settings.get("use_dora")), file)
-        heads = turned_heads(name, config)
+        heads = rotated_heads(name, config)
         for part, tensor in its.items():
             turned = interleaved(tensor, heads) if heads and part != "A.weight" else tensor
             made[stem + (part if part == "weight" else f"adaptor.{part}")] = turned
@@ -139,7 +139,7 @@ def _setting(settings: dict[str, Any], field: str, module: str, path: Path) -> A
     key = next((key for key in patterns if _match(rf"(.*\.)?({key})$", module, field, path)), None)
     if key is None:
         return None
-    return (whole if field == "rank_pattern" else real)(patterns, key, path)
+    return (int_field if field == "rank_pattern" else float_field)(patterns, key, path)
 
 
 def _tensors(folder: Path) -> tuple[Path, Params]:
@@ -292,7 +292,7 @@ def write_peft(folder: Path, params: Params, config: Config, *, base: str | None
     alphas: dict[str, float] = {}
     for name in names:
         module = hf_name(f"{name}.weight").removesuffix(".weight")
-        heads = turned_heads(name, config)
+        heads = rotated_heads(name, config)
         for part, end in _ENDS.items():
             if (tensor := params.get(f"{name}.adaptor.{part}")) is not None:
                 turned = half_split(tensor, heads) if heads and part != "A.weight" else tensor
@@ -347,7 +347,9 @@ def add_adapters(checkpoint: Checkpoint, folders: list[Path]) -> Checkpoint:
 
 def _warn_of_another_base(folder: Path, path: Path) -> None:
     """Say so where the name of the model that an adapter is for isn't in this one's, or the other way round."""
-    base = text(read_json(folder / _CONFIG, "PEFT's adapter_config.json"), "base_model_name_or_path", folder / _CONFIG)
+    base = text_field(
+        read_json(folder / _CONFIG, "PEFT's adapter_config.json"), "base_model_name_or_path", folder / _CONFIG
+    )
     if not base or Path(base).expanduser().resolve() == path.resolve():
         return
     ours = path.resolve()
@@ -358,7 +360,7 @@ def _warn_of_another_base(folder: Path, path: Path) -> None:
 
 
 def _warn_of_untrained_tokens(folders: list[Path], checkpoint: Checkpoint) -> None:
-    """Say so where a chat's frame is made of tokens that a base model never saw: Llama 3's base models have such.
+    """Say so where a chat format is made of tokens that a base model never saw: Llama 3's base models have such.
 
     Their rows of the embedding are as they began, next to zero or all alike, and adapters of projections don't mend it.
     """
@@ -366,20 +368,20 @@ def _warn_of_untrained_tokens(folders: list[Path], checkpoint: Checkpoint) -> No
     if tokenizer is None:
         return
     chats = [folder for folder in folders if _has_template(folder)] or folders * (tokenizer.chat_format is not None)
-    ids = {name: id for name in FRAMES if (id := tokenizer.special_tokens.get(name)) is not None}
+    ids = {name: id for name in CHAT_TOKENS if (id := tokenizer.special_tokens.get(name)) is not None}
     if tokenizer.chat_format == "template" and tokenizer.chat_template:
         ids = {name: id for name, id in ids.items() if name in tokenizer.chat_template.source}
     if not chats or not ids:
         return
     weight = stored(params, "tok_embeddings")
-    frames = weight.floats(torch.tensor(list(ids.values()), device=weight.values.device), torch.float32)
-    sizes = torch.linalg.vector_norm(frames, dim=1)
+    rows = weight.floats(torch.tensor(list(ids.values()), device=weight.values.device), torch.float32)
+    norms = torch.linalg.vector_norm(rows, dim=1)
     usual = torch.linalg.vector_norm(weight.floats(slice(0, 1024), torch.float32), dim=1).median()
-    alike = (frames[:, None] == frames).all(-1).sum(1) > 1
-    untrained = (sizes < 0.01 * usual) | alike
+    alike = (rows[:, None] == rows).all(-1).sum(1) > 1
+    untrained = (norms < 0.01 * usual) | alike
     if names := [name for name, bad in zip(ids, untrained.tolist(), strict=True) if bad]:
         log.warning(
-            "%s: a chat is framed by %s, whose embeddings were never trained in this model; answers may not end or "
+            "%s: its chat format has %s, whose embeddings were never trained in this model; answers may not end or "
             "make sense. Take the instruct model and an adapter of it",
             chats[0],
             ", ".join(names),

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llama3_scratch.compare import tensor_names as names
 from llama3_scratch.compare.difference import Difference, difference
+from llama3_scratch.compare.tensor_names import ModelTensor
 from llama3_scratch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
     from llama3_scratch.config import Config
     from llama3_scratch.stored import Params
 
-_FREQUENCIES = 1e-6  # relative: transformers has RoPE's frequencies in f32 only
-_HEAD_ROWS = 1 << 14  # of the head turned into floats at once
+_FREQUENCY_TOLERANCE = 1e-6  # relative: transformers has RoPE's frequencies in f32 only
+_HEAD_PIECE_ROWS = 1 << 14  # of the head turned into floats at once
 _ATTENTION = "llama3_scratch"  # the name under which transformers knows the attention that is watched
+_SOFTMAX = (names.SCORES, names.MASKED_SCORES, names.ATTENTION_WEIGHTS)
 
 
 def require_transformers(what: str) -> None:
@@ -33,8 +36,8 @@ def require_transformers(what: str) -> None:
 
 
 @dataclass
-class Theirs:
-    """Transformers' side on T tokens from position 0, in one dtype."""
+class HFModel:
+    """Transformers' model on T tokens from position 0, in one dtype, its layers made one at a time of our weights."""
 
     params: Params
     config: Config
@@ -50,26 +53,30 @@ class Theirs:
         J = self.config.head_dim // 2
         return torch.complex(*(table_1TK[..., :J].contiguous() for table_1TK in self.tables))
 
-    def layer(self, x_BTD: Tensor, name: str) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    def layer(self, x_BTD: Tensor, name: str) -> tuple[Tensor, dict[str, Tensor], dict[ModelTensor, Tensor]]:
         """Its layer `name` on x_BTD: what that returns; what each module returned, by Meta's name; and what went on
-        between the modules, by the names that our model's lines give it. All heads are in Meta's order.
+        between the modules, by the tensor of our model that it should equal. All heads are in Meta's order.
         """
         import torch
         from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-        from llama3_scratch.params.hf_layout import LAYER, half_split, interleaved, turned_heads
+        from llama3_scratch.params.hf_layout import LAYER_MODULES, half_split, interleaved, rotated_heads
         from llama3_scratch.params.lora import merged_rows
 
         with torch.device("meta"):
             layer = LlamaDecoderLayer(self.settings, 0).eval()
         weights: dict[str, Tensor] = {}
         made: dict[str, Tensor] = {}
-        between: dict[str, Tensor] = {}
+        between: dict[ModelTensor, Tensor] = {}
         G, R = self.config.n_kv_heads, self.config.n_heads // self.config.n_kv_heads
 
         def keep(step: str, heads: int | None, module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
             made[f"{name}.{step}"] = interleaved(out.movedim(-1, 0), heads).movedim(0, -1) if heads else out
-            taken = {"attention.wo": "out_BTGRK", "ffn_norm": "x_BTD", "feed_forward.w2": "hidden_BTF"}.get(step)
+            taken = {
+                "attention.wo": names.ATTENTION_HEADS,
+                "ffn_norm": names.AFTER_ATTENTION,
+                "feed_forward.w2": names.HIDDEN,
+            }.get(step)
             if taken:
                 between[taken] = inputs[0].unflatten(-1, (G, R, -1)) if step == "attention.wo" else inputs[0]
 
@@ -79,20 +86,20 @@ class Theirs:
             from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
             q_BTHK, k_BSGK = (interleaved(x.movedim(-1, 0), 1).movedim(0, -1).transpose(1, 2) for x in (query, key))
-            between["q_BTHK"], between["k_BTGK"] = q_BTHK, k_BSGK
+            between[names.TURNED_QUERIES], between[names.TURNED_KEYS] = q_BTHK, k_BSGK
             # Their kernel holds neither: scores and weights are taken from the q and k that it is given.
             scores_BGRTS = torch.einsum("btgrk,bsgk->bgrts", q_BTHK.unflatten(2, (G, R)), k_BSGK) * scaling
             future_TS = torch.ones(scores_BGRTS.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
-            between["scores_BGRTS"] = scores_BGRTS
-            between["masked_BGRTS"] = scores_BGRTS.masked_fill(future_TS, -torch.inf)
-            between["weights_BGRTS"] = between["masked_BGRTS"].softmax(-1)
+            masked_BGRTS = scores_BGRTS.masked_fill(future_TS, -torch.inf)
+            between[names.SCORES], between[names.MASKED_SCORES] = scores_BGRTS, masked_BGRTS
+            between[names.ATTENTION_WEIGHTS] = masked_BGRTS.softmax(-1)
             return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
 
-        for part, theirs in LAYER.items():
-            heads = turned_heads(f"{name}.{part}", self.config)
+        for part, module in LAYER_MODULES.items():
+            heads = rotated_heads(f"{name}.{part}", self.config)
             floats = merged_rows(self.params, f"{name}.{part}", self.dtype)
-            weights[f"{theirs}.weight"] = half_split(floats, heads) if heads else floats
-            layer.get_submodule(theirs).register_forward_hook(functools.partial(keep, part, heads))
+            weights[f"{module}.weight"] = half_split(floats, heads) if heads else floats
+            layer.get_submodule(module).register_forward_hook(functools.partial(keep, part, heads))
         layer.load_state_dict(weights, assign=True)
         for norm in (layer.input_layernorm, layer.post_attention_layernorm):
             _norm(norm, norm.weight)
@@ -113,8 +120,10 @@ class Theirs:
 
         from llama3_scratch.params.lora import merged_rows
 
-        starts = range(0, self.config.vocab_size, _HEAD_ROWS)
-        rows = (merged_rows(self.params, "output", self.dtype, slice(start, start + _HEAD_ROWS)) for start in starts)
+        starts = range(0, self.config.vocab_size, _HEAD_PIECE_ROWS)
+        rows = (
+            merged_rows(self.params, "output", self.dtype, slice(start, start + _HEAD_PIECE_ROWS)) for start in starts
+        )
         return torch.cat([x_BTD @ some.T for some in rows], dim=-1)
 
     def steps(self, tokens_BT: Tensor, n_logits: int) -> Iterator[tuple[str, Tensor]]:
@@ -125,36 +134,34 @@ class Theirs:
         from llama3_scratch.linear import embed
 
         H, G, K = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
-        yield "decode.rotation_BTJ", self.rotation()
+        yield names.ROTATION.key(), self.rotation()
         x_BTD = embed(tokens_BT, self.params, "tok_embeddings", dtype=self.dtype)
-        yield "tok_embeddings.embed.rows_BTD", x_BTD
+        yield names.EMBEDDED.key("tok_embeddings"), x_BTD
         for index in range(self.config.n_layers):
             name = f"layers.{index}"
             x_BTD, made, between = self.layer(x_BTD, name)
-            yield f"{name}.block.normed_BTD", made[f"{name}.attention_norm"]
-            yield f"{name}.attention.q_BTHK", made[f"{name}.attention.wq"].unflatten(-1, (H, K))
-            yield f"{name}.attention.k_BTGK", made[f"{name}.attention.wk"].unflatten(-1, (G, K))
-            yield f"{name}.attention.v_BTGK", made[f"{name}.attention.wv"].unflatten(-1, (G, K))
-            yield f"{name}.attention.q_BTHK.2", between["q_BTHK"]
-            yield f"{name}.attention.k_BTGK.2", between["k_BTGK"]
-            for tensor in ("scores_BGRTS", "masked_BGRTS", "weights_BGRTS"):
-                yield f"{name}.attention.attend.{tensor}", between[tensor]
-            yield f"{name}.attention.out_BTGRK", between["out_BTGRK"]
-            yield f"{name}.block.attended_BTD", made[f"{name}.attention.wo"]
-            yield f"{name}.block.x_BTD.2", between["x_BTD"]
-            yield f"{name}.block.normed_BTD.2", made[f"{name}.ffn_norm"]
-            yield f"{name}.feed_forward.swiglu.gate_BTF", made[f"{name}.feed_forward.w1"]
-            yield f"{name}.feed_forward.swiglu.up_BTF", made[f"{name}.feed_forward.w3"]
-            yield f"{name}.feed_forward.swiglu.hidden_BTF", between["hidden_BTF"]
-            yield f"{name}.block.fed_BTD", made[f"{name}.feed_forward.w2"]
-            yield f"{name}.block.return", x_BTD
+            attention, feed_forward = f"{name}.attention", f"{name}.feed_forward"
+            yield names.ATTENTION_NORMED.key(name), made[f"{name}.attention_norm"]
+            yield names.QUERIES.key(attention), made[f"{attention}.wq"].unflatten(-1, (H, K))
+            yield names.KEYS.key(attention), made[f"{attention}.wk"].unflatten(-1, (G, K))
+            yield names.VALUES.key(attention), made[f"{attention}.wv"].unflatten(-1, (G, K))
+            for tensor in (names.TURNED_QUERIES, names.TURNED_KEYS, *_SOFTMAX, names.ATTENTION_HEADS):
+                yield tensor.key(attention), between[tensor]
+            yield names.ATTENDED.key(name), made[f"{attention}.wo"]
+            yield names.AFTER_ATTENTION.key(name), between[names.AFTER_ATTENTION]
+            yield names.FFN_NORMED.key(name), made[f"{name}.ffn_norm"]
+            yield names.GATE.key(feed_forward), made[f"{feed_forward}.w1"]
+            yield names.UP.key(feed_forward), made[f"{feed_forward}.w3"]
+            yield names.HIDDEN.key(feed_forward), between[names.HIDDEN]
+            yield names.FED.key(name), made[f"{feed_forward}.w2"]
+            yield names.LAYER_OUTPUT.key(name), x_BTD
         x_BTD = self.norm(x_BTD)
-        yield "decode.return", x_BTD
-        yield "unembed.logits_BTV", self.logits(x_BTD[:, -n_logits:])
+        yield names.NORMED_OUTPUT.key(), x_BTD
+        yield names.LOGITS.key(), self.logits(x_BTD[:, -n_logits:])
 
 
-def theirs(params: Params, config: Config, length: int, dtype: torch.dtype) -> Theirs:
-    """Transformers' side for `length` tokens; its RoPE frequencies are compared with ours at once."""
+def hf_model(params: Params, config: Config, length: int, dtype: torch.dtype) -> HFModel:
+    """Transformers' model for `length` tokens; its RoPE frequencies are compared with ours at once."""
     import torch
     from transformers import LlamaConfig
     from transformers.models.llama import modeling_llama as hf
@@ -168,13 +175,15 @@ def theirs(params: Params, config: Config, length: int, dtype: torch.dtype) -> T
     theirs_J: Tensor = hf.LlamaRotaryEmbedding(settings).inv_freq
     if config.rope_divisors is not None:
         theirs_J = theirs_J / torch.tensor(config.rope_divisors)
-    off = difference("", freqs_J / theirs_J, torch.ones_like(theirs_J), _FREQUENCIES)  # relative: ones have no std
-    found = Difference("rope frequencies", off.worst, off.mean, theirs_J.std().item(), _FREQUENCIES)
+    off = difference(
+        "", freqs_J / theirs_J, torch.ones_like(theirs_J), _FREQUENCY_TOLERANCE
+    )  # relative: ones have no std
+    found = Difference("rope frequencies", off.worst, off.mean, theirs_J.std().item(), _FREQUENCY_TOLERANCE)
     # Their table is in f32; in f64 their side takes our frequencies, which were compared just now.
     wide_J = theirs_J if dtype == torch.float32 else model.rope_frequencies(config, dtype)
     angles_1TJ = torch.arange(length)[None, :, None].to(dtype) * wide_J
     angles_1TK = torch.cat((angles_1TJ, angles_1TJ), dim=-1)
-    return Theirs(params, config, dtype, settings, (angles_1TK.cos(), angles_1TK.sin()), found)
+    return HFModel(params, config, dtype, settings, (angles_1TK.cos(), angles_1TK.sin()), found)
 
 
 def _watched_attention(function: Any) -> None:

@@ -1,1 +1,1 @@
-"""Text on its way to training: read, cleaned, told apart, turned into tokens."""
+"""Text on its way to training: read, cleaned, deduplicated, turned into tokens."""

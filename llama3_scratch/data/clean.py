@@ -72,23 +72,23 @@ class WebPage:
             seen.add(part)
         return again / max(1, total)
 
-    def top_run(self, n: int) -> float:
-        """The share of characters in the most frequent run of n words."""
-        runs = Counter(zip(*(self.words[i:] for i in range(n)), strict=False))
-        if not runs:
+    def top_ngram(self, n: int) -> float:
+        """The share of characters in the most frequent n-gram of words."""
+        ngrams = Counter(zip(*(self.words[i:] for i in range(n)), strict=False))
+        if not ngrams:
             return 0.0
-        run, count = max(runs.items(), key=lambda item: (item[1], sum(map(len, item[0]))))
-        return count * sum(map(len, run)) / max(1, sum(map(len, self.words))) if count > 1 else 0.0
+        ngram, count = max(ngrams.items(), key=lambda item: (item[1], sum(map(len, item[0]))))
+        return count * sum(map(len, ngram)) / max(1, sum(map(len, self.words))) if count > 1 else 0.0
 
-    def repeated_runs(self, n: int) -> float:
-        """The share of characters in runs of n words that stood there before, each character counted once."""
+    def repeated_ngrams(self, n: int) -> float:
+        """The share of characters in n-grams of words that stood there before, each character counted once."""
         seen: set[tuple[str, ...]] = set()
         again = [False] * len(self.words)
         for at in range(len(self.words) - n + 1):
-            run = tuple(self.words[at : at + n])
-            if run in seen:
+            ngram = tuple(self.words[at : at + n])
+            if ngram in seen:
                 again[at : at + n] = [True] * n
-            seen.add(run)
+            seen.add(ngram)
         total = sum(map(len, self.words))
         return sum(len(word) for word, is_again in zip(self.words, again, strict=True) if is_again) / max(1, total)
 
@@ -97,11 +97,11 @@ Rule = Callable[[WebPage], bool]  # whether a page may stay
 
 
 def _top(n: int, most: float) -> Rule:
-    return lambda page: page.top_run(n) <= most
+    return lambda page: page.top_ngram(n) <= most
 
 
 def _repeated(n: int, most: float) -> Rule:
-    return lambda page: page.repeated_runs(n) <= most
+    return lambda page: page.repeated_ngrams(n) <= most
 
 
 GOPHER: dict[str, Rule] = {

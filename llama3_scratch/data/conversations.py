@@ -86,21 +86,21 @@ def split(
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation's ids, and of each whether it is to be learnt."""
+    """A conversation's ids, and of each whether it is a target of the loss."""
 
     ids: list[int]
-    learnt: list[bool]
+    is_target: list[bool]
 
 
 def encode(messages: Dialog, tokenizer: Tokenizer, *, mask_prompt: bool = True, date: str | None = None) -> Encoded:
-    """The conversation as the model will meet it on that date; with `mask_prompt` only answers are learnt, up to the
-    token that ends each."""
+    """The conversation as the model will meet it on that date; with `mask_prompt` only answers are targets, up to
+    the token that ends each."""
     ids, written = encode_conversation(messages, tokenizer, date=date)
     return Encoded(ids, written if mask_prompt else [True] * len(ids))
 
 
 class Conversations:
-    """Batches of conversations, several in a row where they fit; a `Batches` (training.batches)."""
+    """Batches of conversations, several in a row where they fit; a `Batches` (data.batches)."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Conversations:
         has nothing to learn is left out. Both are counted and said of `what` they are. Raises FileError where none is
         left."""
         if truncate not in SIDES:
-            raise UsageError(f"--truncate must be {' or '.join(SIDES)}, got {truncate!r}")
+            raise UsageError(f"`truncate`: expected {' or '.join(SIDES)}, got {truncate!r}")
         self._size, self._length, self._seed = size, length, seed
         cut = empty = 0
         self._encoded: list[Encoded] = []
@@ -129,8 +129,8 @@ class Conversations:
             if len(encoded.ids) > length + 1:
                 cut += 1
                 kept = slice(0, length + 1) if truncate == "right" else slice(-length - 1, None)
-                encoded = Encoded(encoded.ids[kept], encoded.learnt[kept])
-            if any(encoded.learnt[1:]):
+                encoded = Encoded(encoded.ids[kept], encoded.is_target[kept])
+            if any(encoded.is_target[1:]):
                 self._encoded.append(encoded)
             else:
                 empty += 1
@@ -140,7 +140,7 @@ class Conversations:
             log.warning("%d %s have no answer left and are left out", empty, what)
         if not self._encoded:
             raise FileError(
-                f"none of {len(conversations)} {what} has an answer within {length} tokens; take a larger --length"
+                f"none of {len(conversations)} {what} has an answer within {length} tokens; take a larger `length`"
             )
         digest = hashlib.sha256(json.dumps([encoded.ids for encoded in self._encoded]).encode()).hexdigest()
         self.fingerprint = f"{digest[:16]} {size}×{length} seed {seed} {'answers' if mask_prompt else 'all'}"
@@ -148,8 +148,8 @@ class Conversations:
 
     @property
     def answer_tokens(self) -> int:
-        """Tokens that are learnt in an epoch."""
-        return sum(sum(encoded.learnt[1:]) for encoded in self._encoded)
+        """Targets of an epoch."""
+        return sum(sum(encoded.is_target[1:]) for encoded in self._encoded)
 
     def __len__(self) -> int:
         return -(-len(self._rows(0)) // self._size)
@@ -166,10 +166,10 @@ class Conversations:
         for b, row in enumerate(rows):
             t = 0
             for number, i in enumerate(row):
-                ids, learnt = torch.tensor(self._encoded[i].ids), torch.tensor(self._encoded[i].learnt)
+                ids, is_target = torch.tensor(self._encoded[i].ids), torch.tensor(self._encoded[i].is_target)
                 end = t + len(ids) - 1
                 tokens_BT[b, t:end] = ids[:-1]
-                targets_BT[b, t:end] = torch.where(learnt[1:], ids[1:], IGNORE)
+                targets_BT[b, t:end] = torch.where(is_target[1:], ids[1:], IGNORE)
                 documents_BT[b, t:end] = number
                 t = end
         return Batch(tokens_BT, targets_BT, documents_BT)

@@ -26,7 +26,7 @@ def documents(paths: Sequence[Path], *, cut: str = BLANK_LINE, field: str = "tex
                 text = row.get(field)
                 if not isinstance(text, str):
                     others = ", ".join(repr(name) for name, value in row.items() if isinstance(value, str))
-                    remedy = f"--field names another of {others}" if others else "no field of this row is one"
+                    remedy = f"`field` names another of {others}" if others else "no field of this row is one"
                     raise FileError(f"{place}: expected a text under {field!r}, got {text!r:.60}; {remedy}")
                 if text.strip():
                     yield text

@@ -7,8 +7,8 @@ import re
 
 from llama3_scratch.errors import UsageError
 
-_RUN = 5  # words, or Chinese characters, that a text is compared by
-_HASHES = 128
+_NGRAM = 5  # words, or Chinese characters, of the n-grams that texts are compared by
+_HASHES = 128  # of a MinHash signature
 
 
 class Exact:
@@ -26,10 +26,10 @@ class Exact:
 
 
 class Near:
-    """Whether of a text's runs of five words about the share `threshold` stood in one text seen before.
+    """Whether of a text's n-grams of five words about the share `threshold` stood in one text seen before.
 
-    The share of runs in common (Jaccard's) is estimated by MinHash signatures, and candidates are looked up in buckets
-    (datasketch's MinHashLSH), so that texts aren't compared one with another.
+    The share of n-grams in common (Jaccard's) is estimated by MinHash signatures, and candidates are looked up in
+    buckets (datasketch's MinHashLSH), so that texts aren't compared one with another.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -45,9 +45,9 @@ class Near:
 
     def __call__(self, text: str) -> bool:
         words = re.findall(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+", text.lower())
-        runs = {" ".join(words[i : i + _RUN]) for i in range(max(1, len(words) - _RUN + 1))}
+        ngrams = {" ".join(words[i : i + _NGRAM]) for i in range(max(1, len(words) - _NGRAM + 1))}
         signature = self._min_hash(num_perm=_HASHES)
-        signature.update_batch([run.encode() for run in runs])
+        signature.update_batch([ngram.encode() for ngram in ngrams])
         if any(self._signatures[other].jaccard(signature) >= self._threshold for other in self._index.query(signature)):
             return True
         self._index.insert(len(self._signatures), signature)

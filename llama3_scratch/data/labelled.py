@@ -66,7 +66,7 @@ def balanced(labelled: Sequence[Labelled], count: int, *, seed: int) -> tuple[li
     if each < 1 or each > fewest:
         raise UsageError(
             f"{count} texts would be {each} of each of {len(classes)} classes, and there are {fewest} of {label!r}; "
-            f"take at least --balanced {len(classes)} and at most {fewest * len(classes)}"
+            f"take at least `count={len(classes)}` and at most {fewest * len(classes)}"
         )
     chosen: list[Labelled] = []
     others: list[Labelled] = []
@@ -96,7 +96,7 @@ class LabelledTexts:
         seed texts come by length, so that few rows are filled up, which is for looking only. Raises FileError for a
         class not in `classes`."""
         if read not in READ:
-            raise UsageError(f"a class is read at the {' or '.join(READ)} token, got {read!r}")
+            raise UsageError(f"`read`: expected {' or '.join(READ)}, got {read!r}")
         index = {label: number for number, label in enumerate(classes)}
         if odd := [row for row in labelled if row.label not in index]:
             raise FileError(f"{odd[0].label!r}: a class that isn't among {', '.join(classes)}")

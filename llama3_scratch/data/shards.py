@@ -1,4 +1,4 @@
-"""Token shards: texts as long rows of ids on disk, mapped and never read whole, and training windows over them.
+"""Token shards: texts as long rows of ids on disk, mapped and never read whole.
 
 A folder holds `train_000.bin` …, `validation_000.bin` … (ids of 2 or 4 bytes, little-endian), the tokenizer they were
 made with, and `shards.json`, which says how long each is and what its bytes hash to. Every document stands between the
@@ -7,7 +7,6 @@ tokenizer's begin and end tokens, as far as it has them.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
@@ -18,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from llama3_scratch.data.batches import IGNORE, Batch
 from llama3_scratch.data.documents import placed
-from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.data.windows import Windows
+from llama3_scratch.errors import FileError, MissingFileError, UsageError
 from llama3_scratch.system.files import make_folder, read_json, require_file, unwritable, write_whole
-from llama3_scratch.text.tokenizer import FILE, Tokenizer, read_tokenizer, write_tokenizer
+from llama3_scratch.text.tokenizer import Tokenizer
+from llama3_scratch.text.tokenizer_file import FILE, read_tokenizer, write_tokenizer
 
 log = logging.getLogger("llama3_scratch")
 
 MANIFEST = "shards.json"
 PARTS = ("train", "validation")
-SHARD = 1 << 28  # tokens of a file
-FEW = 1000  # documents that are looked at before it's settled that they all go into one part
+SHARD_TOKENS = 1 << 28  # of a file
+MAX_SAMPLED_DOCUMENTS = 1000  # that are looked at before it's settled that chance holds out none, or all
 
 
 def write_shards(
@@ -41,22 +40,23 @@ def write_shards(
     *,
     validation: float = 0.01,
     seed: int = 0,
-    shard: int = SHARD,
+    shard: int = SHARD_TOKENS,
 ) -> dict[str, Any]:
     """Encode documents into `folder`, the share `validation` of them held out; what its manifest says.
 
     Which are held out depends on the seed and on what a document says, so that a text that stands twice is never in
-    both parts. Where none or all would be of up to FEW documents, as of a single long one, the end of each is held out,
-    from a white space on. Documents are taken one by one: they may be more than memory holds.
+    both parts. Where chance would hold out none or all of up to MAX_SAMPLED_DOCUMENTS documents, as of a single long
+    one, the end of each is held out, from a white space on. Documents are taken one by one: they may be more than
+    memory holds.
     """
     if tokenizer.bos_id is None and tokenizer.eos_id is None:
-        raise UsageError("the tokenizer has neither a begin nor an end token, so documents couldn't be told apart")
+        raise UsageError("the tokenizer has neither a begin nor an end token, so documents couldn't be separated")
     make_folder(folder)
     try:
         (folder / MANIFEST).unlink(missing_ok=True)  # whoever reads now finds no data rather than half of two
         writers = {part: _Writer(folder, part, tokenizer.n_words, shard) for part in PARTS}
         bos, eos = tokenizer.bos_id is not None, tokenizer.eos_id is not None
-        for number, (part, text) in enumerate(_parted(documents, validation, seed), start=1):
+        for number, (part, text) in enumerate(_assigned(documents, validation, seed), start=1):
             with placed(f"document {number}, {text!r:.40}"):
                 ids = tokenizer.encode(text, bos=bos, eos=eos)
             writers[part].add(ids, len(text.encode()))
@@ -73,14 +73,14 @@ def write_shards(
         raise FileError(f"{folder}: no document is left to train on")
     if validation and not manifest["parts"]["validation"]["tokens"]:
         log.warning(
-            "%s: nothing was held out of %d documents, so no held-out loss will tell how well is learnt",
+            "%s: nothing was held out of %d documents, so there will be no held-out loss",
             folder,
             manifest["parts"]["train"]["documents"],
         )
     return manifest
 
 
-def _parted(documents: Iterable[str], validation: float, seed: int) -> Iterator[tuple[str, str]]:
+def _assigned(documents: Iterable[str], validation: float, seed: int) -> Iterator[tuple[str, str]]:
     """Each document, or its beginning and its end, behind the part that it goes into."""
 
     def part(text: str) -> str:
@@ -94,7 +94,7 @@ def _parted(documents: Iterable[str], validation: float, seed: int) -> Iterator[
     first: list[tuple[str, str]] = []
     for one in parted:
         first.append(one)
-        if one[0] != first[0][0] or len(first) == FEW:
+        if one[0] != first[0][0] or len(first) == MAX_SAMPLED_DOCUMENTS:
             break
     else:
         if first:
@@ -159,11 +159,8 @@ class Shards:
         self.folder = folder
         if not (folder / MANIFEST).is_file():
             found = "a file" if folder.is_file() else f"no {MANIFEST} in it" if folder.is_dir() else "nothing"
-            raise FileError(
-                f"{folder}: expected a folder of prepared data, found {found}; "
-                "python scripts/prepare_data.py TEXT --tokenizer DIR --out DIR makes one"
-            )
-        manifest = read_json(folder / MANIFEST, "what scripts/prepare_data.py writes")
+            raise MissingFileError(f"{folder}: expected a folder of prepared data, found {found}")
+        manifest = read_json(folder / MANIFEST, "the manifest of prepared data")
         self.tokenizer = read_tokenizer(folder / FILE)
         if self.tokenizer.n_words != manifest["vocab_size"]:
             raise FileError(
@@ -190,7 +187,7 @@ class Shards:
         if not rows:
             log.warning(
                 "%s: held out are %d tokens, too few for a row of %d, so there will be no held-out loss; prepare the "
-                "data with a larger --validation to have one",
+                "data with a larger share `validation` to have one",
                 self.folder,
                 sum(tokens),
                 length,
@@ -210,68 +207,3 @@ class Shards:
         if hashlib.sha256(mapped.data).hexdigest() != file["sha256"]:
             raise FileError(f"{path}: isn't what was written; prepare the data again")
         return mapped
-
-
-class Windows:
-    """Batches of consecutive windows over rows of ids; a `Batches` (training.batches)."""
-
-    def __init__(
-        self, files: list[np.ndarray], tokenizer: Tokenizer, *, size: int, length: int, seed: int, fingerprint: str
-    ) -> None:
-        self._files, self._size, self._length, self._seed = files, size, length, seed
-        self._bos, self._eos, self._vocab_size = tokenizer.bos_id, tokenizer.eos_id, tokenizer.n_words
-        self.fingerprint = fingerprint
-        self._times: dict[Path, int] = {}
-        # A window needs one token more, the last one's target.
-        self._ends = np.cumsum([max(0, len(file) - 1) // length for file in files], dtype=np.int64)
-        if not len(self):
-            windows = int(self._ends[-1]) if files else 0
-            raise FileError(
-                f"{sum(map(len, files))} tokens make {windows} windows of {length}, fewer than the {size} of a batch; "
-                "take smaller batches, shorter windows, or more text"
-            )
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) // self._size if len(self._ends) else 0
-
-    def watch(self, paths: list[Path]) -> None:
-        """Warn, once an epoch, of a file that has changed since now."""
-        self._times = {path: path.stat().st_mtime_ns for path in paths}
-
-    def batch(self, index: int) -> Batch:
-        epoch, within = divmod(index, len(self))
-        if within == 0:
-            for path, time in self._times.items():
-                if not path.exists() or path.stat().st_mtime_ns != time:
-                    log.warning("%s: has changed while it was learnt from", path)
-        order = _order(int(self._ends[-1]), self._seed, epoch)[within * self._size : (within + 1) * self._size]
-        rows_BL = torch.from_numpy(np.stack([self._window(int(window)) for window in order]))
-        tokens_BT, targets_BT = rows_BL[:, :-1].contiguous(), rows_BL[:, 1:].clone()
-        begins_BL = self._begins(rows_BL)
-        targets_BT[begins_BL[:, 1:]] = IGNORE  # what comes next has nothing to do with this
-        return Batch(tokens_BT, targets_BT, begins_BL[:, :-1].cumsum(1) - begins_BL[:, :1].long())
-
-    def _begins(self, rows_BL: torch.Tensor) -> torch.Tensor:
-        """Where a document begins: at a begin token, or behind an end token where there is none."""
-        if self._bos is not None:
-            return rows_BL == self._bos
-        behind_BL = torch.zeros_like(rows_BL, dtype=torch.bool)
-        behind_BL[:, 1:] = rows_BL[:, :-1] == self._eos
-        return behind_BL
-
-    def _window(self, number: int) -> np.ndarray:
-        file = int(np.searchsorted(self._ends, number, side="right"))
-        begin = (number - (int(self._ends[file - 1]) if file else 0)) * self._length
-        ids = self._files[file][begin : begin + self._length + 1].astype(np.int64)
-        if len(bad := np.flatnonzero(ids >= self._vocab_size)):
-            raise FileError(
-                f"token id {ids[bad[0]]} at index {begin + int(bad[0])} of shard {file}, the vocabulary has "
-                f"{self._vocab_size}; the data were made with another tokenizer, or changed meanwhile"
-            )
-        return ids
-
-
-@functools.lru_cache(maxsize=4)
-def _order(windows: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch's windows, which is all that shuffling has to remember."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(windows)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from llama3_scratch.checkpoint.load import Checkpoint
+from llama3_scratch.compare.tensor_names import ATTENTION_WEIGHTS, LAYER_OUTPUT, ROTATION, SCORES
 from llama3_scratch.config import OFFICIAL, Config, RopeScaling, expected
 from llama3_scratch.errors import FileError
 from llama3_scratch.inference.sample import at_temperature
@@ -33,8 +34,8 @@ def data(checkpoint: Checkpoint) -> dict[str, Data]:
     words = [checkpoint.tokenizer.decode([id]) for id in ids]
 
     def keep(step: TracedTensor) -> bool:
-        returned = step.function == "block" and step.kind == "return"
-        return returned or (step.function == "attend" and step.layer == LAYER) or step.name == "rotation_BTJ"
+        of_layer = step.layer == LAYER and (SCORES.matches(step) or ATTENTION_WEIGHTS.matches(step))
+        return of_layer or LAYER_OUTPUT.matches(step) or ROTATION.matches(step)
 
     with torch.inference_mode(), watch(statistics=False, keep=keep) as recorded:
         logits_V = forward(torch.tensor([ids]), checkpoint.params, checkpoint.config, block=block)[0, -1]
@@ -89,7 +90,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _rope(steps: dict[str, torch.Tensor]) -> Data:
-    rotation_TJ = steps["decode.rotation_BTJ"][0]
+    rotation_TJ = steps[ROTATION.key()][0]
     J = rotation_TJ.shape[1]
     pairs = [0, J // 8, J // 4, J // 2]
     return {"pairs": pairs, "cos": rotation_TJ[:, pairs].real.mT, "sin": rotation_TJ[:, pairs].imag.mT}
@@ -97,13 +98,13 @@ def _rope(steps: dict[str, torch.Tensor]) -> Data:
 
 def _attention(steps: dict[str, torch.Tensor], config: Config, words: list[str]) -> Data:
     g, r = divmod(HEAD, config.n_heads // config.n_kv_heads)
-    named = f"layers.{LAYER}.attention.attend"
-    scores_TT, weights_TT = (steps[f"{named}.{name}_BGRTS"][0, g, r] for name in ("scores", "weights"))
+    where = f"layers.{LAYER}.attention"
+    scores_TT, weights_TT = (steps[tensor.key(where)][0, g, r] for tensor in (SCORES, ATTENTION_WEIGHTS))
     return {"words": words, "scores": scores_TT, "weights": weights_TT}
 
 
 def _residual(steps: dict[str, torch.Tensor], config: Config) -> Data:
-    layers_LTD = torch.stack([steps[f"layers.{layer}.block.return"][0] for layer in range(config.n_layers)])
+    layers_LTD = torch.stack([steps[LAYER_OUTPUT.key(f"layers.{layer}")][0] for layer in range(config.n_layers)])
     rms_LT = layers_LTD.float().square().mean(-1).sqrt()
     return {"first": rms_LT[:, 0], "others": rms_LT[:, 1:].median(dim=1).values}
 

@@ -63,8 +63,9 @@ def windows(ids: Sequence[int], *, length: int, stride: int, first: int | None) 
 
 @torch.inference_mode()
 def log_probabilities(ids: Sequence[int], params: Params, config: Config) -> Tensor:
-    """log p of the whole vocabulary behind each token: (tokens, V), in f32."""
-    return forward(torch.tensor([list(ids)]), params, config, dtype=torch.float32)[0].log_softmax(-1)
+    """log p of the whole vocabulary behind each token: (tokens, V), in f32, on the params' device."""
+    tokens_BT = torch.tensor([list(ids)], device=params["tok_embeddings.weight"].device)
+    return forward(tokens_BT, params, config, dtype=torch.float32)[0].log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class Surprisal:
 
 def surprisal(window: Window, logprobs_TV: Tensor, tokenizer: Tokenizer) -> Surprisal:
     """What the scored tokens of a window cost: −Σ log p."""
-    targets = torch.tensor(window.ids[-window.scored :])
-    nats = F.nll_loss(logprobs_TV[-window.scored - 1 : -1].double(), targets, reduction="sum").item()
+    targets = torch.tensor(window.ids[-window.scored :], device=logprobs_TV.device)
+    logprobs_T = logprobs_TV[-window.scored - 1 : -1].gather(1, targets[:, None])[:, 0]
+    nats = -logprobs_T.cpu().double().sum().item()
     return Surprisal(nats, window.scored, len(tokenizer.decode_bytes(window.ids[-window.scored :])))
 
 
@@ -129,19 +131,20 @@ class Choice:
 def choose(asked: Asked, params: Params, config: Config) -> Choice:
     """Which of the choices the model finds likeliest behind the query."""
     longest = max(map(len, asked.ids)) - 1
-    padded_BT = torch.tensor([[*ids[:-1], *[0] * (longest + 1 - len(ids))] for ids in asked.ids])
+    device = params["tok_embeddings.weight"].device
+    padded_BT = torch.tensor([[*ids[:-1], *[0] * (longest + 1 - len(ids))] for ids in asked.ids], device=device)
     x_BTD = decode(embed(padded_BT, params, "tok_embeddings", dtype=torch.float32), params, config)
     sums = []
     for x_TD, ids, own in zip(x_BTD, asked.ids, asked.scored, strict=True):
         logits_TV = unembed(x_TD[None, len(ids) - 1 - own : len(ids) - 1], params)[0]
-        sums.append(-F.cross_entropy(logits_TV, torch.tensor(ids[-own:]), reduction="sum").item())
+        sums.append(-F.cross_entropy(logits_TV, torch.tensor(ids[-own:], device=device), reduction="sum").item())
     by_byte = [total / n_bytes for total, n_bytes in zip(sums, asked.bytes, strict=True)]
     return Choice(sums.index(max(sums)), by_byte.index(max(by_byte)))
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Of each predicted token: KL(one ‖ other) in nats, and whether both find the same one likeliest."""
+    """Of each predicted token: KL(one ‖ other) in nats, and whether both find the same one likeliest; on the CPU."""
 
     divergence_T: Tensor
     same_T: Tensor
@@ -152,5 +155,7 @@ def kl_divergence(window: Window, one_TV: Tensor, other_TV: Tensor) -> Divergenc
     have padded its embedding further than the other."""
     V = min(one_TV.shape[-1], other_TV.shape[-1])
     one_TV, other_TV = (logprobs_TV[-window.scored - 1 : -1, :V].log_softmax(-1) for logprobs_TV in (one_TV, other_TV))
-    divergence_T = (one_TV.exp() * (one_TV - other_TV)).double().sum(-1)
-    return Divergence(divergence_T, one_TV.argmax(-1) == other_TV.argmax(-1))
+    parts_TV = one_TV.exp() * (one_TV - other_TV)
+    if parts_TV.device.type == "mps":  # which has no f64
+        parts_TV = parts_TV.cpu()
+    return Divergence(parts_TV.double().sum(-1).cpu(), (one_TV.argmax(-1) == other_TV.argmax(-1)).cpu())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.generate import timed_stream, warn_if_clamped
-from llama3_scratch.inference.options import make_cache, make_drafts
+from llama3_scratch.inference.choices import CacheChoice, DraftChoice, ModelChoice, PromptChoice, SamplingChoice
+from llama3_scratch.inference.prompt_file import PromptFile
 from llama3_scratch.system.files import read_json, unwritable, write_whole
 from llama3_scratch.system.timings import Timings
 from llama3_scratch.text.detokenizer import Detokenizer
@@ -36,21 +35,48 @@ class Conversation:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, options: argparse.Namespace, *, load_s: float = 0.0
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        *,
+        prompt: PromptChoice,
+        sampling: SamplingChoice,
+        cache: CacheChoice,
+        drafts: DraftChoice,
+        reading: ModelChoice | None = None,
+        load_s: float = 0.0,
     ) -> None:
-        self.checkpoint, self.dtype, self.options = checkpoint, dtype, options
+        """`reading` says how the files of a model that makes draft tokens are read. `sampling` may be changed later."""
+        from llama3_scratch.inference.making import make_cache, make_drafts
+
+        if drafts.speculate and cache.sliding:
+            raise UsageError("`speculate` goes without `sliding`")
+        self.checkpoint, self.dtype, self.sampling = checkpoint, dtype, sampling.seeded()
         self.tokenizer = checkpoint.require_tokenizer()
-        self.set_system(options.system or "")
+        self._date, self._sliding = prompt.date, cache.sliding
+        self.set_system(prompt.system or "")
         self.timings = Timings(load_s)
         self.ended: str | None = None  # what ended the last answer: stop, max_tokens, context; None: a person did
-        self._cache = make_cache(options, checkpoint.config)
+        self._cache = make_cache(cache, checkpoint.config)
         self._seen: list[int] = []  # what the cache has taken in, in the order of the text
-        self._guesses = make_drafts(options, checkpoint, dtype)
-        self._fitting([{"role": "user", "content": "?"}])  # a --system or a --date that can't be is told at once
+        self._drafts = make_drafts(drafts, checkpoint, dtype, reading=reading)
+        self._fitting([{"role": "user", "content": "?"}])  # a system message or a date that can't be is told at once
 
     @property
     def n_cached(self) -> int:
         return self._cache.length
+
+    def begin_with(self, file: PromptFile) -> None:
+        """Know what the file holds, before anything is said."""
+        self._seen = list(file.fill(self._cache))
+
+    def keep(self, file: PromptFile) -> None:
+        """Write to the file what is known of the conversation, unless that would lose any of what it holds."""
+        from llama3_scratch.caches.prompt_cache import common_prefix
+
+        # What every conversation under this system message begins with.
+        one, other = (self._encoded([{"role": "user", "content": text}]) for text in ("?", "!"))
+        file.keep(self._cache, self._seen, wanted=common_prefix(one, other))
 
     def set_system(self, text: str) -> None:
         """Start anew under this system message; under none where it's empty."""
@@ -98,10 +124,12 @@ class Conversation:
         return asked[-1] if asked else None
 
     def _answer(self, messages: Messages) -> Generator[str, None, None]:
+        from llama3_scratch.inference.timed import timed_stream, warn_if_clamped
+
         prompt, forgotten = self._fitting(messages)
-        if not self._cache.endless:
-            warn_if_clamped(len(prompt), self.checkpoint, self.options)
-        answer = Detokenizer(self.tokenizer, self.tokenizer.stop_tokens, self.options.stop)
+        sampling = self.sampling
+        warn_if_clamped(len(prompt), self._cache, sampling)
+        answer = Detokenizer(self.tokenizer, self.tokenizer.stop_tokens, sampling.stop)
         self.timings, self.ended = Timings(self.timings.load_s), None
         shown = 0
         steps = timed_stream(
@@ -109,18 +137,18 @@ class Conversation:
             [answer],
             self.checkpoint,
             self.dtype,
-            self.options,
+            sampling,
             self.timings,
             cache=self._cache,
-            guesses=self._guesses,
+            drafts=self._drafts,
         )
         left: BaseException | None = None
         try:
-            with contextlib.closing(steps):  # the cache gives up what was guessed
+            with contextlib.closing(steps):  # the cache gives up draft tokens that nobody heard of
                 for _ in steps:
                     piece, shown = answer.text[shown:], len(answer.text)
                     yield piece
-            full = len(answer.tokens) < self.options.max_tokens
+            full = len(answer.tokens) < sampling.at_most
             self.ended = "stop" if answer.finish_reason == "stop" else "context" if full else "max_tokens"
         except (KeyboardInterrupt, GeneratorExit) as error:
             left = error
@@ -152,7 +180,7 @@ class Conversation:
 
     def _slides(self, prompt: list[int]) -> bool:
         """Whether the cache makes room for what is new in the prompt."""
-        known, kept = self._known(prompt), self._cache.sinks + (self.options.sliding or 0)
+        known, kept = self._known(prompt), self._cache.sinks + (self._sliding or 0)
         return bool(self._cache.endless and known and kept + len(prompt) - known < self._cache.limit)
 
     def _fitting(self, messages: Messages) -> tuple[list[int], int]:
@@ -160,14 +188,13 @@ class Conversation:
 
         As many as free a quarter of the context: all that stays has to be computed anew, at its new place.
         """
-        from llama3_scratch.text.dialog import encode_dialog
 
         def encoded(begin: int) -> list[int]:
-            return encode_dialog([*self._system, *messages[begin:]], self.tokenizer, date=self.options.date)
+            return self._encoded(messages[begin:])
 
         turns = [index for index, message in enumerate(messages) if message["role"] == "user"]
         limit = self._cache.limit
-        answer = min(self.options.max_tokens, limit // 4)
+        answer = min(self.sampling.at_most, limit // 4)
         begin = min(self.forgotten, turns[-1])
         prompt = encoded(begin)
         if len(prompt) + answer <= limit or self._slides(prompt):
@@ -184,12 +211,18 @@ class Conversation:
             )
         if len(prompt) >= limit:
             longer = self.checkpoint.config.max_seq_len
-            remedy = f", or start chat with --max-seq-len {longer}" if limit < longer else ""
+            remedy = f", or begin with `max_seq_len={longer}`" if limit < longer else ""
             raise UsageError(
                 f"the message and its frame are {len(prompt)} tokens, the context holds {limit} and wants one for the "
                 f"answer: shorten {'it or the system message' if self._system else 'it'}{remedy}"
             )
         return prompt, begin
+
+    def _encoded(self, messages: Messages) -> list[int]:
+        """The tokens of these messages under the system message."""
+        from llama3_scratch.text.dialog import encode_dialog
+
+        return encode_dialog([*self._system, *messages], self.tokenizer, date=self._date)
 
     def save(self, path: Path) -> None:
         """Write the conversation as JSON: {"messages": [{"role", "content"}, …]}."""
@@ -210,7 +243,7 @@ class Conversation:
         waits = messages and messages[-1].get("role") in ("user", "tool")
         try:  # whether the model can be shown it is seen now, and not at the next message
             more = [] if waits else [{"role": "user", "content": "?"}]
-            encode_dialog([*messages, *more], self.tokenizer, date=self.options.date)
+            encode_dialog([*messages, *more], self.tokenizer, date=self._date)
         except UsageError as error:
             raise FileError(f"{path}: {error}") from error
         self.begin(messages)

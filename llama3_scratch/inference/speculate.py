@@ -1,9 +1,9 @@
-"""Guessing ahead: a pass over the last token and a few guessed ones costs little more than one over the last alone, and
-where the guesses are what the model says anyway, one pass makes several tokens.
+"""Speculative decoding: a pass over the last token and a few draft tokens costs little more than one over the last
+alone, and where the drafts are what the model says anyway, one pass makes several tokens.
 
-What is sampled at each place comes from the model's own logits there, so the text is that of a run without guesses,
-with any sampler: a guess only decides whether the next place's logits were computed for the right beginning. For
-guesses without a probability of their own this is the rule of arXiv:2211.17192 and arXiv:2302.01318.
+What is sampled at each place comes from the model's own logits there, so the text is that of a run without drafts,
+with any sampler: a draft only decides whether the next place's logits were computed for the right beginning. For
+drafts without a probability of their own this is the rule of arXiv:2211.17192 and arXiv:2302.01318.
 """
 
 from __future__ import annotations
@@ -16,35 +16,36 @@ import torch
 from llama3_scratch.cache import Cache
 from llama3_scratch.caches.prompt_cache import common_prefix
 from llama3_scratch.config import Config
+from llama3_scratch.inference.prefill import prefill, step
 from llama3_scratch.native.decode import FastForward
 from llama3_scratch.stored import Params
 
 # Tokens so far, how many are wanted at most → the tokens that may follow.
 Propose = Callable[[Sequence[int], int], list[int]]
 
-MAX_DRAFT_TOKENS = 8  # guesses that a pass checks
+MAX_DRAFT_TOKENS = 8  # draft tokens that a pass checks at most
 _FADING = 0.8  # of an average at each new pass: about the last five count
-_PAUSE, _LONGEST_PAUSE = 16, 256  # tokens without guesses, once they have cost more than they brought
+_PAUSE, _LONGEST_PAUSE = 16, 256  # tokens without drafts, once they have cost more than they brought
 
 
 class NoDrafts:
-    """Nothing is guessed: a pass makes one token."""
+    """Nothing is drafted: a pass makes one token."""
 
     proposed = accepted = 0
 
-    def guess(self, seen: Sequence[int], most: int) -> list[int]:
+    def propose(self, seen: Sequence[int], most: int) -> list[int]:
         """At most `most` tokens that may follow `seen`."""
         return []
 
-    def learn(self, proposed: int, accepted: int, seconds: float) -> None:
-        """Hear of a pass: how many guesses it checked, how many were right, how long it took."""
+    def observe(self, proposed: int, accepted: int, seconds: float) -> None:
+        """Hear of a pass: how many draft tokens it checked, how many were right, how long it took."""
 
 
 NO_DRAFTS = NoDrafts()
 
 
 class Drafts(NoDrafts):
-    """Guesses by `propose`, as many as have lately been right, and for a while none where they lose time.
+    """Draft tokens by `propose`, as many as have lately been right, and for a while none where they lose time.
 
     `proposed` and `accepted` count all of them. `clock` tells seconds.
     """
@@ -55,29 +56,29 @@ class Drafts(NoDrafts):
         self._propose, self._most, self._clock = propose, most, clock
         self.proposed = self.accepted = 0
         self._wanted = min(4, most)
-        self._plain = self._guessed = 0.0  # seconds a token, averaged: without guesses and with them
-        self._drafting = 0.0  # seconds that the guesses of the coming pass took
-        self._paused, self._pause = 1, _PAUSE  # the first pass is without guesses, to know what one takes
+        self._plain = self._drafted = 0.0  # seconds a token, averaged: without drafts and with them
+        self._drafting = 0.0  # seconds that the drafts of the coming pass took
+        self._paused, self._pause = 1, _PAUSE  # the first pass is without drafts, to know what one takes
 
-    def guess(self, seen: Sequence[int], most: int) -> list[int]:
+    def propose(self, seen: Sequence[int], most: int) -> list[int]:
         if self._paused:
             self._paused -= 1
             return []
         begun = self._clock()
-        guesses = self._propose(seen, min(self._wanted, most))
+        drafted = self._propose(seen, min(self._wanted, most))
         self._drafting = self._clock() - begun
-        return guesses
+        return drafted
 
-    def learn(self, proposed: int, accepted: int, seconds: float) -> None:
+    def observe(self, proposed: int, accepted: int, seconds: float) -> None:
         self.proposed += proposed
         self.accepted += accepted
         if not proposed:
             self._plain = self._faded(self._plain, seconds)
             return
         self._wanted = min(self._most, 2 * self._wanted) if accepted == proposed else max(1, accepted + 1)
-        self._guessed = self._faded(self._guessed, (seconds + self._drafting) / (accepted + 1))
-        if self._plain and self._guessed > self._plain:
-            self._paused, self._guessed = self._pause, 0.0
+        self._drafted = self._faded(self._drafted, (seconds + self._drafting) / (accepted + 1))
+        if self._plain and self._drafted > self._plain:
+            self._paused, self._drafted = self._pause, 0.0
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         elif accepted == proposed:
             self._pause = _PAUSE
@@ -101,7 +102,7 @@ def lookup(seen: Sequence[int], most: int, *, longest: int = 3) -> list[int]:
 
 
 class DraftModel:
-    """Guesses of a smaller model with the same tokens: what it finds likeliest. It keeps a cache of its own."""
+    """Draft tokens of a smaller model with the same tokens: what it finds likeliest. It keeps a cache of its own."""
 
     def __init__(self, params: Params, config: Config, *, dtype: torch.dtype | None = None) -> None:
         self._model, self._config = FastForward(params, config, dtype=dtype), config
@@ -112,11 +113,12 @@ class DraftModel:
     def __call__(self, seen: Sequence[int], most: int) -> list[int]:
         same = min(common_prefix(seen, self._cached), len(seen) - 1)
         self._cache.rewind(same)
-        guesses: list[int] = []
-        most = min(most, self._config.max_seq_len - len(seen))
-        tokens = list(seen[same:])
-        while len(guesses) < most:
-            guesses.append(int(self._model.logits(torch.tensor([tokens]), self._cache)[0, -1].argmax()))
-            tokens = guesses[-1:]
-        self._cached = [*seen, *guesses][: self._cache.length]
-        return guesses
+        drafted: list[int] = []
+        for _ in range(min(most, self._config.max_seq_len - len(seen))):
+            if drafted:
+                logits_BTV = step(self._model, self._cache, [drafted[-1:]])
+            else:
+                logits_BTV = prefill(self._model, self._cache, [seen])
+            drafted.append(int(logits_BTV[0, -1].argmax()))
+        self._cached = [*seen, *drafted][: self._cache.length]
+        return drafted

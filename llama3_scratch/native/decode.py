@@ -57,7 +57,11 @@ class FastForward:
         """The logits of all tokens: logits_BTV."""
         if self._native is not None and (logits_BTV := self._native.logits(tokens_BT, cache)) is not None:
             return logits_BTV
-        return unembed(self.hidden(tokens_BT, cache), self._params)
+        return self.head(self.hidden(tokens_BT, cache))
+
+    def head(self, x_BTD: Tensor) -> Tensor:
+        """The logits of what `hidden` gave, or of some of it: logits_BTV."""
+        return unembed(x_BTD, self._params)
 
 
 def fast_decode(params: Params, config: Config) -> Callable[..., Tensor]:
@@ -154,9 +158,9 @@ class NativeDecode:
     def __call__(self, x_BTD: Tensor, params: Params, config: Config, *, cache: NoCache = NO_CACHE) -> Tensor:
         B, T, D = x_BTD.shape
         ours = self._sizes.dim == D and params is self._params
-        if not ours or not isinstance(cache, Cache) or not kernels.usable(x_BTD):
+        if not ours or not cache.by_position or not kernels.usable(x_BTD):
             return decode(x_BTD, params, config, cache=cache)
-        step = self._step(cache, B, T) if self._worth(B * T, cache.span(T)) else None
+        step = self._step(cast(Cache, cache), B, T) if self._worth(B * T, cache.span(T)) else None
         if step is None:
             return decode(x_BTD, params, config, cache=cache)
         out_BTD = x_BTD.detach().clone(memory_format=torch.contiguous_format)
@@ -171,12 +175,12 @@ class NativeDecode:
         """
         B, T = tokens_BT.shape
         V, D = self._config.vocab_size, self._config.dim
-        if not isinstance(cache, Cache) or not 0 < B * T <= kernels.MAX_FLOAT_INPUTS:
+        if not cache.by_position or not 0 < B * T <= kernels.MAX_FLOAT_INPUTS:
             return None
         x_BTD = torch.empty(B, T, D)
         if tokens_BT.dtype not in _INTEGERS or not kernels.usable(x_BTD):
             return None
-        step = self._step(cache, B, T)
+        step = self._step(cast(Cache, cache), B, T)
         if step is None or step.model.ends is None:
             return None
         tokens = tokens_BT.flatten().tolist()
@@ -219,8 +223,6 @@ class NativeDecode:
 
     def _finds(self, cache: Cache, span: int, batch: int) -> _Found | None:
         """Where the cache keeps everything, looked up if that has changed; None where C can't work with it so."""
-        if type(cache).extend is not Cache.extend:  # it keeps things in a way of its own
-            return None
         G, K = self._config.n_kv_heads, self._config.head_dim
         like_BTGK = torch.empty(batch, 1, G, K)
         layers = (cache.room(f"layers.{index}.attention", span, like_BTGK) for index in range(self._config.n_layers))

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llama3_scratch.errors import ResourceError, UsageError
 from llama3_scratch.native import layout
 from llama3_scratch.native.layout import Weight
-from llama3_scratch.stored import COLUMNS, ROWS, Floats, Grouped, NormalFloats, Tiles
+from llama3_scratch.stored import TILE_COLUMNS, TILE_ROWS, Floats, Grouped, NormalFloats, Tiles
+from llama3_scratch.torch_internals import dispatch_mode_is_on
 
 log = logging.getLogger(__name__)
 
@@ -118,13 +118,13 @@ def weight(form: Floats) -> Weight | None:
         return None
     wanted: list[tuple[Tensor, torch.dtype, tuple[int, ...]]] = [(form.values, form.values.dtype, (rows, columns))]
     if isinstance(form, Tiles):
-        tiles, groups = rows // ROWS, columns // COLUMNS
+        tiles, groups = rows // TILE_ROWS, columns // TILE_COLUMNS
         four_bits = layout.INT4_TILES if form.mins is None else layout.INT4_TILES_WITH_MINS
         kind = layout.INT8_TILES if form.bits == 8 else four_bits
         dtype = torch.int8 if form.bits == 8 else torch.uint8
-        wanted = [(form.values, dtype, (tiles, groups, form.bits, ROWS, 4))]
+        wanted = [(form.values, dtype, (tiles, groups, form.bits, TILE_ROWS, 4))]
         of_groups = [form.scales] if form.mins is None else [form.scales, form.mins]
-        wanted += [(tensor, torch.float16, (tiles, groups, ROWS)) for tensor in of_groups]
+        wanted += [(tensor, torch.float16, (tiles, groups, TILE_ROWS)) for tensor in of_groups]
     elif isinstance(form, Grouped):
         kind, groups = layout.INT8_ROWS, form.scales.shape[-1] if form.scales.ndim else 0
         wanted = [(form.values, torch.int8, (rows, columns)), (form.scales, torch.float32, (rows, groups))]
@@ -157,7 +157,7 @@ def usable(x: Tensor) -> bool:
         return False
     if x.layout != torch.strided or (torch.is_grad_enabled() and x.requires_grad):
         return False
-    return _get_current_dispatch_mode() is None
+    return not dispatch_mode_is_on()
 
 
 def fits(x: Tensor, form: Floats) -> bool:

@@ -7,9 +7,9 @@ from ctypes import Structure, c_float, c_int32, c_void_p
 
 from torch import Tensor
 
-from llama3_scratch.stored import COLUMNS, ROWS
+from llama3_scratch.stored import TILE_COLUMNS, TILE_ROWS
 
-STRIP, GROUP = ROWS, COLUMNS  # of a tile
+STRIP, GROUP = TILE_ROWS, TILE_COLUMNS  # of a tile
 
 # enum Kind: how a weight's values are stored
 F32, BF16, F16, INT8_ROWS, INT8_TILES, INT4_TILES, INT4_TILES_WITH_MINS = range(7)
@@ -65,7 +65,7 @@ def _shared() -> dict[str, int]:
     """Every number that C must have too, by the name that it has there."""
     structures = (Weight, Layer, Sizes, Tokens, CachedVectors)
     numbers = {name: value for name, value in globals().items() if isinstance(value, int) and name.isupper()}
-    del numbers["ROWS"], numbers["COLUMNS"]
+    del numbers["TILE_ROWS"], numbers["TILE_COLUMNS"]
     return {f"sizeof({kind.__name__})": ctypes.sizeof(kind) for kind in structures} | numbers
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # the headers of files are read without torch
     from torch import Tensor
 
 # A layer's modules in the order in which they run, by Meta's names.
-LAYER = {
+LAYER_MODULES = {
     "attention_norm": "input_layernorm",
     "attention.wq": "self_attn.q_proj",
     "attention.wk": "self_attn.k_proj",
@@ -21,7 +21,7 @@ LAYER = {
     "feed_forward.w3": "mlp.up_proj",
     "feed_forward.w2": "mlp.down_proj",
 }
-_NAMES = {"tok_embeddings": "model.embed_tokens", **LAYER, "norm": "model.norm", "output": "lm_head"}
+_NAMES = {"tok_embeddings": "model.embed_tokens", **LAYER_MODULES, "norm": "model.norm", "output": "lm_head"}
 
 
 def hf_name(name: str) -> str:
@@ -39,11 +39,11 @@ def interleaved(rows: Tensor, heads: int) -> Tensor:
 
 
 def half_split(rows: Tensor, heads: int) -> Tensor:
-    """Rows of q or k (heads · K, …) from Meta's order to Hugging Face's: the inverse of `neighbours`."""
+    """Rows of q or k (heads · K, …) from Meta's order to Hugging Face's: the inverse of `interleaved`."""
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 
-def turned_heads(name: str, config: Config) -> int | None:
+def rotated_heads(name: str, config: Config) -> int | None:
     """How many heads RoPE turns in the output of the weight `name`; None where it turns nothing."""
     kind = name.removesuffix(".weight").rpartition(".")[2]
     return {"wq": config.n_heads, "wk": config.n_kv_heads}.get(kind)

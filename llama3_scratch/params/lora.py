@@ -16,13 +16,13 @@ from torch import Tensor
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.linear import norms_of, row_norms
-from llama3_scratch.params.hf_layout import LAYER
+from llama3_scratch.params.hf_layout import LAYER_MODULES
 from llama3_scratch.stored import FORM_KEYS, Floats, Params, dtype_name, stored
 from llama3_scratch.system.files import listed
 
 log = logging.getLogger("llama3_scratch")
 
-_MATRICES = {meta: hf for meta, hf in LAYER.items() if "norm" not in meta}
+_MATRICES = {meta: hf for meta, hf in LAYER_MODULES.items() if "norm" not in meta}
 PROJECTIONS = tuple(name.rpartition(".")[2] for name in _MATRICES)  # wq, wk, wv, wo, w1, w3, w2
 # Meta's names and Hugging Face's, and what each means.
 _TARGETS = {name.rpartition(".")[2]: meta for meta, hf in _MATRICES.items() for name in (meta, hf)}
@@ -110,7 +110,7 @@ def detach(params: Params) -> Params:
 
 @torch.no_grad()
 def stack(params: Params, *adapters: Params) -> Params:
-    """The model with these adapters too: of several on one weight the ranks stand side by side, which adds them up.
+    """The model with these adapters too: of several on one weight the ranks are concatenated, which adds them up.
 
     Their order changes no more than the rounding of a sum. Whole weights among an adapter's (PEFT's modules_to_save)
     take the place of the model's. What doesn't add up raises UsageError: DoRA on a weight that another adapter has too,
@@ -130,17 +130,17 @@ def stack(params: Params, *adapters: Params) -> Params:
                 made.pop(name.removesuffix("weight") + part, None)
             made[name] = new[name]
         for name in adapted(new):
-            its = {key: new[key] for part in _PARTS if (key := f"{name}.adaptor.{part}") in new}
-            made |= _side_by_side(made, its, name) if f"{name}.adaptor.A.weight" in made else its
+            its = {key: new[key] for part in _ADAPTER_PARTS if (key := f"{name}.adaptor.{part}") in new}
+            made |= _concatenated(made, its, name) if f"{name}.adaptor.A.weight" in made else its
     return made
 
 
-_PARTS = ("A.weight", "B.weight", "scale", "magnitude")
+_ADAPTER_PARTS = ("A.weight", "B.weight", "scale", "magnitude")
 
 
-def _side_by_side(one: Params, other: Params, name: str) -> Params:
+def _concatenated(one: Params, other: Params, name: str) -> Params:
     """Two adapters of one weight as one of both ranks."""
-    A, B, scale, magnitude = (f"{name}.adaptor.{part}" for part in _PARTS)
+    A, B, scale, magnitude = (f"{name}.adaptor.{part}" for part in _ADAPTER_PARTS)
     if magnitude in one or magnitude in other:
         raise UsageError(f"{name}: two adapters of which one is DoRA don't add up; merge the one, then take the other")
     same = one[scale].item() == other[scale].item()
@@ -194,12 +194,12 @@ def merge(params: Params, *, dtype: torch.dtype | None = None) -> Params:
 def unmerge(merged: Params, adapter: Params) -> Params:
     """The model before `merge`, but for rounding: what the adapter added is taken away again. Integers stay floats.
 
-    Raises UsageError for DoRA, of which merging keeps no trace of the rows' own lengths, and for integers.
+    Raises UsageError for DoRA, of which merging keeps no trace of the rows' own norms, and for integers.
     """
     for name in adapted(adapter):
         if f"{name}.adaptor.magnitude" in adapter:
             raise UsageError(
-                f"{name}: DoRA can't be unmerged, the rows' own lengths are lost; take the weights of before"
+                f"{name}: DoRA can't be unmerged, the rows' own norms are lost; take the weights of before"
             )
         if type(form := stored(merged, name)) is not Floats:
             raise UsageError(f"{name}: stored as {form.name}, so nothing was merged into it; detach the adapter")

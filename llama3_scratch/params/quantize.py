@@ -15,10 +15,11 @@ from torch import Tensor
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.stored import (
-    COLUMNS,
     NF4_GROUP,
     NF4_LEVELS,
-    ROWS,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    Floats,
     Params,
     quantised,
     stored,
@@ -30,12 +31,12 @@ from llama3_scratch.system.files import listed
 
 log = logging.getLogger("llama3_scratch")
 
-_CHUNK = 1 << 18  # weights that are worked on at once: 1 MB as f32, which stays in a core's cache
+_PIECE_ELEMENTS = 1 << 18  # of a weight that are worked on at once: 1 MB as f32, which stays in a core's cache
 
 # To try for 4 bits: ranges as parts of a group's own, and, without a min, of how many steps its largest number is made.
 # What loses least of the weights isn't what loses least of what the model says, which scripts/quality.py measures.
-_RANGES = (1.0, 0.94, 0.88)
-_STEPS = (-8.25, -8.0, -7.75)
+_TRIED_RANGES = (1.0, 0.94, 0.88)
+_TRIED_STEPS = (-8.25, -8.0, -7.75)
 
 
 def int8_row(x_CN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -60,7 +61,7 @@ def int4(x_CN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     weights_CN = square_CN + square_CN.mean(0)
     sum_w_N, sum_x_N, sum_xx_N = weights_CN.sum(0), (weights_CN * x_CN).sum(0), (weights_CN * square_CN).sum(0)
     best_N, scales_N, mins_N = torch.full_like(low_N, torch.inf), (high_N - low_N) / 15, low_N
-    for part in (*_RANGES, None):  # None: once more from the best one
+    for part in (*_TRIED_RANGES, None):  # None: once more from the best one
         scale_N, min_N = scales_N, mins_N
         if part is not None:
             scale_N = part * (high_N - low_N) / 15
@@ -87,7 +88,7 @@ def int4_symmetric(x_CN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """
     far_N = x_CN.gather(0, x_CN.abs().argmax(0, keepdim=True))[0]
     best_N, scales_N, square_CN = torch.full_like(far_N, -1.0), far_N / -8, x_CN.square()
-    for steps in (*_STEPS, None):
+    for steps in (*_TRIED_STEPS, None):
         q_CN = _nearest(x_CN, scales_N if steps is None else far_N / steps, -8, 7)
         weighed_CN = q_CN * square_CN
         sum_qx_N, sum_qq_N = (weighed_CN * x_CN).sum(0), (weighed_CN * q_CN).sum(0)
@@ -131,7 +132,7 @@ class Form(NamedTuple):
     encode: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
     def takes(self, rows: int, columns: int) -> bool:
-        return not (self.group and columns % self.group) and not (self.in_tiles and rows % ROWS)
+        return not (self.group and columns % self.group) and not (self.in_tiles and rows % TILE_ROWS)
 
     def stored(self, weight: Tensor) -> dict[str, Tensor]:
         """The weight (rows, columns) and its siblings in this form, by the ends of their keys."""
@@ -147,53 +148,61 @@ class Form(NamedTuple):
 
 FORMS = {
     "int8-row": Form(0, False, int8_row),
-    "int8": Form(COLUMNS, True, int8),
-    "int4": Form(COLUMNS, True, int4),
-    "int4-sym": Form(COLUMNS, True, int4_symmetric),
+    "int8": Form(TILE_COLUMNS, True, int8),
+    "int4": Form(TILE_COLUMNS, True, int4),
+    "int4-sym": Form(TILE_COLUMNS, True, int4_symmetric),
     "nf4": Form(NF4_GROUP, False, nf4),
 }
 
 
 @torch.no_grad()
-def quantize(params: Params, form: str, *, embeddings: str = "int8") -> Params:
+def quantize(params: Params, form: str, *, embeddings: str = "int8", of_integers: bool = False) -> Params:
     """The same model with its matrices in `form`, embedding and head in the form `embeddings`; norms stay floats.
 
     A matrix that its form can't divide gets int8-row, and a warning says which. A tied head stays the same tensors
     as its embedding, adapters stay as they are. Beside the result only a piece of one matrix is held as floats.
-    Raises UsageError for a form that isn't one of FORMS, weights that aren't floats, and NaN or infinity by name.
+    Weights that are integers already would be rounded twice, which `of_integers` allows: the default model's blocks are
+    all that its file says. Raises UsageError for a form that isn't one of FORMS, other weights that aren't floats, and
+    NaN or infinity by name.
     """
     for asked in (form, embeddings):
         if asked not in FORMS:
             raise UsageError(f"weights are quantised to {', '.join(FORMS)}, got {asked!r}")
-    if sibling := quantised(params):
+    if (sibling := quantised(params)) and not of_integers:
         raise UsageError(f"{sibling}: this model's weights are quantised already; take its float weights")
     made: Params = {}
     done: dict[int, dict[str, Tensor]] = {}  # by the source, so that a tied head is made once
     undivided: dict[str, list[str]] = {}  # by form
-    for name, weight in params.items():
-        if weight.ndim != 2 or ".adaptor." in name:
-            made[name] = weight.clone() if weight.ndim == 1 else weight  # a copy doesn't keep the file mapped
+    for name, values in params.items():
+        if ".adaptor." in name:
+            made[name] = values
+            continue
+        if quantised([name]):
+            continue
+        if values.ndim == 1:
+            made[name] = values.clone()  # a copy doesn't keep the file mapped
             continue
         stem = name.removesuffix(".weight")
         wanted = embeddings if stem in ("tok_embeddings", "output") else form
-        if id(weight) not in done:
+        if id(values) not in done:
+            weight = stored(params, stem)
             if not FORMS[wanted].takes(*weight.shape):
                 undivided.setdefault(wanted, []).append(f"{stem} ({weight.shape[0]} × {weight.shape[1]})")
                 wanted = "int8-row"
-            done[id(weight)] = _in_pieces(weight, name, FORMS[wanted])
-        made |= {f"{stem}.{part}": tensor for part, tensor in done[id(weight)].items()}
+            done[id(values)] = _in_pieces(weight, name, FORMS[wanted])
+        made |= {f"{stem}.{part}": tensor for part, tensor in done[id(values)].items()}
     for asked, matrices in undivided.items():
-        sizes = units(ROWS if FORMS[asked].in_tiles else 1, FORMS[asked].group)
+        sizes = units(TILE_ROWS if FORMS[asked].in_tiles else 1, FORMS[asked].group)
         log.warning("%s stored as int8-row: %s takes %s", listed(matrices, 4), asked, sizes)
     return made
 
 
-def _in_pieces(weight: Tensor, name: str, form: Form) -> dict[str, Tensor]:
+def _in_pieces(weight: Floats, name: str, form: Form) -> dict[str, Tensor]:
     """`form.stored` of the whole weight, filled a few rows at a time."""
-    n_rows = len(weight)
+    n_rows = weight.shape[0]
     made: dict[str, Tensor] = {}
     for rows in _pieces(weight.shape):
-        floats = weight[rows].float()
+        floats = weight.floats(rows, torch.float32)
         if not torch.stack(floats.aminmax()).isfinite().all():
             raise UsageError(f"{name}: holds NaN or infinity, which no integers can mean; verify the weights")
         for part, piece in form.stored(floats).items():
@@ -209,7 +218,7 @@ def _in_pieces(weight: Tensor, name: str, form: Form) -> dict[str, Tensor]:
 def _pieces(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of rows, whole tiles, of about _CHUNK weights each."""
     n_rows, n_columns = shape
-    step = max(ROWS, _CHUNK // n_columns // ROWS * ROWS)
+    step = max(TILE_ROWS, _PIECE_ELEMENTS // n_columns // TILE_ROWS * TILE_ROWS)
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 

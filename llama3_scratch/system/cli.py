@@ -1,6 +1,9 @@
 """What every verb's command line shares: how options are refused, where messages go, which code it ends with.
 
 Text goes to stdout, everything else to stderr. No torch here: `--help` and usage errors answer at once.
+
+The library's errors and warnings name a setting as a caller from Python gives it, in backquotes: `max_seq_len`,
+`allow_extra=True`. Here they are said as the verb's own flags: --max-seq-len, --allow-extra (`in_flags`).
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import contextlib
 import difflib
 import functools
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,7 +21,8 @@ from typing import Any, NoReturn
 
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
 from llama3_scratch.system import stdio
-from llama3_scratch.system.files import FULL
+from llama3_scratch.system.fields import Number
+from llama3_scratch.system.files import DISK_FULL
 
 log = logging.getLogger("llama3_scratch")
 
@@ -56,38 +61,24 @@ def script(name: str, doc: str | None) -> Parser:
     return parser
 
 
-def number(
-    kind: Callable[[str], Any],
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-) -> Callable[[str], Any]:
-    """An argparse `type`: a finite int or float within bounds; its message says which."""
-    limits = [
-        *([f"at least {least:g}"] if least is not None else []),
-        *([f"above {above:g}"] if above is not None else []),
-        *([f"at most {most:g}"] if most is not None else []),
-    ]
-    wanted = f"a{' whole' if kind is int else ''} number" + (" " + " and ".join(limits) if limits else "")
+def number(kind: type, **bounds: float) -> Callable[[str], Any]:
+    """An argparse `type`: a finite int or float within bounds, least=, above=, most=; its message says which."""
+    return within(Number(kind, **bounds))
+
+
+def within(bounds: Number) -> Callable[[str], Any]:
+    """An argparse `type`: what a choice's field of numbers takes."""
 
     def convert(text: str) -> Any:
         try:
-            value = kind(text)
+            value = bounds.kind(text)
         except ValueError:
             value = None
-        if (
-            value is None
-            or value != value
-            or abs(value) == float("inf")
-            or (least is not None and value < least)
-            or (above is not None and value <= above)
-            or (most is not None and value > most)
-        ):
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        if not bounds.admits(value):
+            raise argparse.ArgumentTypeError(f"expected {bounds}, got {text!r}")
         return value
 
-    convert.__doc__ = wanted
+    convert.__doc__ = str(bounds)
     return convert
 
 
@@ -99,16 +90,41 @@ def text(given: str) -> str:
         raise argparse.ArgumentTypeError(f"expected text in UTF-8, got {given!r}") from None
 
 
+_SETTING = re.compile(r"`(\w+)(?:=([^`]*))?`")  # `max_seq_len`, `dtype=float32`
+
+
+def in_flags(message: str, parser: argparse.ArgumentParser | None) -> str:
+    """The message with each setting in backquotes as the parser's flag, where it has one: `max_seq_len` is
+    --max-seq-len, `allow_extra=True` is --allow-extra, `dtype=float32` is --dtype float32."""
+    if parser is None:
+        return message
+    actions = {action.dest: action for action in parser._actions}
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if (action := actions.get(name)) is None:
+            return found[0]
+        long = [option for option in action.option_strings if option.startswith("--")]
+        said = long[0] if long else str(action.metavar or name)
+        return f"{said} {value}" if value and action.nargs != 0 else said
+
+    return _SETTING.sub(flag, message)
+
+
 class _Sentence(logging.Formatter):
+    def __init__(self, parser: argparse.ArgumentParser | None = None) -> None:
+        super().__init__()
+        self._parser = parser
+
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
+        message = in_flags(record.getMessage(), self._parser)
         return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
 
 
 @contextlib.contextmanager
-def _messages_on_stderr(quiet: bool) -> Iterator[None]:
+def _messages_on_stderr(quiet: bool, parser: argparse.ArgumentParser) -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Sentence())
+    handler.setFormatter(_Sentence(parser))
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.ERROR if quiet else logging.INFO)
@@ -127,9 +143,11 @@ def verb(make_parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Name
         def main(argv: Sequence[str] | None = None) -> int:
             stdio.prepare()
             arguments = list(sys.argv[1:] if argv is None else argv)
+            parser: Parser | None = None
             try:
-                options = make_parser().parse_args(arguments)
-                with _messages_on_stderr(options.quiet):
+                parser = make_parser()
+                options = parser.parse_args(arguments)
+                with _messages_on_stderr(options.quiet, parser):
                     code = run(options)
                 sys.stdout.flush()
                 return code
@@ -140,7 +158,7 @@ def verb(make_parser: Callable[[], Parser]) -> Callable[[Callable[[argparse.Name
             except BrokenPipeError:
                 return 141  # whoever read us (| head) has seen enough
             except Exception as error:
-                return report(error, debug="--debug" in arguments)
+                return report(error, debug="--debug" in arguments, parser=parser)
             finally:
                 stdio.settle()
 
@@ -154,13 +172,14 @@ def ended_by(signal: int) -> int:
     return 128 + signal if signal else 0
 
 
-def report(error: Exception, *, debug: bool) -> int:
-    """Print the error as one sentence, with a traceback where it's none of ours; its exit code."""
+def report(error: Exception, *, debug: bool, parser: argparse.ArgumentParser | None = None) -> int:
+    """Print the error as one sentence, in the parser's flags, and with a traceback where it's none of ours; its exit
+    code."""
     known = as_ours(error)
     with contextlib.suppress(OSError):  # where stderr takes no more, the exit code still tells
         if debug or known is None:
             traceback.print_exception(error)
-        print(f"error: {known or error}", file=sys.stderr)
+        print(f"error: {in_flags(str(known or error), parser)}", file=sys.stderr)
     return known.exit_code if known else 1
 
 
@@ -169,8 +188,8 @@ def as_ours(error: Exception) -> Llama3Error | None:
     if isinstance(error, Llama3Error):
         return error
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error).lower():
-        return ResourceError("out of memory; lower --max-seq-len, take fewer prompts at once, or a smaller model")
-    if isinstance(error, OSError) and error.errno in FULL:
+        return ResourceError("out of memory; lower `max_seq_len`, take fewer prompts at once, or a smaller model")
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return ResourceError(f"the disk is full: {error.filename or error.strerror}")
     if isinstance(error, OSError) and error.filename is not None:
         return FileError(f"{error.filename}: {error.strerror}")

@@ -20,7 +20,7 @@ from llama3_scratch.errors import FileError, MissingFileError, ResourceError, Us
 
 log = logging.getLogger("llama3_scratch")
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk that takes no more: full, or more than is allowed
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk that takes no more: full, or beyond a quota
 
 LFS_MAGIC = b"version https://git-lfs"
 
@@ -129,22 +129,22 @@ def listed(names: Sequence[str], most: int = 10) -> str:
 
 
 _REQUIRED = object()
-_MOST = 2**32 - 1  # no size of a model is larger, and products of a few still fit a float
+_MAX_INT_FIELD = 2**32 - 1  # no size of a model is larger, and products of a few still fit a float
 
 
-def whole(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
+def int_field(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
     """`data[key]` as a whole number from 1 to 2³²-1; `default` where the key is absent or null."""
     value = data.get(key)
     if value is None:
         if default is _REQUIRED:
             raise FileError(f"{path}: {key} is missing, expected a whole number")
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
-        raise FileError(f"{path}: {key} must be a whole number from 1 to {_MOST}, got {value!r:.99}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_INT_FIELD:
+        raise FileError(f"{path}: {key} must be a whole number from 1 to {_MAX_INT_FIELD}, got {value!r:.99}")
     return value
 
 
-def real(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
+def float_field(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -> Any:
     """`data[key]` as a positive float; `default` where the key is absent or null."""
     value = data.get(key)
     if value is None:
@@ -156,7 +156,7 @@ def real(data: dict[str, Any], key: str, path: Path, default: Any = _REQUIRED) -
     return float(value)
 
 
-def text(data: dict[str, Any], key: str, path: Path, default: Any = None) -> Any:
+def text_field(data: dict[str, Any], key: str, path: Path, default: Any = None) -> Any:
     """`data[key]` as a string; `default` where the key is absent or null."""
     value = data.get(key)
     if value is None:
@@ -227,15 +227,15 @@ def fresh_folder(target: Path) -> Iterator[Path]:
 
 
 # What the writers write, or Meta and Hugging Face put beside it; of the first three every model or adapter has one.
-_SIZES = ("params.json", "config.json", "adapter_config.json")
-_ENDINGS = (".json", ".safetensors", ".pth", ".model", ".chk", ".jinja")
+_CONFIG_FILES = ("params.json", "config.json", "adapter_config.json")
+_CHECKPOINT_ENDINGS = (".json", ".safetensors", ".pth", ".model", ".chk", ".jinja")
 
 
 def foreign(folder: Path) -> str | None:
     """The name of something in `folder` that no checkpoint has; None where it's empty or all is a model's."""
     paths = sorted(folder.iterdir())
-    strange = [path.name for path in paths if path.is_dir() or path.suffix not in _ENDINGS]
-    if not any(path.name in _SIZES for path in paths):
+    strange = [path.name for path in paths if path.is_dir() or path.suffix not in _CHECKPOINT_ENDINGS]
+    if not any(path.name in _CONFIG_FILES for path in paths):
         strange += [path.name for path in paths]
     return next(iter(strange), None)
 
@@ -243,7 +243,7 @@ def foreign(folder: Path) -> str | None:
 def unwritable(path: Path, error: OSError) -> ResourceError | FileError:
     """The error of a write to `path` that failed and left what was there before."""
     # torch's writer, which meets a full disk as a wrong position in the file, leaves no errno.
-    kind = ResourceError if error.errno in (None, *FULL) else FileError
+    kind = ResourceError if error.errno in (None, *DISK_FULL) else FileError
     why = error.strerror or f"the disk took no more ({str(error).splitlines()[0].rpartition(' . ')[2]})"
     return kind(f"{path}: can't be written: {why}; nothing was changed")
 
@@ -253,3 +253,12 @@ def require_space(folder: Path, needed: int, remedy: str = "free some") -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(f"{folder}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; {remedy}")
+
+
+def move_into_place(written: Path, folder: Path) -> None:
+    """Give a finished folder its name, unless another process was first with the same files."""
+    try:
+        written.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise

@@ -12,10 +12,11 @@ import torch
 from llama3_scratch.linear import multiplies
 from llama3_scratch.native import kernels
 from llama3_scratch.stored import Floats
+from llama3_scratch.torch_internals import int8_matmul
 
-_READ = 256 << 20  # bytes: more than any cache holds
-_ROWS = 8192  # of a matrix of so many bytes
-_SIDE = 1024  # of the square matrices
+_READ_BYTES = 256 << 20  # more than any cache holds
+_READ_ROWS = 8192  # of a matrix of so many bytes
+_SQUARE_SIDE = 1024  # of the square matrices
 # The median of these: a machine whose memory others use too reads twice as fast at times, too short for a token.
 _TRIES = 9
 
@@ -26,6 +27,9 @@ class MachineLimits:
 
     bandwidth: float
     flops: float
+
+    def __str__(self) -> str:
+        return f"this machine reads {self.bandwidth / 1e9:.1f} GB/s, does {self.flops / 1e9:.1f} GFLOP/s"
 
     def seconds(self, flops: int, bytes: int) -> float:
         """The least time for this work: of the two limits the one that is met first (doi:10.1145/1498765.1498785)."""
@@ -44,30 +48,30 @@ def measure(device: torch.device, dtype: torch.dtype) -> MachineLimits:
     """
     if device.type == "cpu" and dtype != torch.float64:
         dtype = torch.float32
-    large = torch.ones(_ROWS, _READ // dtype.itemsize // _ROWS, dtype=dtype, device=device)
+    large = torch.ones(_READ_ROWS, _READ_BYTES // dtype.itemsize // _READ_ROWS, dtype=dtype, device=device)
     vector = torch.ones(large.shape[1], dtype=dtype, device=device)
     reads: list[Callable[[], object]] = [large.sum, lambda: large @ vector]
     if kernels.usable(vector):
         reads.append(lambda: kernels.matmul(vector, Floats(large)))
-    bandwidth = _READ / min(_seconds(read, device) for read in reads)
+    bandwidth = _READ_BYTES / min(_seconds(read, device) for read in reads)
     return MachineLimits(bandwidth, _flops(dtype, device))
 
 
-def peaks() -> dict[str, float]:
+def peak_flops() -> dict[str, float]:
     """FLOP per second of this CPU's matrix products by type, of those types for which it has instructions."""
     device = torch.device("cpu")
     found = {"f32": _flops(torch.float32, device)}
     if multiplies(torch.bfloat16, "cpu"):
         found["bf16"] = _flops(torch.bfloat16, device)
-    if torch.cpu._is_vnni_supported():
-        square = torch.ones(_SIDE, _SIDE, dtype=torch.int8)
-        found["int8"] = 2 * _SIDE**3 / _seconds(lambda: torch._int_mm(square, square), device)
+    if (product := int8_matmul()) is not None:
+        square = torch.ones(_SQUARE_SIDE, _SQUARE_SIDE, dtype=torch.int8)
+        found["int8"] = 2 * _SQUARE_SIDE**3 / _seconds(lambda: product(square, square), device)
     return found
 
 
 def _flops(dtype: torch.dtype, device: torch.device) -> float:
-    square = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
-    return 2 * _SIDE**3 / _seconds(lambda: square @ square, device)
+    square = torch.ones(_SQUARE_SIDE, _SQUARE_SIDE, dtype=dtype, device=device)
+    return 2 * _SQUARE_SIDE**3 / _seconds(lambda: square @ square, device)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -26,7 +26,7 @@ class MemoryPlan:
         return self.weights + self.cache + self.activations
 
 
-def plan(
+def memory_plan(
     config: Config,
     *,
     context: int,
@@ -49,7 +49,7 @@ def plan(
     return MemoryPlan(mapped, weights, config.kv_bytes(context, batch, cache_bytes), layer + mask + logits)
 
 
-def available() -> int | None:
+def available_memory() -> int | None:
     """Bytes of main memory that can be had now, a container's limit included; None where the system doesn't say."""
     try:
         meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
@@ -69,20 +69,22 @@ def available() -> int | None:
         return free
 
 
-def require(plan: MemoryPlan, free: int | None) -> None:
+def require_memory(plan: MemoryPlan, free: int | None) -> None:
     """Raise ResourceError, with the plan and the flag to lower, if it takes more than `free` bytes; None is unknown."""
     if free is None or plan.allocated <= free:
         return
     if plan.weights > free:
         remedy = "take a smaller model, or one file in its own dtype (Meta's or Hugging Face's), which is only mapped"
     else:
-        remedy = "lower --max-seq-len or --max-tokens, give fewer prompts at once, or take a smaller model"
+        remedy = "lower `max_seq_len` or `max_tokens`, give fewer prompts at once, or take a smaller model"
     parts = {"weights": plan.weights, "KV cache": plan.cache, "activations": plan.activations}
-    table = ", ".join(f"{name} {size(n_bytes)}" for name, n_bytes in parts.items() if n_bytes)
-    raise ResourceError(f"needs {size(plan.allocated)} of memory ({table}), {size(free)} are free; {remedy}")
+    table = ", ".join(f"{name} {format_bytes(n_bytes)}" for name, n_bytes in parts.items() if n_bytes)
+    raise ResourceError(
+        f"needs {format_bytes(plan.allocated)} of memory ({table}), {format_bytes(free)} are free; {remedy}"
+    )
 
 
-def size(n_bytes: int) -> str:
+def format_bytes(n_bytes: int) -> str:
     """Bytes for people: `2.47 GB`, `540 MB`."""
     for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n_bytes >= scale:

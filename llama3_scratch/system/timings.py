@@ -30,7 +30,7 @@ class Timings:
     decode_s: float = 0.0
     prompt_tokens: int = 0
     decoded_tokens: int = 0  # new tokens but the first of each answer
-    proposed: int = 0  # guesses of --speculate, and those that were right
+    proposed: int = 0  # draft tokens of speculative decoding, and those that were accepted
     accepted: int = 0
 
     def add(self, other: Timings) -> None:
@@ -57,7 +57,7 @@ class Timings:
         if self.decoded_tokens:
             parts.append(f"decode {self.decoded_tokens} tokens, {numbers['decode_tokens_per_s']:.1f}/s")
         if self.proposed:
-            parts.append(f"{self.accepted} of {self.proposed} guesses right")
+            parts.append(f"{self.accepted} of {self.proposed} draft tokens accepted")
         return " · ".join([*parts, f"peak {numbers['peak_rss_mb']} MB"])
 
 

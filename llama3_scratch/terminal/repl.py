@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import logging
 import os
+import time
 from collections.abc import Callable, Generator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.inference.choices import (
+    MAX_TOKENS,
+    CacheChoice,
+    DraftChoice,
+    ModelChoice,
+    PromptChoice,
+    SamplingChoice,
+    random_seed,
+)
 from llama3_scratch.inference.conversation import Conversation
-from llama3_scratch.inference.options import add_sampling_options, random_seed
+from llama3_scratch.inference.opening import open_model
+from llama3_scratch.inference.prompt_file import PromptFile, check_path
 from llama3_scratch.system import cli
+from llama3_scratch.system.fields import Number, takes
 from llama3_scratch.system.files import read_json
-from llama3_scratch.terminal.line_editor import LineEditor, PlainInput
+from llama3_scratch.terminal.line_editor import LineEditor, PlainInput, line_editor
 from llama3_scratch.terminal.word_wrap import WrappedOutput
 
 log = logging.getLogger("llama3_scratch")
@@ -37,30 +49,68 @@ Ctrl-C stops an answer. Enter sends a message; Alt-Enter begins a new line in
 it, and so does Enter behind a \\ or between two lines of three quotes. What is
 pasted at once is one message."""
 
-SETTINGS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repeat_penalty",
-    "repeat_last_n",
-    "seed",
-    "max_tokens",
-    "stop",
-)
+
+def _report(error: Exception) -> int:
+    return cli.report(error, debug=False)
+
+
+SETTINGS = tuple(field.name for field in fields(SamplingChoice))
+
+
+def talk(
+    *,
+    model: ModelChoice,
+    cache: CacheChoice,
+    drafts: DraftChoice,
+    prompt: PromptChoice,
+    sampling: SamplingChoice,
+    prompt_cache: Path | None = None,
+    keep_history: bool = True,
+    report: Callable[[Exception], object] = _report,
+) -> int:
+    """Open the model and talk with it on the terminal, or with lines of stdin; the exit code."""
+    if prompt_cache is not None:
+        if cache.sliding:
+            raise UsageError("`prompt_cache` keeps the beginning of a text, `sliding` forgets it; leave one out")
+        check_path(prompt_cache)
+    typed = line_editor(keep_history=keep_history)
+    with typed.unseen():
+        started = time.perf_counter()
+        checkpoint, dtype = open_model(model, chats=True)
+        conversation = Conversation(
+            checkpoint,
+            dtype,
+            prompt=prompt,
+            sampling=sampling,
+            cache=cache,
+            drafts=drafts,
+            reading=model,
+            load_s=time.perf_counter() - started,
+        )
+        file = PromptFile(prompt_cache, checkpoint, dtype) if prompt_cache is not None else None
+        if file is not None:
+            conversation.begin_with(file)
+        log.info("%s, loaded in %.1f s. /help lists the commands.", checkpoint.path.name, conversation.timings.load_s)
+        code = Repl(conversation, typed, seeded=sampling.seed != -1, report=report).run()
+        if file is not None:
+            conversation.keep(file)
+        return code
 
 
 class Repl:
     """A conversation and where its messages come from."""
 
     def __init__(
-        self, conversation: Conversation, typed: PlainInput | LineEditor, *, seeded: bool, debug: bool
+        self,
+        conversation: Conversation,
+        typed: PlainInput | LineEditor,
+        *,
+        seeded: bool,
+        report: Callable[[Exception], object] = _report,
     ) -> None:
-        self.conversation, self.options = conversation, conversation.options
-        self._typed, self._seeded, self._debug = typed, seeded, debug
-        parser = cli.Parser("chat", "")
-        add_sampling_options(parser, temperature=0, top_p=1)
-        self._types: dict[str, Any] = {action.dest: action.type for action in parser._actions}
+        """`seeded`: whether a person fixed the seed; `report` tells an error."""
+        self.conversation = conversation
+        self._typed, self._seeded, self._report = typed, seeded, report
         self._commands: dict[str, Callable[[str], bool | None]] = {
             "help": self._help,
             "retry": self._retry,
@@ -100,7 +150,7 @@ class Repl:
             except BrokenPipeError:
                 raise
             except Exception as error:  # whatever fails, the conversation is kept
-                cli.report(error, debug=self._debug)
+                self._report(error)
 
     def _do(self, text: str) -> bool | None:
         """Say the message or do the command; true where it says to leave."""
@@ -129,18 +179,19 @@ class Repl:
                 page.write(piece)
         page.finish()
         if self.conversation.ended == "max_tokens":
-            log.info("(cut: max_tokens is %d)", self.options.max_tokens)
+            log.info("(cut: max_tokens is %d)", self.conversation.sampling.at_most)
         elif self.conversation.ended == "context":
             log.info("(cut: the context is full)")
         elif self.conversation.ended and not self.conversation.messages[-1]["content"]:
             log.info("(an empty answer; /retry asks again)")
 
     def _retry(self, argument: str) -> None:
-        if self.options.temperature == 0 or self._seeded:
-            why = "with temperature 0" if self.options.temperature == 0 else f"with the seed {self.options.seed}"
+        sampling = self.conversation.sampling
+        if sampling.temperature == 0 or self._seeded:
+            why = "with temperature 0" if sampling.temperature == 0 else f"with the seed {sampling.seed}"
             log.info("(%s the answer to the same question is the same; /set changes it)", why)
         else:
-            self.options.seed = random_seed()
+            self.conversation.sampling = replace(sampling, seed=random_seed())
         self._print(self.conversation.retry())
 
     def _edit(self, argument: str) -> None:
@@ -172,24 +223,15 @@ class Repl:
             self._change(name, value[0].strip())
         for key in SETTINGS:
             if name in ("", key):
-                shown = getattr(self.options, key)
-                if key == "stop":
-                    print(f"{key} {' '.join(map(repr, shown)) or 'none'}  (a text before which answers end, or none)")
-                else:
-                    print(f"{key} {shown}  ({self._types[key].__doc__})")
+                print(_shown(key, getattr(self.conversation.sampling, key)))
 
     def _change(self, name: str, value: str) -> None:
-        if name == "stop":  # one text, which may hold blanks; "none" for nothing
-            self.options.stop = [] if value == "none" else [value]
-            return
         try:
-            setattr(self.options, name, self._types[name](value))
-        except argparse.ArgumentTypeError as error:
-            raise UsageError(f"/set {name}: {error}") from error
+            self.conversation.sampling = replace(self.conversation.sampling, **{name: _read(name, value)}).seeded()
+        except UsageError as error:
+            raise UsageError(f"/set {str(error).replace('`', '')}") from error
         if name == "seed":
-            self._seeded = self.options.seed != -1
-            if not self._seeded:
-                self.options.seed = random_seed()
+            self._seeded = _read(name, value) != -1
 
     def _save(self, argument: str) -> None:
         path = _path("save", argument)
@@ -207,6 +249,23 @@ class Repl:
 
     def _stats(self, argument: str) -> None:
         print(f"{self.conversation.timings} · {self.conversation.n_cached} tokens in the cache")
+
+
+def _read(name: str, value: str) -> Any:
+    """What was typed as a sampling's setting has it; text where it's none, which is refused there."""
+    if name == "stop":  # one text, which may hold blanks; "none" for nothing
+        return () if value == "none" else (value,)
+    bounds: Number = takes(SamplingChoice, name)
+    try:
+        return bounds.kind(value)
+    except ValueError:
+        return value
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "stop":
+        return f"stop {' '.join(map(repr, value)) or 'none'}  (a text before which answers end, or none)"
+    return f"{name} {MAX_TOKENS if value is None else value}  ({takes(SamplingChoice, name)})"
 
 
 def _path(command: str, argument: str) -> Path:

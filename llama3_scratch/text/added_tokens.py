@@ -16,8 +16,8 @@ import regex
 # By default special tokens match the text as it stands and other words the normalized text, as `tokenizers` has it.
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 # Unicode's White_Space, as Rust has it: str.strip would take U+001C to U+001F too.
-SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
-SPACE += "\u2028\u2029\u202f\u205f\u3000"
+WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 _WORD = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")
 
 
@@ -70,9 +70,9 @@ class AddedTokens:
             if flags.get("single_word") and any(map(_WORD.fullmatch, (*text[:begin][-1:], *text[end : end + 1]))):
                 continue
             if flags.get("lstrip"):
-                begin = max(done, len(text[:begin].rstrip(SPACE)))
+                begin = max(done, len(text[:begin].rstrip(WHITE_SPACE)))
             if flags.get("rstrip"):
-                end = len(text) - len(text[end:].lstrip(SPACE))
+                end = len(text) - len(text[end:].lstrip(WHITE_SPACE))
             if done < begin:
                 yield text[done:begin]
             yield self._ids[name]

@@ -1,4 +1,4 @@
-"""Which way a model lays out chats: its template's own, or a fixed frame where that gives the same ids."""
+"""Which chat format a model has: llama3 or chatml where that gives the same ids as its template, else the template."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import Any
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.text.chat_template import Rendered, render
 from llama3_scratch.text.dialog import encode_conversation, encode_dialog
-from llama3_scratch.text.hf_added_tokens import NAMED
+from llama3_scratch.text.hf_added_tokens import NAMED_TOKENS
 from llama3_scratch.text.tokenizer import ChatTemplate, Tokenizer
 
 log = logging.getLogger("llama3_scratch")
 
 _CHATS = [("llama3", "<|start_header_id|>", "<|eot_id|>"), ("chatml", "<|im_start|>", "<|im_end|>")]
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
-_MOST = 2  # of whatever a template counts, messages or characters, that every chat tried has more of or fewer
-_MOST_WORDS = 64  # of a template, that are tried as messages: those that a frame lays out like it have a few
+# Limits of a template that is tried: a number in its code, which may count messages or characters, and every chat tried
+# has more of them or fewer; and the texts in its code, which are tried as messages.
+_MAX_NUMBER, _MAX_TEXTS = 2, 64
 
 
 def read_template(folder: Path, settings: dict[str, Any], beside: dict[str, Any]) -> ChatTemplate | None:
@@ -30,7 +31,7 @@ def read_template(folder: Path, settings: dict[str, Any], beside: dict[str, Any]
     `settings` is tokenizer_config.json, `beside` chat_template.json. Of several templates it's the one named default.
     """
     variables = {}
-    for name in NAMED:
+    for name in NAMED_TOKENS:
         token = settings.get(name)
         if isinstance(text := token.get("content") if isinstance(token, dict) else token, str):
             variables[name] = text
@@ -60,7 +61,7 @@ def _text(path: Path) -> str:
 def chat_settings(
     template: str | None, special_tokens: dict[str, int], stop_tokens: Sequence[int] = ()
 ) -> tuple[str | None, str | None]:
-    """(chat_format, system_prompt) of the frame that this template may be, or whose turns end in a stop token."""
+    """(chat_format, system_prompt) of the format that this template may be, or whose turns end in a stop token."""
     for chat_format, opens, closes in _CHATS:
         if opens in special_tokens and closes in special_tokens:
             if template is None and special_tokens[closes] in stop_tokens:
@@ -72,14 +73,14 @@ def chat_settings(
 
 
 def adopt_template(tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
-    """Give the tokenizer its model's template. Its frame stays where it gives the same ids on every chat that is tried,
+    """Give the tokenizer its model's template. Its chat format stays where that gives the same ids on every chat tried,
     else chats are laid out by the template; what it ends an answer with becomes a stop token."""
-    # Meta's frame written as a template is Meta's frame again, though transformers then merges the line ends behind a
-    # header with those that a content begins with.
-    if template is None or template.source == frame_template(tokenizer):
+    # llama3 written as a template is llama3 again, though transformers then merges the line ends behind a header with
+    # those that a content begins with.
+    if template is None or template.source == format_template(tokenizer):
         return
     tokenizer.chat_template = template
-    if not _frames_alike(tokenizer, template):
+    if not _gives_the_same_ids(tokenizer, template):
         tokenizer.set_chat_format("template")
         tokenizer.system_prompt = None
         end = _turn_end(tokenizer, template)
@@ -93,11 +94,11 @@ def _chat(roles: str, *contents: str) -> list[dict[str, Any]]:
     return [{"role": named[role], "content": contents[index % len(contents)]} for index, role in enumerate(roles)]
 
 
-def _frames_alike(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
+def _gives_the_same_ids(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     if tokenizer.chat_format is None:
         return False
     quoted, numbers = _constants(template.source)
-    if len(quoted) > _MOST_WORDS or max(numbers, default=0) > _MOST:
+    if len(quoted) > _MAX_TEXTS or max(numbers, default=0) > _MAX_NUMBER:
         return False
     asked = [
         _chat(roles, "Hi", "One two", "x")
@@ -116,7 +117,7 @@ def _frames_alike(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     try:
         rendered = render([*((chat, True) for chat in asked), *((chat, False) for chat in told)], template, tokenizer)
         return _same_ids(asked, told, rendered, tokenizer)
-    except (UsageError, FileError):  # what the template or the frame refuses, or a byte that the vocabulary lacks
+    except (UsageError, FileError):  # what the template or the format refuses, or a byte that the vocabulary lacks
         return False
 
 
@@ -133,9 +134,9 @@ def _constants(source: str) -> tuple[set[str], set[int]]:
 
 
 def _same_ids(asked: list[Any], told: list[Any], rendered: list[Rendered], tokenizer: Tokenizer) -> bool:
-    framed = (encode_dialog(chat, tokenizer) for chat in asked)
+    prompts = (encode_dialog(chat, tokenizer) for chat in asked)
     whole = (encode_conversation(chat, tokenizer)[0] for chat in told)
-    return all(ids == text.ids(tokenizer) for ids, text in zip(itertools.chain(framed, whole), rendered, strict=True))
+    return all(ids == text.ids(tokenizer) for ids, text in zip(itertools.chain(prompts, whole), rendered, strict=True))
 
 
 def _turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
@@ -152,15 +153,15 @@ def _turn_end(tokenizer: Tokenizer, template: ChatTemplate) -> int | None:
 
 def written_template(tokenizer: Tokenizer) -> dict[str, str | None]:
     """What tokenizer_config.json says of a model's chats: its own template and the tokens that this knows by name, else
-    a template that lays a chat out as its frame does."""
+    a template that lays a chat out as its format does."""
     if tokenizer.chat_template is None:
-        return {"chat_template": frame_template(tokenizer)}
+        return {"chat_template": format_template(tokenizer)}
     there = tokenizer.chat_template.variables
-    return {"chat_template": tokenizer.chat_template.source, **{name: there.get(name) for name in NAMED}}
+    return {"chat_template": tokenizer.chat_template.source, **{name: there.get(name) for name in NAMED_TOKENS}}
 
 
-def frame_template(tokenizer: Tokenizer) -> str | None:
-    """The Jinja template that lays a chat out as `dialog.encode_dialog` does by a frame."""
+def format_template(tokenizer: Tokenizer) -> str | None:
+    """The Jinja template that lays a chat out as `dialog.encode_dialog` does in the format llama3 or chatml."""
     if tokenizer.chat_format == "llama3":
         return (
             r"{{ bos_token }}{% for message in messages %}"

@@ -16,8 +16,8 @@ import signal
 import sys
 from typing import Any
 
-MEMORY = 1 << 29  # bytes of address space, where the system has such a limit
-_LONGEST = 15.0  # seconds for a request whose parent is gone; else the parent's deadline is shorter
+MAX_MEMORY_BYTES = 1 << 29  # bytes of address space, where the system has such a limit
+_MAX_SECONDS = 15.0  # seconds for a request whose parent is gone; else the parent's deadline is shorter
 
 
 def _confine() -> None:
@@ -29,7 +29,7 @@ def _confine() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
 
 
 def _count_down(seconds: float) -> None:
@@ -151,7 +151,7 @@ def serve() -> None:
     answers.flush()
     for line in requests:
         request = json.loads(line)
-        faulthandler.dump_traceback_later(_LONGEST, exit=True)
+        faulthandler.dump_traceback_later(_MAX_SECONDS, exit=True)
         _count_down(request["seconds"])
         found = [_rendered(request, chat) for chat in request["chats"]]
         _count_down(0.0)

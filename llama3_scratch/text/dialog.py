@@ -8,9 +8,6 @@ it's what the model's own template makes (`chat_template`).
 
 from __future__ import annotations
 
-import ast
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,15 +15,12 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.text.chat_template import encode_chat, render
 from llama3_scratch.text.detokenizer import text_of
 from llama3_scratch.text.tokenizer import Tokenizer
+from llama3_scratch.text.tool_calls import CODE_TOOL, function_of, name_and_arguments, parse_tool_calls, tool_text
 
 Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
 STOP_REASONS = ("end_of_turn", "end_of_message", "out_of_tokens")
-TOOL_FORMATS = ("json", "function_tag", "python_list")
-# Meta's built-in tools have a text of their own in whatever format: a query each, or the code itself.
-QUERY_TOOLS = ("brave_search", "wolfram_alpha", "photogen")
-CODE_TOOL = "code_interpreter"
 
 
 def encode_dialog(
@@ -42,11 +36,11 @@ def encode_dialog(
     if tokenizer.chat_format == "template":
         assert tokenizer.chat_template
         if tool_format != "json":
-            raise UsageError(f"the tool format {tool_format} goes with Meta's frame; a chat template has its own")
+            raise UsageError(f"the tool format {tool_format} goes with Meta's chat format; a chat template has its own")
         return encode_chat([_plain(message) for message in messages], tokenizer.chat_template, tokenizer, date=date)
     opening, messages = _opening(messages, tokenizer, date)
-    framed = (id for message in messages for id in encode_message(message, tokenizer, tool_format=tool_format))
-    return [*opening, *framed, *_open_answer(tokenizer)]
+    laid_out = (id for message in messages for id in encode_message(message, tokenizer, tool_format=tool_format))
+    return [*opening, *laid_out, *_open_answer(tokenizer)]
 
 
 def encode_conversation(
@@ -114,7 +108,7 @@ def _templated_conversation(
 def _opening(
     messages: Sequence[Message], tokenizer: Tokenizer, date: str | None
 ) -> tuple[list[int], Sequence[Message]]:
-    """What a frame puts before the first message: ids, and the messages with the system prompt that none replaces."""
+    """What comes before the first message: ids, and the messages with the system prompt that none of them replaces."""
     if tokenizer.chat_format is None:
         raise UsageError("this tokenizer has no chat format, so its model completes text; take an instruct model")
     if tokenizer.chat_format == "llama3":
@@ -134,7 +128,7 @@ def _open_answer(tokenizer: Tokenizer) -> list[int]:
 
 
 def encode_message(message: Message, tokenizer: Tokenizer, *, tool_format: str = "json") -> list[int]:
-    """Ids of one message as a fixed format frames it, from its header to the token that ends it."""
+    """Ids of one message as the chat format llama3 or chatml lays it out, from its header to the token that ends it."""
     role, content, calls = _parts(message)
     if tokenizer.chat_format == "template":
         raise UsageError("a chat template lays out whole chats, not one message; take encode_dialog")
@@ -154,25 +148,6 @@ def encode_message(message: Message, tokenizer: Tokenizer, *, tool_format: str =
     ]
 
 
-def tool_text(name: str, arguments: dict[str, Any], tool_format: str = "json") -> str:
-    """How an assistant writes a tool call (Meta's `ToolUtils.encode_tool_call`, its unescaped quotes included)."""
-    if tool_format not in TOOL_FORMATS:
-        raise UsageError(f"the tool format must be one of {', '.join(TOOL_FORMATS)}, got {tool_format!r}")
-    if name in QUERY_TOOLS or name == CODE_TOOL:
-        key = "code" if name == CODE_TOOL else "query"
-        if not isinstance(arguments.get(key), str):
-            raise UsageError(f"a call of {name} must have {key}, a string, among its arguments, got {arguments!r}")
-        return arguments["code"] if name == CODE_TOOL else f'{name}.call(query="{arguments["query"]}")'
-    try:
-        if tool_format == "json":
-            return json.dumps({"type": "function", "name": name, "parameters": arguments})
-        if tool_format == "function_tag":
-            return f"<function={name}>{json.dumps(arguments)}</function>"
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"the arguments of tool call {name} must be JSON: {error}") from error
-    return f"[{name}({', '.join(f'{key}={_python(value)}' for key, value in arguments.items())})]"
-
-
 def decode_message(ids: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
     """The message that an assistant's ids mean: its text, or the tool calls in any of the four formats.
 
@@ -190,16 +165,6 @@ def decode_message(ids: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
         calls = [{"name": CODE_TOOL, "arguments": {"code": text}}]
     message: dict[str, Any] = {"role": "assistant", "content": "" if calls else text, "stop_reason": reason}
     return message | ({"tool_calls": calls} if calls else {})
-
-
-def parse_tool_calls(text: str) -> list[dict[str, Any]]:
-    """The tool calls that an answer consists of; none where it is anything but calls."""
-    text = text.strip()
-    for parse in (_parse_function_tags, _parse_json, _parse_python_list, _parse_query):
-        calls = parse(text)
-        if calls:
-            return [{"name": name, "arguments": arguments} for name, arguments in calls]
-    return []
 
 
 def check_order(messages: Sequence[Message]) -> None:
@@ -232,7 +197,7 @@ def _plain(message: Message) -> Message:
         return message
     named = []
     for call, (name, arguments) in zip(message["tool_calls"], calls, strict=True):
-        given = (_function(call) or {}).get("arguments")
+        given = (function_of(call) or {}).get("arguments")
         text = {"arguments": given} if isinstance(given, str) else {}
         named.append({**({"id": call["id"]} if "id" in call else {}), "name": name, "arguments": arguments, **text})
     return {**message, "tool_calls": named}
@@ -255,35 +220,7 @@ def _parts(message: Message) -> tuple[str, str, list[tuple[str, dict[str, Any]]]
         raise UsageError(f"the content of a message must be a string, got {content!r}")
     if message.get("stop_reason") not in (None, *STOP_REASONS):
         raise UsageError(f"stop_reason must be one of {', '.join(STOP_REASONS)}, got {message['stop_reason']!r}")
-    return role, content or "", [_named(call) for call in calls]
-
-
-def _named(call: Any) -> tuple[str, dict[str, Any]]:
-    """(name, arguments) of a message's tool call, ours or OpenAI's."""
-    called = _function(call)
-    if called is None:
-        raise UsageError(f'a tool call must be {{"name": …, "arguments": {{…}}}}, got {call!r}')
-    arguments = _arguments(called.get("arguments"))
-    if arguments is None:
-        raise UsageError(f"the arguments of tool call {called['name']} must be an object, got {called['arguments']!r}")
-    return called["name"], arguments
-
-
-def _function(call: Any) -> Mapping[str, Any] | None:
-    """The part of a tool call that has name and arguments: itself, or in OpenAI's shape what is under `function`."""
-    if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
-        call = call["function"]
-    return call if isinstance(call, Mapping) and isinstance(call.get("name"), str) else None
-
-
-def _arguments(value: Any) -> dict[str, Any] | None:
-    """A tool call's arguments as an object: null, nothing and an empty list are none, OpenAI has JSON in a string."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else None
-        except (ValueError, RecursionError):
-            return None
-    return {} if value is None or value == [] else value if isinstance(value, dict) else None
+    return role, content or "", [name_and_arguments(call) for call in calls]
 
 
 def _dated(messages: Sequence[Message], date: str) -> list[Message]:
@@ -301,86 +238,3 @@ def _header(role: str, tokenizer: Tokenizer) -> list[int]:
 
 def _text(text: str, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(text, bos=False, eos=False)
-
-
-def _python(value: Any) -> str:
-    """An argument in the python_list format."""
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, list):
-        return f"[{', '.join(map(_python, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}={_python(item)}' for key, item in value.items())}}}"
-    if value is None or isinstance(value, int | float):
-        return str(value)
-    raise UsageError(f"a tool call's argument must be JSON, got {value!r}")
-
-
-def _parse_function_tags(text: str) -> list[tuple[str, Any]]:
-    calls = []
-    while text:
-        opened = re.match(r"<function=([^<>{}]+)>\s*", text)
-        if not opened:
-            return []
-        value, rest = _json_head(text[opened.end() :])
-        arguments = _arguments(value)
-        if arguments is None or (value is None and not rest.startswith("</function>")):
-            return []
-        calls.append((opened[1], arguments))
-        text = rest.removeprefix("</function>").lstrip()
-    return calls
-
-
-def _parse_json(text: str) -> list[tuple[str, Any]]:
-    calls = []
-    while text:
-        value, text = _json_head(text)
-        called = _function(value)
-        if called is None or not (_says_call(value) or _says_call(called)):
-            return []
-        given = (called.get(key) for key in ("parameters", "arguments"))
-        arguments = _arguments(next((each for each in given if each is not None), None))
-        if arguments is None:
-            return []
-        calls.append((called["name"], arguments))
-        text = text.removeprefix(";").lstrip()  # several calls come one after the other
-    return calls
-
-
-def _says_call(value: Mapping[str, Any]) -> bool:
-    """Whether an object with a name is a tool call: any other JSON may have a name too."""
-    return value.get("type") == "function" or "parameters" in value or "arguments" in value
-
-
-def _json_head(text: str) -> tuple[Any, str]:
-    """The JSON value that a text begins with, and the rest; (None, text) where there is none."""
-    try:
-        value, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return None, text
-    return value, text[end:].lstrip()
-
-
-def _parse_python_list(text: str) -> list[tuple[str, Any]]:
-    if not (text.startswith("[") and text.endswith("]")):
-        return []
-    try:
-        calls = ast.parse(text, mode="eval").body
-        if not isinstance(calls, ast.List):
-            return []
-        parsed = []
-        for call in calls.elts:
-            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-                return []
-            arguments = {item.arg: ast.literal_eval(item.value) for item in call.keywords}
-            if None in arguments:  # f(**x)
-                return []
-            parsed.append((call.func.id, arguments))
-        return parsed
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return []
-
-
-def _parse_query(text: str) -> list[tuple[str, Any]]:
-    found = re.fullmatch(r'(\w+)\.call\(query="(.*)"\)', text, re.DOTALL)
-    return [(found[1], {"query": found[2]})] if found else []

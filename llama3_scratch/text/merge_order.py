@@ -12,7 +12,7 @@ from itertools import pairwise
 Rank = Callable[[str, str], int | None]
 
 
-def unlike(ids: dict[str, int], merges: Sequence[Sequence[str]], *, ignore_merges: bool) -> str | None:
+def first_difference(ids: dict[str, int], merges: Sequence[Sequence[str]], *, ignore_merges: bool) -> str | None:
     """A token that tiktoken makes where the merges don't, or the other way round; None where there is none.
 
     `ids` are tokens in GPT-2's byte alphabet, which rise in the order of the merges. With `ignore_merges` a word that

@@ -1,37 +1,25 @@
 """Two runs side by side, step by step: where do they part?
 
-The steps of a run, with their tensors, are held against a reference: transformers on the same weights, an earlier run
-that was written to a file, or one pass through all tokens without a cache — of the same model, of another one, or in
-another dtype. Such a pass has a row for every token, of which each step is given those that it is about.
+The steps of a run, with their tensors, are held against a reference (`references`). One that takes all tokens in one
+pass has a row for every token, of which each step is given those that it is about.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from llama3_scratch.compare import hf_layers
 from llama3_scratch.compare.difference import Difference, difference
-from llama3_scratch.config import Config
-from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.linear import embed
-from llama3_scratch.model import block, decode, unembed
-from llama3_scratch.stored import Params
-from llama3_scratch.trace.tracer import Statistics, TracedTensor, summarise, watch
-
-Take = Callable[[int | None, str, Tensor], None]  # (pass, or None: of all tokens), key, tensor
-
-# As safetensors names them, the coarsest first: a run in bf16 has sums in f32.
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-_LATER = re.compile(r"pass(\d+)\.(.*)")  # as Step.label says it
+from llama3_scratch.compare.tensor_names import FORWARD, HANDED_ON, LOGITS, MASK, TOKENS
+from llama3_scratch.errors import UsageError
+from llama3_scratch.trace.references import Reference
+from llama3_scratch.trace.tracer import Statistics, TracedTensor, summarise
 
 
 @dataclass(frozen=True)
@@ -52,78 +40,13 @@ class Row:
         return not self.difference.mean <= self.difference.tolerance
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The other run, in `dtype`: `run(tokens_1T, n_logits, take)` hands each of its tensors to `take`, and returns what
-    else it compared. Of a `complete` one every step of ours is expected, and none besides.
-    """
-
-    name: str
-    dtype: torch.dtype
-    run: Callable[[Tensor, int, Take], Sequence[Row]]
-    complete: bool = True
-
-
 def needs(step: TracedTensor) -> bool:
     """Whether the comparison needs the step's tensor: what the lines made, and the tokens that went in.
 
     What passes through `forward` is what its functions made.
     """
-    made = step.kind != "argument" and step.function != "forward"
-    return made or (step.function == "embed" and step.name == "tokens_BT")
-
-
-def one_pass(name: str, params: Params, config: Config, dtype: torch.dtype) -> Reference:
-    """A pass of the readable model over all tokens at once, without a cache."""
-
-    def run(tokens_1T: Tensor, n_logits: int, take: Take) -> Sequence[Row]:
-        def hear(step: TracedTensor) -> None:
-            if step.value is not None:
-                take(None, step.key, step.value)
-                step.value = None  # one at a time
-
-        with watch(statistics=False, keep=lambda step: step.kind != "argument", on_step=hear):
-            x_BTD = embed(tokens_1T, params, "tok_embeddings", dtype=dtype)
-            x_BTD = decode(x_BTD, params, config, block=block)
-            unembed(x_BTD[:, -n_logits:], params)
-        return []
-
-    return Reference(name, dtype, run)
-
-
-def transformers(params: Params, config: Config, dtype: torch.dtype) -> Reference:
-    """Hugging Face's model with the same weights, over all tokens at once."""
-
-    def run(tokens_1T: Tensor, n_logits: int, take: Take) -> Sequence[Row]:
-        other = hf_layers.theirs(params, config, tokens_1T.shape[1], dtype)
-        for key, tensor in other.steps(tokens_1T, n_logits):
-            take(None, key, tensor)
-        return [Row(None, other.frequencies, None)]
-
-    return Reference("transformers", dtype, run, complete=False)
-
-
-def recorded(path: Path) -> Reference:
-    """The run that `--trace-out` wrote to a safetensors file. Raises FileError where it isn't one."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118, it's no dict
-    except (OSError, SafetensorError) as error:
-        raise FileError(f"{path}: can't be read as a run that --trace-out wrote: {error}") from error
-
-    def run(tokens_1T: Tensor, n_logits: int, take: Take) -> Sequence[Row]:
-        with safe_open(path, framework="pt") as file:
-            for name in stored:
-                later = _LATER.match(name)
-                take(int(later[1]) if later else 0, later[2] if later else name, file.get_tensor(name))
-        return []
-
-    dtype = next((_DTYPES[dtype] for dtype in _DTYPES if dtype in stored.values()), None)
-    if dtype is None:
-        raise FileError(f"{path}: has no tensor of a run; write one with --trace-out {path.name}")
-    return Reference(path.name, dtype, run, complete=False)
+    made = step.kind != "argument" and step.function != FORWARD
+    return made or TOKENS.matches(step)
 
 
 @torch.inference_mode()
@@ -132,11 +55,11 @@ def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: floa
 
     `steps` are those of one prompt's passes, with the tensors that `needs` asks for.
     """
-    tokens = [step.value for step in steps if step.function == "embed" and step.name == "tokens_BT"]
+    tokens = [step.value for step in steps if TOKENS.matches(step)]
     tokens_1T = torch.cat([some for some in tokens if some is not None], dim=1)
     ends = list(accumulate(some.shape[1] for some in tokens if some is not None))
     total = ends[-1]
-    first_logit = min((ends[s.call] - s.shape[1] for s in steps if s.name == "logits_BTV"), default=total - 1)
+    first_logit = min((ends[s.call] - s.shape[1] for s in steps if LOGITS.matches(s)), default=total - 1)
     ours: dict[str, list[TracedTensor]] = defaultdict(list)
     for step in steps:
         ours[step.key] += [step] if step.kind != "argument" else []
@@ -144,27 +67,30 @@ def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: floa
     lacking: dict[tuple[int, str], list[Row]] = defaultdict(list)
     last = nowhere = (-1, "")
 
-    def take(call: int | None, key: str, theirs: Tensor) -> None:
+    def receive(call: int | None, key: str, theirs: Tensor) -> None:
         nonlocal last
-        if key not in ours and not key.endswith(".return"):  # which another dtype's casts make, or spare
+        spared = key == MASK.key() or key.endswith(
+            ".return"
+        )  # a word may do; another dtype's casts make it, or spare it
+        if key not in ours and not spared:
             lacking[last].append(Row(None, _infinite(key, tolerance), summarise(theirs), "only in the other run"))
-        beside = [step for step in ours.get(key, ()) if call in (None, step.call) and step.value is not None]
-        if beside and beside[0].dtype.is_complex and not theirs.is_complex():  # a file has complex numbers as pairs
+        same = [step for step in ours.get(key, ()) if call in (None, step.call) and step.value is not None]
+        if same and same[0].dtype.is_complex and not theirs.is_complex():  # a file has complex numbers as pairs
             theirs = torch.view_as_complex(theirs)
-        for step in beside:
-            its = theirs if call is not None else _rows(step, theirs, ends[step.call], total)
-            found[step.call, key] = _beside(step, its, tolerance)
-        if beside:
-            last = beside[0].call, key
+        for step in same:
+            part = theirs if call is not None else _part(step, theirs, ends[step.call], total)
+            found[step.call, key] = _row(step, part, tolerance)
+        if same:
+            last = same[0].call, key
 
-    rows = list(reference.run(tokens_1T, total - first_logit, take))
+    rows = [Row(None, other, None) for other in reference.run(tokens_1T, total - first_logit, receive)]
     if not found:
         raise UsageError(f"{reference.name}: no step of that run is one of those traced in this one")
     rows += lacking[nowhere]
     for step in steps:
         if row := found.get((step.call, step.key)):
             rows.append(row)
-        elif reference.complete and step.value is not None and step.kind == "local":
+        elif reference.complete and step.value is not None and step.kind == "local" and not MASK.matches(step):
             rows.append(Row(step, _infinite(step.label, tolerance), None, "only in this run"))
         rows += lacking.pop((step.call, step.key), [])
     return rows
@@ -207,7 +133,7 @@ def _once(rows: Sequence[Row], first: Row | None) -> Iterator[Row]:
         step = row.step
         if step is None or row is first:
             return (row.difference.name,)
-        if step.function == "decode" and step.name == "x_BTD" and step.nth > 1:  # what a layer returned
+        if HANDED_ON.matches(step):
             return ("handed on", step.call)
         return (step.call, step.layer, row.theirs, row.difference.mean, row.note)
 
@@ -234,7 +160,7 @@ def _infinite(name: str, tolerance: float) -> Difference:
     return Difference(name, math.inf, math.inf, math.inf, tolerance)
 
 
-def _beside(step: TracedTensor, theirs: Tensor, tolerance: float) -> Row:
+def _row(step: TracedTensor, theirs: Tensor, tolerance: float) -> Row:
     assert step.value is not None
     theirs = theirs.to(step.value.device)
     if step.value.shape != theirs.shape:
@@ -243,7 +169,7 @@ def _beside(step: TracedTensor, theirs: Tensor, tolerance: float) -> Row:
     return Row(step, difference(step.label, step.value, theirs, tolerance), summarise(theirs))
 
 
-def _rows(step: TracedTensor, theirs: Tensor, end: int, total: int) -> Tensor:
+def _part(step: TracedTensor, theirs: Tensor, end: int, total: int) -> Tensor:
     """Of a tensor about the last of `total` tokens, what a pass that ended with token `end` had of it."""
     for axis, letter in enumerate(step.letters):
         if theirs.dim() != len(step.letters) or letter not in "TS":

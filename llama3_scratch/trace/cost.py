@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from llama3_scratch.torch_internals import DispatchMode, overload_packet
 
 _GATHERS = (torch.ops.aten.embedding, torch.ops.aten.index)
 
@@ -29,7 +30,7 @@ class Cost:
         return Cost(self.flops + other.flops, self.bytes + other.bytes, self.seconds + other.seconds)
 
 
-class Meter(TorchDispatchMode):
+class Meter(DispatchMode):
     """Counts every operation dispatched within; `take` returns the sum since the last one.
 
     FLOPs are those of `torch.utils.flop_counter`: matrix products, by their formulas. Bytes are those of every tensor
@@ -60,7 +61,8 @@ class Meter(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        if func not in self._whole and func._overloadpacket not in flop_registry:
+        packet = overload_packet(func)
+        if func not in self._whole and packet not in flop_registry:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -69,9 +71,9 @@ class Meter(TorchDispatchMode):
         begun = time.perf_counter()
         out = func(*args, **kwargs)
         seconds = time.perf_counter() - begun
-        formula = flop_registry.get(func._overloadpacket)
+        formula = flop_registry.get(packet)
         flops = formula(*args, **kwargs, out_val=out) if formula else 0
-        read = (args[1:], out) if func._overloadpacket in _GATHERS else (args, kwargs)
+        read = (args[1:], out) if packet in _GATHERS else (args, kwargs)
         moved = 0 if func.is_view else _bytes((read, out))
         self._sum += Cost(flops, moved, seconds)
         return out

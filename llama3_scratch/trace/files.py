@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.checkpoint.hf_out import write_safetensors
+from llama3_scratch.errors import FileError
 from llama3_scratch.stored import Params, dtype_name
 from llama3_scratch.system.files import write_whole
 from llama3_scratch.trace.tracer import TracedTensor
@@ -37,6 +39,17 @@ def write(path: Path, steps: Sequence[TracedTensor], params: Params, files: Mapp
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Raise FileError, before anything is computed, where the file couldn't be written."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise FileError(f"{path}: can't be written: {'is a folder' if path.is_dir() else 'its folder is not there'}")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise FileError(f"{path}: can't be written: {error.strerror}") from error
 
 
 def real(value: Tensor) -> Tensor:

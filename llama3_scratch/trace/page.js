@@ -445,7 +445,7 @@ function stepCard(step) {
     numbers,
     ...step.weights.map((key) => make("div", { class: "weights" }, "← ", make("b", {}, key),
       ` [${run.weights[key][0].join(" × ")}] ${run.weights[key][1]}${run.weights[key][2] && ` from ${run.weights[key][2]}`}`)),
-    step.source.includes("linear(") ? make("div", { class: "linear" }, formula("linear")) : null,
+    step.source.includes(`${run.names.linear}(`) ? make("div", { class: "linear" }, formula(run.names.linear)) : null,
     cost ? make("div", { class: "numbers quiet" }, cost) : null,
     step.heat >= 0 ? pictures(step) : null);
 }
@@ -541,8 +541,7 @@ function attentionView(panel) {
   const { layer, head, stage } = state;
   const matrix = headMatrix(layer, head, stage);
   const readout = make("p", { class: "readout", "aria-live": "polite" }, "Hover over or tap a cell, or move with the arrows in the map.");
-  const name = { scores: "scores_BGRTS", weights: "weights_BGRTS" }[stage];
-  const bad = pass().steps.find((step) => step.group === layer && step.name === name)?.numbers?.[4];
+  const bad = pass().steps.find((step) => step.group === layer && step.name === run.names[stage])?.numbers?.[4];
   const map = attentionMap(matrix, stage, readout);
   const G = run.config.kv_heads, R = run.config.heads / G;
   const heads = Array.from({ length: run.config.heads }, (_, h) => {

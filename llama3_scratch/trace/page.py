@@ -24,6 +24,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama3_scratch.compare.tensor_names import (
+    ANGLES,
+    ATTENDED,
+    ATTENTION_WEIGHTS,
+    DECODE,
+    FED,
+    KEYS,
+    LAYER_OUTPUT,
+    LAYERS_INPUT,
+    LINEAR,
+    POSITIONS,
+    QUERIES,
+    SCORES,
+    TOKENS,
+    TURNED_KEYS,
+    TURNED_QUERIES,
+)
 from llama3_scratch.config import Config
 from llama3_scratch.stored import Params, dtype_name
 from llama3_scratch.system.files import write_whole
@@ -32,11 +49,13 @@ from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import TracedTensor
 from llama3_scratch.trace.views import likeliest
 
-ROWS, COLUMNS, BINS = 64, 48, 32  # of a heat map, of a histogram
-MOST_TOKENS, FIRST_TOKENS = 256, 8
-ATTENTION_BYTES = 16e6  # of all heads' scores and weights in the file, before compression
-TOP = 5
-SCORES = 63  # steps between a head's least and largest score: more of them are noise that doesn't compress
+HEAT_ROWS, HEAT_COLUMNS, HISTOGRAM_BINS = 64, 48, 32  # of a heat map, of a histogram
+MAX_TOKENS, FIRST_TOKENS = 256, 8  # of a pass that are shown, and how many of these are its first
+MAX_ATTENTION_BYTES = 16e6  # of all heads' scores and weights in the file, before compression
+LENS_TOKENS = 5  # likeliest tokens after each layer
+SCORE_STEPS = 63  # between a head's least and largest score: more of them are noise that doesn't compress
+# The page's names of head 0 of a layer's queries and keys, before RoPE and after it.
+_TURNED = {"q_before": QUERIES, "k_before": KEYS, "q_after": TURNED_QUERIES, "k_after": TURNED_KEYS}
 
 
 class TracePage:
@@ -58,8 +77,8 @@ class TracePage:
         self._params, self._config, self._tokenizer, self._title, self._files = params, config, tokenizer, title, files
         self.asked = self.answered = ""
         self.n_answered = 0  # tokens
-        self._left, self._pieces = int(ATTENTION_BYTES), pieces
-        self._heat_rows = max(ROWS // 8, ROWS // pieces)
+        self._left, self._pieces = int(MAX_ATTENTION_BYTES), pieces
+        self._heat_rows = max(HEAT_ROWS // 8, HEAT_ROWS // pieces)
         self._strings: dict[str, int] = {}
         self._vocabulary: dict[int, str] = {}
         self._weights: dict[str, list[Any]] = {}
@@ -98,6 +117,7 @@ class TracePage:
             "said": [self.asked, self.answered, self.n_answered],
             "config": {"layers": c.n_layers, "heads": c.n_heads, "kv_heads": c.n_kv_heads, "width": c.dim,
                        "head_dim": c.head_dim, "theta": c.rope_theta},
+            "names": {"scores": SCORES.name, "weights": ATTENTION_WEIGHTS.name, "linear": LINEAR},
             "tokens": [self._text(id) for id in self._tokens],
             "ids": self._tokens,
             "strings": list(self._strings),
@@ -111,10 +131,10 @@ class TracePage:
         write_whole(path, _filled(base64.b64encode(packed).decode()))
 
     @property
-    def most_tokens(self) -> int:
+    def max_tokens(self) -> int:
         """How many tokens the next pass may show; each of the prompt's has an equal share of the file."""
         heads, share = self._config.n_layers * self._config.n_heads, max(0, self._left) // max(1, self._pieces)
-        return min(MOST_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(share // (2 * heads))))
+        return min(MAX_TOKENS, max(4 * FIRST_TOKENS, math.isqrt(share // (2 * heads))))
 
     def _group(self, last: int, step: TracedTensor) -> int:
         """Where on the page a step stands: its layer, -1 before the first, n_layers after the last."""
@@ -122,55 +142,56 @@ class TracePage:
             return step.layer
         if last < 0:
             return -1
-        handed_on = step.function == "decode" and step.kind == "local" and last < self._config.n_layers
+        handed_on = step.function == DECODE and step.kind == "local" and last < self._config.n_layers
         return last if handed_on else self._config.n_layers
 
     def _views(self, of: dict[str, Any], step: TracedTensor, value: Tensor) -> None:
         """Add what the views show of this step, if any."""
-        where = step.function, step.name
-        if where == ("embed", "tokens_BT"):
+        if TOKENS.matches(step):
             self._tokens += value[0].tolist()
-        elif where == ("decode", "x_BTD") and step.kind == "argument":
+        elif LAYERS_INPUT.matches(step):
             of["rows"], of["rowsOf"] = self._shown(value.shape[1]), value.shape[1]
             self._before_RD = value[0, of["rows"]].float()
             of["residual"].append(self._residual(self._before_RD, {}))
-        elif where == ("decode", "positions_BT"):
+        elif POSITIONS.matches(step):
             of["positions"], of["start"] = value[0, of["rows"]].tolist(), int(value[0, 0])
-        elif where == ("decode", "slots_S"):
-            of["columns"], of["span"] = self._shown(value.shape[0]), value.shape[0]
-            self._left -= 2 * self._config.n_layers * self._config.n_heads * len(of["rows"]) * len(of["columns"])
-            self._pieces -= 1
-        elif where == ("rotations", "angles_BTJ"):
+        elif ANGLES.matches(step):
             of["angles"] = self._blob(_numpy(value[0, of["rows"]]))
         if step.layer is None:
             return
         layer = of["layers"].setdefault(step.layer, {})
-        if step.function == "attention" and step.name in ("q_BTHK", "k_BTGK"):
-            when = "before" if step.nth == 1 else "after"
-            layer[f"{step.name[0]}_{when}"] = self._linear(_numpy(value[0, of["rows"], 0]))
-        elif where in (("attend", "scores_BGRTS"), ("attend", "weights_BGRTS")):
-            heads_HTS = value[0].flatten(0, 1)[:, of["rows"]][:, :, of["columns"]].float()
-            layer[step.name[: step.name.index("_")]] = (
-                self._scores(heads_HTS) if step.name[0] == "s" else self._blob(_numpy(heads_HTS.sqrt() * 255, np.uint8))
-            )
-        elif where in (("block", "attended_BTD"), ("block", "fed_BTD")):
+        if turned := next((field for field, tensor in _TURNED.items() if tensor.matches(step)), None):
+            layer[turned] = self._linear(_numpy(value[0, of["rows"], 0]))
+        elif SCORES.matches(step):
+            if "span" not in of:
+                self._see(of, value.shape[-1])
+            layer["scores"] = self._scores(_heads(of, value))
+        elif ATTENTION_WEIGHTS.matches(step):
+            layer["weights"] = self._blob(_numpy(_heads(of, value).sqrt() * 255, np.uint8))
+        elif ATTENDED.matches(step) or FED.matches(step):
             layer[step.name] = value[0, of["rows"]].float().norm(dim=-1)
-        elif step.function == "block" and step.kind == "return":
+        elif LAYER_OUTPUT.matches(step):
             after_RD = value[0, of["rows"]].float()
             of["residual"].append(self._residual(after_RD, layer))
             self._before_RD = after_RD
             layer["lens"] = self._lens(value[:, of["rows"]])
 
+    def _see(self, of: dict[str, Any], span: int) -> None:
+        """Choose which of the `span` tokens that a pass sees are shown, and take them off what is left of the file."""
+        of["columns"], of["span"] = self._shown(span), span
+        self._left -= 2 * self._config.n_layers * self._config.n_heads * len(of["rows"]) * len(of["columns"])
+        self._pieces -= 1
+
     def _residual(self, x_RD: Tensor, layer: dict[str, Any]) -> list[int]:
         """Norm, change, attention's part, feed-forward's part and largest magnitude, for each row."""
         norm_R = x_RD.norm(dim=-1)
         change_R = (x_RD - self._before_RD).norm(dim=-1) / self._before_RD.norm(dim=-1).clamp_min(1e-30)
-        parts = [layer.pop(name, torch.zeros_like(norm_R)) for name in ("attended_BTD", "fed_BTD")]
+        parts = [layer.pop(name, torch.zeros_like(norm_R)) for name in (ATTENDED.name, FED.name)]
         return self._blob(_numpy(torch.stack([norm_R, change_R, *parts, x_RD.abs().amax(-1)])))
 
     def _lens(self, x_1RD: Tensor) -> list[list[int]]:
         """The likeliest tokens and their probabilities, were this the last layer."""
-        top = [likeliest(part, self._params, self._config, TOP) for part in x_1RD.split(32, dim=1)]
+        top = [likeliest(part, self._params, self._config, LENS_TOKENS) for part in x_1RD.split(32, dim=1)]
         ids, shares = (torch.cat(parts, dim=1)[0] for parts in zip(*top, strict=True))
         for id in ids.unique().tolist():
             self._vocabulary[id] = self._text(id)
@@ -179,7 +200,7 @@ class TracePage:
     def _scores(self, scores_HTS: Tensor) -> list[Any]:
         low_H, high_H = scores_HTS.nan_to_num().flatten(1).aminmax(dim=1)
         scaled = (scores_HTS.nan_to_num() - low_H[:, None, None]) / (high_H - low_H).clamp_min(1e-30)[:, None, None]
-        return [self._blob(_numpy(scaled * SCORES, np.uint8)), [*map(_short, low_H)], [*map(_short, high_H)]]
+        return [self._blob(_numpy(scaled * SCORE_STEPS, np.uint8)), [*map(_short, low_H)], [*map(_short, high_H)]]
 
     def _linear(self, values: np.ndarray) -> list[Any]:
         most = float(np.abs(np.nan_to_num(values)).max(initial=0)) or 1.0
@@ -208,9 +229,9 @@ class TracePage:
         return [kind, self._offsets[mark], array.size]
 
     def _shown(self, n: int) -> list[int]:
-        if n <= self.most_tokens:
+        if n <= self.max_tokens:
             return list(range(n))
-        return [*range(FIRST_TOKENS), *range(n - self.most_tokens + FIRST_TOKENS, n)]
+        return [*range(FIRST_TOKENS), *range(n - self.max_tokens + FIRST_TOKENS, n)]
 
     def _string(self, text: str) -> int:
         return self._strings.setdefault(text, len(self._strings))
@@ -221,7 +242,12 @@ class TracePage:
 
 def needs(step: TracedTensor) -> bool:
     """Whether the page needs the step's tensor."""
-    return step.kind != "argument" or (step.function, step.name) in (("embed", "tokens_BT"), ("decode", "x_BTD"))
+    return step.kind != "argument" or TOKENS.matches(step) or LAYERS_INPUT.matches(step)
+
+
+def _heads(of: dict[str, Any], scores_BGRTS: Tensor) -> Tensor:
+    """Of the first prompt's scores or weights those that are shown, in heads_HTS."""
+    return scores_BGRTS[0].flatten(0, 1)[:, of["rows"]][:, :, of["columns"]].float()
 
 
 def _plane(value: Tensor, letters: str) -> tuple[np.ndarray, list[Any], list[list[Any]], bool]:
@@ -243,13 +269,13 @@ def _plane(value: Tensor, letters: str) -> tuple[np.ndarray, list[Any], list[lis
     return _numpy(value.flatten(1)), axes[0], axes[1:], head
 
 
-def _largest(plane: np.ndarray, most_rows: int) -> tuple[np.ndarray, int, int]:
-    """At most most_rows × COLUMNS cells, each its block's value of largest magnitude, and the block's rows and columns.
+def _largest(plane: np.ndarray, max_rows: int) -> tuple[np.ndarray, int, int]:
+    """At most max_rows × HEAT_COLUMNS cells, each the value of largest magnitude in its block, and a block's two sizes.
 
     Infinities count only where a block has nothing else, a NaN always.
     """
     (n_rows, n_columns) = plane.shape
-    tall, wide = max(1, -(-n_rows // most_rows)), max(1, -(-n_columns // COLUMNS))
+    tall, wide = max(1, -(-n_rows // max_rows)), max(1, -(-n_columns // HEAT_COLUMNS))
     padding = ((0, -n_rows % tall), (0, -n_columns % wide))
     blocks = np.pad(plane, padding, constant_values=np.inf)
     blocks = blocks.reshape(blocks.shape[0] // tall, tall, -1, wide).swapaxes(1, 2)
@@ -259,13 +285,13 @@ def _largest(plane: np.ndarray, most_rows: int) -> tuple[np.ndarray, int, int]:
 
 
 def _histogram(value: Tensor) -> np.ndarray:
-    """How many finite values lie in each of BINS equal steps from least to largest: square roots, the most being 255.
+    """How many finite values lie in each of HISTOGRAM_BINS equal steps from least to largest: roots, at most 255.
 
     Outliers are few, and roots leave them in sight.
     """
     flat = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
     flat = flat.flatten().to(torch.promote_types(flat.dtype, torch.float32)).cpu()
-    counts = torch.histc(flat[flat.isfinite()], BINS)
+    counts = torch.histc(flat[flat.isfinite()], HISTOGRAM_BINS)
     return _numpy((counts / counts.max().clamp_min(1)).sqrt() * 255, np.uint8)
 
 

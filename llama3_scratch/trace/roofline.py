@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from llama3_scratch.system.machine import MachineLimits
-from llama3_scratch.system.memory import size
+from llama3_scratch.system.memory import format_bytes
 from llama3_scratch.trace.cost import Cost
 from llama3_scratch.trace.tracer import TracedTensor
 
@@ -69,7 +69,7 @@ def _cells(cost: Cost, machine: MachineLimits | None) -> tuple[str, ...]:
     least = machine.seconds(cost.flops, cost.bytes) if machine is not None else 0.0
     limit = machine.bound(cost.flops, cost.bytes) if machine is not None else ""
     reached = f"{least / cost.seconds:.0%}" if cost.seconds else ""
-    return flops, size(cost.bytes), _time(cost.seconds), _time(least), limit, reached
+    return flops, format_bytes(cost.bytes), _time(cost.seconds), _time(least), limit, reached
 
 
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

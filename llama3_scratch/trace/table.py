@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
 import torch
 
+from llama3_scratch.compare.tensor_names import HANDED_ON, LAYER_OUTPUT
 from llama3_scratch.stored import Params, dtype_name
 from llama3_scratch.system.machine import MachineLimits
 from llama3_scratch.trace.roofline import beside
@@ -44,15 +45,15 @@ class Table:
         return step.layer is None or step.layer in self.layers
 
     def show(self, step: TracedTensor) -> None:
-        handed_on = step.function == "decode" and step.name == "x_BTD" and step.nth > 1
+        handed_on = HANDED_ON.matches(step)
         if handed_on and self._folded:
             return
         if self.full(step):
             self._step(step)
             self._folded = False
-        elif step.layer is not None and step.kind == "return" and step.function == "block" and not self.names:
+        elif LAYER_OUTPUT.matches(step) and not self.names:
             self._heading, self._folded = None, True
-            print(f"{step.path}  x_BTD  {_numbers(step.statistics)}".rstrip(), file=self.out)
+            print(f"{step.path}  {HANDED_ON.name}  {_numbers(step.statistics)}".rstrip(), file=self.out)
 
     def say_unknown(self, steps: Sequence[TracedTensor]) -> None:
         """Warn of chosen names that no step had."""
@@ -83,6 +84,15 @@ class Table:
         if self.values and step.value is not None and step.kind != "argument":
             text = torch.Tensor.__repr__(step.value)
             print("\n".join(f"        {line}" for line in text.splitlines()), file=self.out)
+
+
+def print_section(title: str, lines: Iterable[str]) -> None:
+    print(f"\n── {title} ──", *lines, sep="\n")
+
+
+def log_section(title: str, lines: Iterable[str]) -> None:
+    """`print_section` on stderr, where stdout is a machine's."""
+    log.info("\n%s", "\n".join([f"── {title} ──", *lines]))
 
 
 def _shown_as(step: TracedTensor) -> str:

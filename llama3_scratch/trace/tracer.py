@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from llama3_scratch import linear, model
+from llama3_scratch.compare.tensor_names import DECODE, EMBED, UNEMBED, step_key
 from llama3_scratch.config import Config
 from llama3_scratch.errors import Llama3Error, UsageError
 from llama3_scratch.stored import SIBLINGS
@@ -84,8 +85,7 @@ class TracedTensor:
     @property
     def key(self) -> str:
         """A name of its own within its call: `layers.0.attention.q_BTHK`, then `layers.0.attention.q_BTHK.2`."""
-        parts = [self.path, *([self.function] if self.function not in self.path.split(".") else []), self.name]
-        return ".".join(part for part in [*parts, str(self.nth) if self.nth > 1 else ""] if part)
+        return step_key(self.path, self.function, self.name, self.nth)
 
     @property
     def label(self) -> str:
@@ -181,10 +181,10 @@ class _Watcher:
             if self.meter is not None:
                 self.meter.take()  # what ran between the passes is no line of the model
             # The head belongs to the pass that went before it, the layers to the embedding's where that was called.
-            if code.co_name != "unembed" and not (code.co_name == "decode" and self._begun):
+            if code.co_name != UNEMBED and not (code.co_name == DECODE and self._begun):
                 self._call += 1
                 self._counts = {}
-            self._begun = code.co_name == "embed"
+            self._begun = code.co_name == EMBED
         values = frame.f_locals
         if isinstance(values.get("config"), Config):
             self._learn(values["config"])
@@ -316,7 +316,7 @@ def _statements() -> dict[CodeType, dict[int, tuple[int, str]]]:
 def _functions() -> dict[str, tuple[str, ...]]:
     """The functions that are followed, by module: all of model.py, and the embedding, whose seam lies in linear.py."""
     own = [name for name, of in vars(model).items() if inspect.isfunction(of) and of.__module__ == model.__name__]
-    return {model.__name__: tuple(own), linear.__name__: ("embed",)}
+    return {model.__name__: tuple(own), linear.__name__: (EMBED,)}
 
 
 @functools.cache

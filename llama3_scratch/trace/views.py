@@ -1,4 +1,4 @@
-"""Looks at a trace from one side: what each layer would say, where a head looks, how RoPE turns a pair."""
+"""Views of a trace: what each layer would say (the logit lens), where a head attends, how RoPE turns a pair."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ import torch
 from rich.cells import cell_len
 from torch import Tensor
 
+from llama3_scratch.compare.tensor_names import (
+    ATTEND,
+    ATTENTION_WEIGHTS,
+    LAYER_OUTPUT,
+    MASKED_SCORES,
+    ROTATION,
+    SCORES,
+    ModelTensor,
+)
 from llama3_scratch.config import Config
 from llama3_scratch.model import rms_norm, unembed
 from llama3_scratch.stored import Params
@@ -17,8 +26,8 @@ from llama3_scratch.text.detokenizer import label
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import TracedTensor
 
-WIDTH = 16  # the last tokens of a prompt that a matrix shows
-_LENSES = 4  # the last positions whose likeliest tokens are listed
+MATRIX_TOKENS = 16  # the last tokens of a prompt that a matrix shows
+_LISTED_POSITIONS = 4  # the last positions whose likeliest tokens are listed
 
 
 def lens(
@@ -38,7 +47,7 @@ def lens(
     more than `columns` characters a line are cut into several, one below the other.
     """
     found = {
-        path: likeliest(x_BTD, params, config, n) for path, x_BTD in _joined(steps, "block", "return", len(ids)).items()
+        path: likeliest(x_BTD, params, config, n) for path, x_BTD in _joined(steps, LAYER_OUTPUT, len(ids)).items()
     }
     rows = {
         "position": [str(position) for position in range(len(ids))],
@@ -46,7 +55,7 @@ def lens(
         **{path: [label(id, tokenizer) for id in top[0, :, 0].tolist()] for path, (top, _) in found.items()},
     }
     lines = _table(rows, columns)
-    for position in range(max(0, len(ids) - _LENSES), len(ids)):
+    for position in range(max(0, len(ids) - _LISTED_POSITIONS), len(ids)):
         lines += ["", f"the likeliest after {position}, {label(ids[position], tokenizer)}"]
         for path, (top, shares) in found.items():
             each = zip(top[0, position].tolist(), shares[0, position].tolist(), strict=True)
@@ -90,12 +99,12 @@ def likeliest(x_BTD: Tensor, params: Params, config: Config, n: int) -> tuple[Te
 def attention(steps: Sequence[TracedTensor], layer: int, head: int, tokens: Sequence[str]) -> list[str]:
     """A head's scores before the mask, after it, and its weights: a row a query, a column a key; the last of `tokens`,
     which are the first prompt's."""
-    shown = tokens[-WIDTH:]
+    shown = tokens[-MATRIX_TOKENS:]
     begin = len(tokens) - len(shown)
     matrices: dict[str, Tensor] = {}
     for step in steps:
-        named = step.name in ("scores_BGRTS", "masked_BGRTS", "weights_BGRTS")
-        if step.layer == layer and named and step.kind == "local" and step.value is not None:
+        named = any(tensor.matches(step) for tensor in (SCORES, MASKED_SCORES, ATTENTION_WEIGHTS))
+        if step.layer == layer and named and step.value is not None:
             R, T, S = step.value.shape[2:]
             of_head_TS = step.value[0, head // R, head % R].float()
             # A long prompt comes in several passes: a query saw no keys of a later one.
@@ -121,7 +130,7 @@ def _cell(value: float) -> str:
 
 def rope_pair(steps: Sequence[TracedTensor], pair: int, length: int) -> list[str]:
     """How far a pair of every head is turned at each position: the angle, and the complex number that turns it."""
-    (rotation_BTJ,) = _joined(steps, "decode", "rotation_BTJ", length).values()
+    (rotation_BTJ,) = _joined(steps, ROTATION, length).values()
     lines = [f"{'position':>8}  {'angle':>9}  {'cos':>8}  {'sin':>8}"]
     for position, turn in enumerate(rotation_BTJ[0, :, pair].tolist()):
         angle = torch.tensor(turn).angle().item() % (2 * math.pi)
@@ -132,23 +141,23 @@ def rope_pair(steps: Sequence[TracedTensor], pair: int, length: int) -> list[str
 def needs(step: TracedTensor, *, lens: bool, attention: tuple[int, int] | None, rope_pair: int | None) -> bool:
     """Whether one of these views reads the step's tensor."""
     return (
-        (lens and step.function == "block" and step.kind == "return")
-        or (attention is not None and step.layer == attention[0] and step.function == "attend" and step.kind == "local")
-        or (rope_pair is not None and step.name == "rotation_BTJ" and step.function == "decode")
+        (lens and LAYER_OUTPUT.matches(step))
+        or (attention is not None and step.layer == attention[0] and step.function == ATTEND and step.kind == "local")
+        or (rope_pair is not None and ROTATION.matches(step))
     )
 
 
 @dataclass
-class Looks:
-    """Where the heads of a layer look: the sum over queries of the weight that each gives a place, and how many
-    queries there were. The first token has nothing else to look at and doesn't count."""
+class PlaceShares:
+    """How much the heads of a layer attend to some places: the sum over queries of the weight that each gives a place,
+    and how many queries there were. The first token has nothing else to attend to and doesn't count."""
 
     places: dict[str, Tensor]
     queries: int = 0
 
 
-def look(found: Looks | None, weights_BGRTS: Tensor, length: int) -> Looks:
-    """`found` and what one pass adds to it, of a first prompt of `length` tokens."""
+def with_pass(before: PlaceShares | None, weights_BGRTS: Tensor, length: int) -> PlaceShares:
+    """The shares of the passes `before` and of one more, of a first prompt of `length` tokens."""
     weights_HTS = weights_BGRTS[0].flatten(0, 1).float()
     T, S = weights_HTS.shape[1:]
     skipped = max(0, 1 - (S - T))
@@ -159,12 +168,13 @@ def look(found: Looks | None, weights_BGRTS: Tensor, length: int) -> Looks:
         "itself": weights_HTS.diagonal(begin, 1, 2).sum(-1),
         "the one before": weights_HTS.diagonal(begin - 1, 1, 2).sum(-1) if begin else weights_HTS[:, 0, 0] * 0,
     }
-    if found is None:
-        found = Looks({place: torch.zeros_like(sum_H) for place, sum_H in here.items()})
-    return Looks({place: found.places[place] + here[place] for place in here}, found.queries + weights_HTS.shape[1])
+    if before is None:
+        before = PlaceShares({place: torch.zeros_like(sum_H) for place, sum_H in here.items()})
+    places = {place: before.places[place] + here[place] for place in here}
+    return PlaceShares(places, before.queries + weights_HTS.shape[1])
 
 
-def heads(layers: Sequence[Looks]) -> list[str]:
+def heads(layers: Sequence[PlaceShares]) -> list[str]:
     """Of each layer the head that looks most at each place, with its share."""
     if not layers[0].queries:
         return ["the prompt is a single token, which sees nothing but itself"]
@@ -176,10 +186,10 @@ def heads(layers: Sequence[Looks]) -> list[str]:
     return lines
 
 
-def _joined(steps: Sequence[TracedTensor], function: str, name: str, length: int) -> dict[str, Tensor]:
-    """By path, the tensors (B, T, …) of that name, those of several passes one behind the other: the first prompt's."""
+def _joined(steps: Sequence[TracedTensor], tensor: ModelTensor, length: int) -> dict[str, Tensor]:
+    """By path, that tensor (B, T, …), those of several passes one behind the other: the first prompt's."""
     parts: dict[str, list[Tensor]] = {}
     for step in steps:
-        if step.function == function and step.name == name and step.value is not None:
+        if tensor.matches(step) and step.value is not None:
             parts.setdefault(step.path, []).append(step.value[:1])
     return {path: torch.cat(of_path, dim=1)[:, :length] for path, of_path in parts.items()}

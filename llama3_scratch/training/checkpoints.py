@@ -25,7 +25,7 @@ from llama3_scratch.system.files import make_folder, read_json, unwritable, writ
 log = logging.getLogger("llama3_scratch")
 
 MANIFEST, LATEST = "manifest.json", "latest"
-KEEP = 2
+KEPT_CHECKPOINTS = 2  # the newest
 
 
 def begin(folder: Path, *, resume: bool) -> Path | None:
@@ -35,10 +35,10 @@ def begin(folder: Path, *, resume: bool) -> Path | None:
     """
     there = newest(folder)
     if there is None and resume:
-        raise FileError(f"{folder}: no whole checkpoint to go on from; without --resume a run begins")
+        raise FileError(f"{folder}: no whole checkpoint to go on from; without `resume` a run begins")
     if there is not None and not resume:
         raise FileError(
-            f"{folder}: there is a run already, at {there.name}; --resume goes on, another --out begins anew"
+            f"{folder}: there is a run already, at {there.name}; `resume` goes on, another `folder` begins anew"
         )
     make_folder(folder)
     return there
@@ -59,7 +59,7 @@ def save(folder: Path, step: int, tensors: dict[str, Any], about: dict[str, Any]
         (temporary / MANIFEST).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
             _to_disk(path)
-        if target.exists():  # left there by a run that was told to begin anew, or damaged
+        if target.exists():  # damaged, or of a run that was begun anew
             shutil.rmtree(target)
         temporary.replace(target)
         _to_disk(folder)
@@ -67,7 +67,7 @@ def save(folder: Path, step: int, tensors: dict[str, Any], about: dict[str, Any]
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         raise unwritable(target, error if isinstance(error, OSError) else OSError(str(error))) from error
-    for old in steps(folder)[KEEP:]:
+    for old in steps(folder)[KEPT_CHECKPOINTS:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -97,6 +97,11 @@ def read(checkpoint: Path, name: str) -> Any:
     if not path.exists():
         raise FileError(f"{path}: not found, so the run can't go on as it was")
     return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def has(checkpoint: Path, name: str) -> bool:
+    """Whether `save` was given something under `name`."""
+    return (checkpoint / f"{name}.pth").exists()
 
 
 def read_about(checkpoint: Path) -> dict[str, Any]:

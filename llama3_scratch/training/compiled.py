@@ -1,4 +1,4 @@
-"""A loss that torch compiles: slower to begin with by a minute, then each step is faster by what its kernels share."""
+"""A loss through torch.compile: the first step takes a minute longer, then fused kernels make each one faster."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.errors import UsageError
+from llama3_scratch.torch_internals import no_cxx_compiler
 
 
 def compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -19,14 +20,12 @@ def compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(loss)
     def checked(*args: Any, **kwargs: Any) -> Tensor:
-        from torch._inductor.exc import InvalidCxxCompiler
-
         with warnings.catch_warnings():
             # RoPE's complex numbers aren't compiled, and a cached function is traced: both are meant.
             warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._(dynamo|inductor)")
             try:
                 return fast(*args, **kwargs)
-            except InvalidCxxCompiler as error:
-                raise UsageError("--compile needs a C++ compiler, as g++ or clang++; leave it out") from error
+            except no_cxx_compiler() as error:
+                raise UsageError("`compile=True` needs a C++ compiler, as g++ or clang++; leave it out") from error
 
     return checked

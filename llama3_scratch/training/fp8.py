@@ -1,8 +1,8 @@
-"""Training in eight bits, emulated: every product of a layer as a processor with fp8 multipliers computes it.
+"""Training in fp8, emulated: every matmul of a layer as a processor with fp8 multipliers computes it.
 
-A number has a sign, an exponent, and what is left for its digits: E4M3 has 3 bits of these and reaches from 2⁻⁹ to 448,
-E5M2 has 2 and reaches from 2⁻¹⁶ to 57,344 (arXiv:2209.05433). On the way there inputs and weights are E4M3, since
-digits count; on the way back gradients are E5M2, since their sizes differ so much. Each tensor is divided by a scale
+A number has a sign, an exponent and a mantissa: E4M3 has 3 bits of the last and reaches from 2⁻⁹ to 448, E5M2 has 2 and
+reaches from 2⁻¹⁶ to 57,344 (arXiv:2209.05433). In the forward pass inputs and weights are E4M3, since digits count; in
+the backward pass gradients are E5M2, since their sizes differ so much. Each tensor is divided by a scale
 first that brings its largest number to the largest of the format, or small gradients would all become 0. Sums are f32,
 and weights and optimizer stay f32, or the many small steps of training would be lost in rounding.
 
@@ -38,17 +38,17 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def in_fp8(inner: Block) -> Block:
-    """A layer whose products with weights are those of fp8; embedding, norms, attention's scores and head stay as they
+    """A layer whose matmuls with weights are those of fp8; embedding, norms, attention's scores and head stay as they
     are, as is usual in such training."""
 
     def fp8_block(x_BTD: Tensor, params: Params, name: str, config: Config, **state: Any) -> Tensor:
-        with _Products():
+        with _Fp8Matmuls():
             return inner(x_BTD, params, name, config, **state)
 
     return fp8_block
 
 
-class _Products(TorchFunctionMode):
+class _Fp8Matmuls(TorchFunctionMode):
     """Within it F.linear is `Fp8Linear`, so that the layer needs no other code for it."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from llama3_scratch.cache import NO_CACHE, NoCache
 from llama3_scratch.config import Config
 from llama3_scratch.data.batches import IGNORE, Batch
-from llama3_scratch.model import Block, block, forward, fused_block
+from llama3_scratch.model import Block, forward, fused_block
 from llama3_scratch.stored import Params
 
 Wrap = Callable[[Block], Block]
@@ -36,37 +37,23 @@ def next_token_loss(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`cross_entropy` of a batch: a number. `dtype` is the activations'; `wrap` changes the layer."""
-    layer = within_documents(batch.documents_BT) if _several(batch.documents_BT) else fused_block
-    logits_BTV = forward(batch.tokens_BT, params, config, block=wrap(layer), dtype=dtype)
+    cache = NoCache(document_mask(batch.documents_BT)) if _several(batch.documents_BT) else NO_CACHE
+    logits_BTV = forward(batch.tokens_BT, params, config, cache=cache, block=wrap(fused_block), dtype=dtype)
     return cross_entropy(logits_BTV, batch.targets_BT)
 
 
-@torch.compiler.disable  # it looks at numbers to decide which layer is to be compiled
+@torch.compiler.disable  # it looks at numbers to decide whether a mask is needed
 def _several(documents_BT: Tensor) -> bool:
     return bool((documents_BT != documents_BT[:, :1]).any())
 
 
-def within_documents(documents_BT: Tensor) -> Block:
-    """A layer in which a token sees only its own document: several share a row and don't know each other.
+def document_mask(documents_BT: Tensor) -> Tensor:
+    """Which tokens each sees where several documents share a row and don't know each other: mask_BTS, T = S.
 
     RoPE knows distances only, so a document's positions needn't begin anew.
     """
     same_BTS = documents_BT[:, :, None] == documents_BT[:, None]
-
-    def packed(
-        x_BTD: Tensor, params: Params, name: str, config: Config, *, visible_BTS: Tensor, **state: Any
-    ) -> Tensor:
-        seen_BTS = visible_BTS & same_BTS
-        return block(x_BTD, params, name, config, visible_BTS=seen_BTS, attend=attend_masked, **state)
-
-    return packed
-
-
-def attend_masked(q_BTGRK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, visible_BTS: Tensor) -> Tensor:
-    """`attend` in one kernel for any mask: out_BTGRK."""
-    q_BHTK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BTGRK.flatten(2, 3), k_BSGK, v_BSGK))
-    out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=visible_BTS[:, None], enable_gqa=True)
-    return out_BHTK.transpose(1, 2).unflatten(2, q_BTGRK.shape[2:4])
+    return same_BTS.tril()
 
 
 def recomputed(inner: Block) -> Block:

@@ -1,4 +1,4 @@
-"""AdamW over the tensors that learn, and how the learning rate goes up and down."""
+"""AdamW over the trainable tensors, and the schedules of its learning rate."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SCHEDULES = ("cosine", "wsd", "constant", "range")
-_FLOOR = 0.1  # of the highest learning rate, where cosine ends
-_DECAY = 0.2  # of all steps, in which wsd goes down
-_RANGE = 1e-5  # of the highest learning rate, where range begins
+_COSINE_END = 0.1  # of the highest learning rate, where cosine ends
+_WSD_DECAY = 0.2  # of all steps, in which wsd goes down
+_RANGE_START = 1e-5  # of the highest learning rate, where range begins
 
 
 def adamw(
@@ -40,14 +39,14 @@ def schedule(kind: str, steps: int, warmup: int) -> Callable[[int], float]:
 
     def share(step: int) -> float:
         if kind == "range":
-            return _RANGE ** (1 - min(1.0, step / max(1, steps - 1)))
+            return _RANGE_START ** (1 - min(1.0, step / max(1, steps - 1)))
         if step < warmup:
             return (step + 1) / warmup
         if kind == "cosine":
             done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
-            return _FLOOR + (1 - _FLOOR) * (1 + math.cos(math.pi * done)) / 2
+            return _COSINE_END + (1 - _COSINE_END) * (1 + math.cos(math.pi * done)) / 2
         if kind == "wsd":
-            return max(0.0, min(1.0, (steps - step) / max(1.0, _DECAY * steps)))
+            return max(0.0, min(1.0, (steps - step) / max(1.0, _WSD_DECAY * steps)))
         return 1.0
 
     return share

@@ -1,20 +1,21 @@
-"""What a run leaves to look at: a line a step, a JSON line a step, and the curve of its loss."""
+"""What a run reports of each step: a line to be shown, and one of JSON in its log."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llama3_scratch.config import Config
-from llama3_scratch.system.display import Show
-from llama3_scratch.system.files import unwritable, write_whole
-from llama3_scratch.system.machine import peaks
+import torch
+
+from llama3_scratch.system.files import write_whole
+from llama3_scratch.system.machine import measure, peak_flops
+from llama3_scratch.system.progress import Show
 from llama3_scratch.system.timings import duration
+from llama3_scratch.training.choices import TrainingPlan
 from llama3_scratch.training.loop import TrainingStep
 
 log = logging.getLogger("llama3_scratch")
@@ -40,7 +41,7 @@ class Record:
         return next((line["validation"] for line in lines if "validation" in line), None)
 
     def add(self, line: dict[str, Any]) -> None:
-        """Append a line; a disk that takes none is told once, and doesn't end the training."""
+        """Append a line; a disk that takes none is warned of once, and doesn't end the training."""
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -59,43 +60,40 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
             log.warning("%s: a line that was cut short is left out", path)
 
 
-def flops_per_token(config: Config, length: int) -> float:
-    """FLOPs of training on one token: twice a forward pass's for each multiplication of it, there and back (×3).
+def reporter(
+    record: Record, show: Show, plan: TrainingPlan, flops_per_token: float, device: torch.device
+) -> Callable[[TrainingStep], None]:
+    """What reports each step: a line is shown, and one is recorded.
 
-    A forward pass takes 2 for each weight of a matrix, and 4 · H · K for each token that is seen, half of `length` on
-    average (arXiv:2204.02311, appendix B).
+    MFU is the share of what the device's matmuls reach in the plan's dtype, which is measured here.
     """
-    D, F = config.dim, config.hidden_dim
-    HK, GK = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    weights = config.n_layers * (2 * D * HK + 2 * D * GK + 3 * D * F) + D * config.vocab_size
-    return 3 * (2 * weights + config.n_layers * 4 * HK * (length + 1) / 2)
-
-
-def teller(kept: Record, show: Show, steps: int, work: float, dtype: str) -> Callable[[TrainingStep], None]:
-    """What is done after each step: a line is shown, and one is kept. `work` is the FLOPs of a token.
-
-    MFU, the share of what this machine's multiplications reach in `dtype`, is measured here.
-    """
-    known = peaks()
-    peak = known.get(dtype, known["f32"])  # f16 is multiplied in f32 on a CPU
+    peak = _peak(plan.dtype, device)
     usual = 0.0
 
-    def tell(step: TrainingStep) -> None:
+    def report(step: TrainingStep) -> None:
         nonlocal usual
         usual = step.seconds if not usual else 0.9 * usual + 0.1 * step.seconds
-        share = work * step.tokens / step.seconds / peak
-        show(step.step + 1, line(step, steps, share, (steps - step.step - 1) * usual))
-        kept.add(as_dict(step) | {"mfu": round(share, 4)})
+        mfu = flops_per_token * step.tokens / step.seconds / peak
+        show(step.step + 1, line(step, plan.steps, mfu, (plan.steps - step.step - 1) * usual))
+        record.add(as_dict(step) | {"mfu": round(mfu, 4)})
 
-    return tell
+    return report
 
 
-def line(step: TrainingStep, steps: int, share: float, eta: float) -> str:
-    """One dense line for a person: step, loss, learning rate, gradient norm, tokens/s, share of the peak, time left."""
+def _peak(dtype: str, device: torch.device) -> float:
+    """FLOP per second of matmuls in `dtype`. On a CPU f16 is multiplied in f32, as fp8 is everywhere."""
+    if device.type != "cpu":
+        return measure(device, {"bf16": torch.bfloat16, "f16": torch.float16}.get(dtype, torch.float32)).flops
+    known = peak_flops()
+    return known.get(dtype, known["f32"])
+
+
+def line(step: TrainingStep, steps: int, mfu: float, eta: float) -> str:
+    """One dense line for a person: step, loss, learning rate, gradient norm, tokens/s, MFU, time left."""
     skipped = " · skipped" if step.skipped else ""
     return (
         f"step {step.step + 1}/{steps} · loss {step.loss:.4f} · lr {step.lr:.2e} · grad {step.gradient:.2f} · "
-        f"{step.tokens / step.seconds:,.0f} tok/s · MFU {share:.0%} · {duration(eta)} left{skipped}"
+        f"{step.tokens / step.seconds:,.0f} tok/s · MFU {mfu:.0%} · {duration(eta)} left{skipped}"
     )
 
 
@@ -105,59 +103,3 @@ def as_dict(step: TrainingStep) -> dict[str, Any]:
         "step": step.step + 1,
         "tokens_per_second": round(step.tokens / step.seconds, 1),
     }
-
-
-def running_mean(values: Sequence[float], keep: float = 0.95) -> list[float]:
-    """Exponential moving averages, each of what was seen so far alone (Adam's correction, arXiv:1412.6980 §3)."""
-    total, means = 0.0, []
-    for number, value in enumerate(values, start=1):
-        total = keep * total + (1 - keep) * value
-        means.append(total / (1 - keep**number))
-    return means
-
-
-def limits(losses: Sequence[float], held_out: Sequence[float]) -> tuple[float, float]:
-    """The range of losses that the curve shows: the first step, what is held out, and 99 of 100 of the others, so that
-    a few steps that went wild don't flatten it."""
-    usual = sorted(losses)[: max(1, math.ceil(0.99 * len(losses)))]
-    shown = [losses[0], *usual, *held_out]
-    low, high = min(shown), max(shown)
-    margin = 0.05 * (high - low) or 0.05 * high
-    return low - margin, high + margin
-
-
-def draw(folder: Path) -> Path | None:
-    """Draw `loss.png` from the folder's log: each step's loss, its running mean, and the validation's.
-
-    Without matplotlib there is none, and that is said: a run that is done isn't to fail for a picture.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        log.warning('the curve is drawn by matplotlib, which is missing: pip install -e ".[train]"')
-        return None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    lines = list(read(folder / FILE))
-    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line and not line["skipped"]]
-    held_out = [(line["step"], line["validation"]) for line in lines if "validation" in line]
-    if not losses:
-        return None
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    axes.plot(*zip(*losses, strict=True), ".-" if len(losses) < 30 else "-", color="0.8", label="each step")
-    shown = limits([loss for _, loss in losses], [loss for _, loss in held_out])
-    means = running_mean([min(loss, shown[1]) for _, loss in losses])
-    axes.plot([step for step, _ in losses], means, label="running mean")
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", label="held out")
-    axes.set(xlabel="step", ylabel="loss, nats a token", ylim=shown)
-    axes.legend()
-    path = folder / "loss.png"
-    try:
-        figure.savefig(path, dpi=120, bbox_inches="tight")
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        pyplot.close(figure)
-    return path

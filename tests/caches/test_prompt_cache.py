@@ -99,7 +99,7 @@ OTHERS = {
     "weights": ({"params": tiny.params(seed=1)}, r"made with other weights; delete it"),
     "rope": (
         {"config": replace(CONFIG, rope_theta=1e4)},
-        r"made with rope_theta 500000\.0, this run has 10000\.0; delete it, or give --prompt-cache another file$",
+        r"made with rope_theta 500000\.0, this run has 10000\.0; delete it, or take another file$",
     ),
     "rope scaling": ({"config": replace(CONFIG, rope_scaling=RopeScaling(8.0))}, r"made with rope_scaling \{"),
     "sizes": ({"config": replace(CONFIG, n_heads=12)}, r"made with n_heads 6, this run has 12"),
@@ -127,7 +127,7 @@ def test_f221_one_changed_weight_is_other_weights(file):
 def test_f222_groups_and_a_smaller_context_are_named(file):
     with pytest.raises(FileError, match=r"keys int8 in groups of 8, this run has int8 in groups of 4"):
         load(file("int8 and int4"), cache_of("int8 in groups of 4"))
-    with pytest.raises(FileError, match=r"holds 20 tokens, the context is 19; raise --max-seq-len$"):
+    with pytest.raises(FileError, match=r"holds 20 tokens, the context is 19; raise `max_seq_len`$"):
         load(file(), cache_of(limit=19))
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from llama3_scratch import load
-from llama3_scratch.cache import Cache, Kept, RaggedCache
+from llama3_scratch.cache import Cache, Kept
 from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8, group_size, hadamard, vector_bytes
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.native import kernels

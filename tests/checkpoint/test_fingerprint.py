@@ -21,7 +21,8 @@ from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.checkpoint.peft import write_peft
-from llama3_scratch.inference.options import open_model
+from llama3_scratch.inference.choices import ModelChoice
+from llama3_scratch.inference.opening import open_model
 from llama3_scratch.params.lora import attach
 from llama3_scratch.params.quantize import FORMS, quantize
 from tests import tiny
@@ -84,13 +85,12 @@ def hashed(monkeypatch):
     return calls
 
 
-def opened(folder, *argv):
-    options = generate._parser().parse_args(["hi", "--model", str(folder), *map(str, argv)])
-    return open_model(options)[0]
+def opened(folder, **chosen):
+    return open_model(ModelChoice(model=folder, **chosen))[0]
 
 
-def hash_of(folder, *argv):
-    checkpoint = opened(folder, *argv)
+def hash_of(folder, **chosen):
+    checkpoint = opened(folder, **chosen)
     return fingerprint(checkpoint.params, checkpoint.origin)
 
 
@@ -106,12 +106,12 @@ def test_the_second_run_reads_nothing(folder, settled, hashed):
 
 
 def test_each_form_and_adapter_has_its_own(folder, settled, hashed):
-    more = [["--quantize", form] for form in FORMS] + [["--adapter", folder.parent / "adapter"]]
-    more += [["--adapter", folder.parent / "adapter", "--quantize", "int8-row"]]
-    for argv in ([], *more):
-        wanted = fingerprint(opened(folder, *argv).params)
+    adapter = folder.parent / "adapter"
+    more = [{"quantize": form} for form in FORMS] + [{"adapters": adapter}]
+    for chosen in ({}, *more, {"adapters": adapter, "quantize": "int8-row"}):
+        wanted = fingerprint(opened(folder, **chosen).params)
         hashed.clear()
-        assert hash_of(folder, *argv) == hash_of(folder, *argv) == wanted and len(hashed) == 1
+        assert hash_of(folder, **chosen) == hash_of(folder, **chosen) == wanted and len(hashed) == 1
 
 
 def rewrite(path, change):
@@ -130,8 +130,8 @@ def edited(tensors):
 @pytest.mark.parametrize("how", ["in place", "in place, with its old time", "replaced", "replaced, with its old time"])
 @pytest.mark.parametrize("which", ["m/model.safetensors", "adapter/adapter_model.safetensors"])
 def test_a_changed_file_is_noticed(folder, settled, hashed, how, which):
-    path, argv = folder.parent / which, ["--adapter", folder.parent / "adapter"]
-    before, was = hash_of(folder, *argv), path.stat()
+    path, adapter = folder.parent / which, folder.parent / "adapter"
+    before, was = hash_of(folder, adapters=adapter), path.stat()
     data = rewrite(path, edited)
     assert len(data) == was.st_size
     if how.startswith("in place"):
@@ -142,7 +142,7 @@ def test_a_changed_file_is_noticed(folder, settled, hashed, how, which):
     if how.endswith("old time"):
         os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
     hashed.clear()
-    assert hash_of(folder, *argv) != before and len(hashed) == 1
+    assert hash_of(folder, adapters=adapter) != before and len(hashed) == 1
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_believed(folder, settled, hashed):
@@ -202,7 +202,7 @@ def test_what_is_remembered_may_be_damaged(folder, settled, content):
 def test_no_more_are_remembered_than_the_newest(folder, settled, monkeypatch):
     monkeypatch.setattr(module, "_MOST", 2)
     for form in ("int8-row", "int8", "nf4"):
-        hash_of(folder, "--quantize", form)
+        hash_of(folder, quantize=form)
     assert len(json.loads((names.user_cache() / FILE).read_text())) == 2
 
 
@@ -234,7 +234,7 @@ def test_f221_a_prompt_cache_is_taken_by_no_other_model(folder, what, capsys):
     }[what]
     before = cache.read_bytes()
     assert generate.main([*run, *argv]) == 3
-    assert f"error: {cache}: {said}; delete it, or give" in capsys.readouterr().err.replace(", delete", "; delete")
+    assert f"error: {cache}: {said}; delete it, or take" in capsys.readouterr().err.replace(", delete", "; delete")
     assert cache.read_bytes() == before
 
 

@@ -14,7 +14,8 @@ from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary, vocabulary
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.text.byte_level import to_alphabet
 from llama3_scratch.text.pre_tokenizers import RULES, SMOLLM_PATTERN, covering
-from llama3_scratch.text.tokenizer import PATTERN, Tokenizer, read_tokenizer, write_tokenizer
+from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.text.tokenizer_file import read_tokenizer, write_tokenizer
 from tests import tiny
 from tests.llama_cpp_tokens import llama_cpp_tokens, write_vocabulary
 

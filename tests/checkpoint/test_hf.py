@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from llama3_scratch import convert, verify
+from llama3_scratch.checkpoint.description import describe
 from llama3_scratch.checkpoint.hf import read_hf, read_hf_header
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import Checkpoint, weight_files
 from llama3_scratch.config import RopeScaling, expected
-from llama3_scratch.describe import describe
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.init import init
 from llama3_scratch.model import forward
@@ -478,7 +478,9 @@ def test_f018_unexpected_keys(folder):
     assert len(read_hf(folder)[1]) == 48
     header["strange"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(body) + 4, len(body) + 8]}
     join(path, header, body + b"12341234")
-    with pytest.raises(FileError, match=f"{path}: strange is not part of a Llama of this config; --allow-extra"):
+    with pytest.raises(
+        FileError, match=f"{path}: strange is not part of a Llama of this config; `allow_extra=True` ignores"
+    ):
         read_hf(folder)
     assert len(read_hf(folder, allow_extra=True)[1]) == 48
 

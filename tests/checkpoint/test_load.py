@@ -21,7 +21,7 @@ from llama3_scratch.config import RopeScaling
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.sample import NonFiniteError, sampler
 from llama3_scratch.inference.stream import stream
-from llama3_scratch.text.tokenizer import write_tokenizer
+from llama3_scratch.text.tokenizer_file import write_tokenizer
 from tests import tiny
 from tests.checkpoint.test_llama2c import CONFIG as LLAMA2C
 from tests.checkpoint.test_llama2c import write as write_llama2c
@@ -273,7 +273,9 @@ def test_f018_allow_extra(tmp_path):
     folder = tiny.folder(tmp_path / "meta")
     tensors = torch.load(folder / "consolidated.00.pth")
     torch.save(tensors | {"layers.0.attention.wq.bias": torch.ones(48)}, folder / "consolidated.00.pth")
-    refused(lambda: load(folder), "layers.0.attention.wq.bias is not part of a Llama", "--allow-extra")
+    refused(
+        lambda: load(folder), "layers.0.attention.wq.bias is not part of a Llama", "`allow_extra=True` ignores that"
+    )
     assert load(folder, allow_extra=True).params.keys() == tensors.keys()
 
 
@@ -312,10 +314,10 @@ def test_f087_override(folder, tmp_path, caplog):
     notes = [record.getMessage() for record in caplog.records]
     assert notes == [
         "RoPE scaling factor 32: params.json's rope_scaling_factor",
-        "RoPE scaling factor 4: --rope-scale-factor",
+        "RoPE scaling factor 4: `rope_scale_factor`",
     ]
     write_hf(tmp_path / "hf", tiny.params(), tiny.CONFIG, tiny.tokenizer())
-    with pytest.raises(UsageError, match=r"--rope-scale-factor is for Meta's folders.*says its own"):
+    with pytest.raises(UsageError, match=r"`rope_scale_factor` is for Meta's folders.*says its own"):
         load(tmp_path / "hf", rope_scale_factor=8.0)
 
 
@@ -353,5 +355,5 @@ def test_only_the_folders_name_says_that_metas_model_chats_until_it_is_written_a
 
 def test_allow_extra_is_for_folders(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UsageError, match="--allow-extra is for Meta's and Hugging Face's folders"):
+    with pytest.raises(UsageError, match="`allow_extra` is for Meta's and Hugging Face's folders"):
         load(tmp_path / "model.gguf", allow_extra=True)

@@ -261,7 +261,7 @@ def test_any_damaged_byte_is_refused_or_unseen(folder):
         ),
         pytest.param(
             lambda tensors: tensors | {"layers.0.attention.wq.bias": torch.ones(48)},
-            ["layers.0.attention.wq.bias is not part of a Llama", "--allow-extra ignores that"],
+            ["layers.0.attention.wq.bias is not part of a Llama", "`allow_extra=True` ignores that"],
             id="F018",
         ),
         pytest.param(
@@ -491,7 +491,7 @@ def test_shards_are_refused_before_anything_is_allocated(tmp_path, monkeypatch, 
     folder = wide(tmp_path / "m", 2)
     for index in range(2):
         edit(folder / f"consolidated.0{index}.pth", change)
-    monkeypatch.setattr(meta, "require", lambda plan, free: pytest.fail("memory was asked for"))
+    monkeypatch.setattr(meta, "require_memory", lambda plan, free: pytest.fail("memory was asked for"))
     refused(lambda: read_meta(folder), str(folder))
 
 
@@ -504,13 +504,13 @@ def test_allow_extra_over_shards(tmp_path):
 
 def test_shards_that_memory_cannot_hold(tmp_path, monkeypatch):
     folder = wide(tmp_path / "m", 2)
-    monkeypatch.setattr(meta, "available", lambda: 100_000)
+    monkeypatch.setattr(meta, "available_memory", lambda: 100_000)
     with pytest.raises(ResourceError, match="100 kB are free"):
         read_meta(folder)
 
 
 def test_uneven_cuts_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="--shards 3 doesn't divide n_kv_heads 2"):
+    with pytest.raises(UsageError, match="`shards` 3 doesn't divide n_kv_heads 2"):
         write_meta(tmp_path / "m", tiny.params(), tiny.CONFIG, None, shards=3)
     assert not (tmp_path / "m").exists()
 
@@ -576,7 +576,7 @@ def test_qlora_is_written_as_it_was_read(tmp_path):
     data = json.loads((tmp_path / "copy" / "params.json").read_text())
     assert data["quantization_args"] == INT4 | {"spinquant": False}
     assert data["lora_args"] == {"rank": 16, "scale": 2.0}
-    with pytest.raises(UsageError, match="--shards 2: quantised weights and adapters go into one shard"):
+    with pytest.raises(UsageError, match="`shards` 2: quantised weights and adapters go into one shard"):
         write_meta(tmp_path / "halves", params, config, None, shards=2)
     params["layers.1.attention.wq.adaptor.scale"] = torch.tensor(1.0)
     with pytest.raises(UsageError, match=r"one rank and scale for all adapters, got \[\(16, 1.0\), \(16, 2.0\)\]"):
@@ -666,7 +666,7 @@ def test_quantised_weights_come_back_as_they_were_and_go_into_one_shard(tmp_path
     assert config == tiny.TILED and found.keys() == params.keys()
     assert all(found[name].equal(params[name]) and found[name].dtype == params[name].dtype for name in params)
     assert not caplog.records
-    with pytest.raises(UsageError, match="--shards 2: quantised weights and adapters go into one shard, here is tok_"):
+    with pytest.raises(UsageError, match="`shards` 2: quantised weights and adapters go into one shard, here is tok_"):
         write_meta(tmp_path / "two", params, tiny.TILED, None, shards=2)
     if stored(found, "layers.0.feed_forward.w1").values.ndim > 2:  # rows are counted first, and say two shards too
         torch.save(found, tmp_path / "m" / "consolidated.01.pth")

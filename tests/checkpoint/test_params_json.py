@@ -213,8 +213,8 @@ def test_f086_qlora_is_read(tmp_path):
         ),
         ("llama3.2-1b", {"vocab_size": 99}, None, 32, "the shape is llama3.2-1b's"),
         ("llama3.2-1b", {"rope_scaling_factor": 16}, None, 16, "params.json's rope_scaling_factor"),
-        ("llama3.2-1b", {}, 8.0, 8, "--rope-scale-factor"),
-        ("llama3.1-8b", {"rope_scaling_factor": 16}, 4.5, 4.5, "--rope-scale-factor"),
+        ("llama3.2-1b", {}, 8.0, 8, "`rope_scale_factor`"),
+        ("llama3.1-8b", {"rope_scaling_factor": 16}, 4.5, 4.5, "`rope_scale_factor`"),
     ],
 )  # fmt: skip
 def test_f087_scaling_factor(tmp_path, caplog, name, changes, override, factor, why):
@@ -228,7 +228,7 @@ def test_f087_nothing_to_scale(tmp_path, caplog):
     path = write(tmp_path, use_scaled_rope=None)
     assert read_params_json(path, shards()) == replace(CONFIG, rope_scaling=None, max_seq_len=8192)
     assert not caplog.records
-    with pytest.raises(UsageError, match=r"--rope-scale-factor: .* has no use_scaled_rope"):
+    with pytest.raises(UsageError, match=r"`rope_scale_factor`: .* has no use_scaled_rope"):
         read_params_json(path, rope_scale_factor=8.0)
     assert read_params_json(write(tmp_path, use_scaled_rope=False, rope_scaling_factor=16)).rope_scaling is None
     assert "rope_scaling_factor is ignored, use_scaled_rope isn't true" in caplog.text

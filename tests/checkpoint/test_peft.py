@@ -521,12 +521,12 @@ def base_with(rows, chat_format="llama3"):
 @pytest.mark.parametrize(
     "rows", [lambda rows: 1e-6 * rows, lambda rows: rows[:1].expand_as(rows)], ids=["small", "alike"]
 )
-def test_f210_a_chats_frame_of_untrained_tokens_warns(folder, rows, caplog):
+def test_f210_a_chat_format_of_untrained_tokens_warns(folder, rows, caplog):
     add_adapters(base_with(rows), [folder])
     [record] = [record for record in caplog.records if "never trained" in record.getMessage()]
     assert record.levelno == logging.WARNING
     assert (
-        "framed by <|start_header_id|>, <|end_header_id|>, <|eot_id|>, whose embeddings were never"
+        "its chat format has <|start_header_id|>, <|end_header_id|>, <|eot_id|>, whose embeddings were never"
         in record.getMessage()
     )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from storyteller.stories import stories
 
 from llama3_scratch.data.clean import C4, GOPHER, WebPage, broken_rule, c4_lines, tidy
 from llama3_scratch.data.duplicates import Exact, Near
 from llama3_scratch.data.report import Report, cleaned
-from llama3_scratch.data.stories import stories
 from llama3_scratch.errors import UsageError
 from tests.training.test_pretrain import script
 
@@ -53,9 +53,9 @@ def test_gophers_rules_by_name(rule):
 
 def test_repetition_by_hand():
     page = WebPage("a b a b c\n\nx\n\nx\n\nyy")
-    assert page.top_run(2) == 4 / 9 and page.repeated(page.lines, by_characters=False) == 1 / 4
+    assert page.top_ngram(2) == 4 / 9 and page.repeated(page.lines, by_characters=False) == 1 / 4
     assert page.repeated(page.paragraphs, by_characters=True) == 1 / 13
-    assert page.repeated_runs(2) == 2 / 9 and page.repeated_runs(3) == 0 and WebPage("a b c").top_run(2) == 0
+    assert page.repeated_ngrams(2) == 2 / 9 and page.repeated_ngrams(3) == 0 and WebPage("a b c").top_ngram(2) == 0
     again = f"{ENGLISH}\n\n{ENGLISH}"
     assert broken_rule(again, ["gopher"]) == "gopher: at most 30% of lines repeat"
     assert broken_rule(again.replace("\n", " "), ["gopher"]).startswith("gopher: at most 15% in repeated runs of 5")

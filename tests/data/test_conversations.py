@@ -10,7 +10,7 @@ import torch
 from llama3_scratch.data.batches import IGNORE
 from llama3_scratch.data.conversations import Conversations, encode, read_conversations, split
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.text.chat_format import frame_template
+from llama3_scratch.text.chat_format import format_template
 from llama3_scratch.text.dialog import encode_dialog, encode_message
 from llama3_scratch.text.tokenizer import ChatTemplate
 from tests import tiny
@@ -85,14 +85,14 @@ def test_only_answers_are_learnt_and_all_is_as_the_model_meets_it(name):
     tokenizer = tokenizers()[name]
     encoded = encode(LONGER, tokenizer)
     prompt = encode_dialog(LONGER[:2], tokenizer)
-    assert encoded.ids[: len(prompt)] == prompt and not any(encoded.learnt[: len(prompt)])
+    assert encoded.ids[: len(prompt)] == prompt and not any(encoded.is_target[: len(prompt)])
     again = encode_dialog(LONGER[:4], tokenizer)
     assert encoded.ids[: len(again)] == again, "the second turn stands behind what a chat would hold"
     end = encode_message(LONGER[-1], tokenizer)[-1 if name == "llama3" else -2]
-    learnt = [id for id, is_learnt in zip(encoded.ids, encoded.learnt, strict=True) if is_learnt]
+    learnt = [id for id, is_learnt in zip(encoded.ids, encoded.is_target, strict=True) if is_learnt]
     assert learnt.count(end) == 2 and encoded.ids[-1] == end
     assert tokenizer.decode(learnt) == tokenizer.decode([end]).join(["Hello you", "See you", ""])
-    assert all(encode(LONGER, tokenizer, mask_prompt=False).learnt)
+    assert all(encode(LONGER, tokenizer, mask_prompt=False).is_target)
 
 
 def test_f234_special_tokens_in_a_text_are_text():
@@ -121,13 +121,14 @@ def test_rows_are_filled_and_know_their_documents():
                 at = documents_T == number
                 one = next(i for i, e in enumerate(encoded) if e.ids[:-1] == tokens_T[at].tolist())
                 wanted = [
-                    id if learnt else IGNORE for id, learnt in zip(encoded[one].ids, encoded[one].learnt, strict=True)
+                    id if learnt else IGNORE
+                    for id, learnt in zip(encoded[one].ids, encoded[one].is_target, strict=True)
                 ]
                 assert targets_T[at].tolist() == wanted[1:]
                 seen.append(one)
             assert (targets_T[documents_T == -1] == IGNORE).all()
     assert sorted(seen) == list(range(9)) and len(batches) < 9
-    assert batches.answer_tokens == sum(sum(e.learnt[1:]) for e in encoded)
+    assert batches.answer_tokens == sum(sum(e.is_target[1:]) for e in encoded)
 
 
 def test_an_epoch_is_decided_by_its_number_alone():
@@ -151,7 +152,7 @@ def test_f232_f233_what_is_too_long(caplog):
     assert left.tokens_BT.shape == (1, 40) and (left.targets_BT != IGNORE).any()
     with pytest.raises(FileError, match="none of 1 conversations has an answer within 40 tokens"):
         Conversations([long], tokenizer, size=1, length=40, seed=0)
-    with pytest.raises(UsageError, match="--truncate must be right or left, got 'middle'"):
+    with pytest.raises(UsageError, match="`truncate`: expected right or left, got 'middle'"):
         Conversations([ASKED], tokenizer, size=1, length=40, seed=0, truncate="middle")
 
 
@@ -168,7 +169,7 @@ def test_any_order_that_the_frame_takes_is_learnt(tmp_path):
         assert read(tmp_path, json.dumps({"messages": messages})) == [messages]
         for tokenizer in tokenizers().values():
             encoded = encode(messages, tokenizer)
-            text = tokenizer.decode(id for id, learnt in zip(encoded.ids, encoded.learnt, strict=True) if learnt)
+            text = tokenizer.decode(id for id, learnt in zip(encoded.ids, encoded.is_target, strict=True) if learnt)
             assert text.count("Hello you<|") == messages.count(answered)
             assert tokenizer.decode(encoded.ids).count("Hi") == messages.count(asked)
 
@@ -185,10 +186,10 @@ def test_a_conversation_that_a_template_refuses_is_named():
 
 def test_answers_of_a_template_are_learnt_as_those_of_the_frame():
     framed, templated = tokenizers()["chatml"], tokenizers()["chatml"]
-    templated.chat_template = ChatTemplate(frame_template(framed))
+    templated.chat_template = ChatTemplate(format_template(framed))
     templated.set_chat_format("template")
     for messages in (ASKED, LONGER, [*LONGER, *ASKED], [*LONGER, *ASKED[:1]]):
         for mask_prompt in (True, False):
             wanted = encode(messages, framed, mask_prompt=mask_prompt)
             got = encode(messages, templated, mask_prompt=mask_prompt)
-            assert (got.ids, got.learnt) == (wanted.ids, wanted.learnt)
+            assert (got.ids, got.is_target) == (wanted.ids, wanted.is_target)

@@ -58,7 +58,7 @@ def test_several_files_are_one_row(tmp_path):
             '{"text": "a"}\n\n{"b": 1}', "a.jsonl", r"a\.jsonl:3: expected a text under 'text', got None", id="F226"
         ),
         pytest.param('{"text": 5}', "a.jsonl", r"a\.jsonl:1: expected a text under 'text', got 5", id="F226 number"),
-        pytest.param('{"a": "", "text": 5}', "a.jsonl", r"got 5; --field names another of 'a'$", id="F226 others"),
+        pytest.param('{"a": "", "text": 5}', "a.jsonl", r"got 5; `field` names another of 'a'$", id="F226 others"),
         pytest.param('{"text": 5}', "a.jsonl", r"got 5; no field of this row is one$", id="F226 no others"),
         pytest.param('[{"text": "a"}, {}]', "a.json", r"a\.json: row 2: expected a text under", id="F226 list"),
         pytest.param("[" * 100_000, "a.json", r"a\.json: not valid JSON", id="F225 nested list"),

@@ -9,7 +9,7 @@ import torch
 
 from llama3_scratch import chat, generate
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference import options
+from llama3_scratch.inference import choices
 from llama3_scratch.inference.sample import (
     REPEAT_LAST_N,
     NonFiniteError,
@@ -92,7 +92,7 @@ def test_the_window_of_the_repeat_penalty_is_llama_cpps_unless_told_otherwise():
     assert sampler(repeat_penalty=2.0)(values, [0, *[1] * 63]) == 2
     assert sampler(repeat_penalty=2.0)(values, [0, *[1] * 64]) == 0
     assert generate._parser().parse_args(["hi"]).repeat_last_n == chat._parser().parse_args([]).repeat_last_n
-    assert options.REPEAT_LAST_N == REPEAT_LAST_N == 64
+    assert choices.REPEAT_LAST_N == REPEAT_LAST_N == 64
 
 
 def test_f123_temperature_zero_is_greedy_and_ties_go_to_the_smaller_id():

@@ -24,10 +24,10 @@ PROMPT = tiny.tokens(1, 12)[0].tolist()
 N = 40
 
 
-def run(prompt=PROMPT, *, guesses=None, n=N, **options):
+def run(prompt=PROMPT, *, drafts=None, n=N, **options):
     """(tokens, the last finish_reason) and the logits."""
     sampling = options.pop("sampling", {})
-    more = {} if guesses is None else {"guesses": guesses}
+    more = {} if drafts is None else {"drafts": drafts}
     steps = stream(
         [prompt],
         PARAMS,
@@ -44,9 +44,9 @@ def run(prompt=PROMPT, *, guesses=None, n=N, **options):
 
 def eager(propose, **more):
     """Guesses that are made at every pass: a clock at which nothing ever takes time."""
-    guesses = Drafts(propose, clock=lambda: 0.0, **more)
-    guesses._paused = 0
-    return guesses
+    drafts = Drafts(propose, clock=lambda: 0.0, **more)
+    drafts._paused = 0
+    return drafts
 
 
 def oracle(right: int):
@@ -62,21 +62,21 @@ def oracle(right: int):
 
 @pytest.mark.parametrize("right", [0, 1, 3, 99])
 @pytest.mark.parametrize("most", [1, 5, 15])
-def test_greedy_text_and_logits_are_those_without_guesses(right, most):
+def test_greedy_text_and_logits_are_those_without_drafts(right, most):
     tokens, reason, logits_NV = run()
-    guesses = eager(oracle(right), most=most)
-    guessed, its_reason, its_logits_NV = run(guesses=guesses)
-    assert (guessed, its_reason) == (tokens, reason)
+    drafts = eager(oracle(right), most=most)
+    drafted, its_reason, its_logits_NV = run(drafts=drafts)
+    assert (drafted, its_reason) == (tokens, reason)
     check(its_logits_NV, logits_NV, 1e-9)
     if right == 0:
-        assert guesses.accepted == 0 < guesses.proposed
+        assert drafts.accepted == 0 < drafts.proposed
     if right == 99:
-        assert guesses.accepted == guesses.proposed >= N // 2 - 1
+        assert drafts.accepted == drafts.proposed >= N // 2 - 1
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("propose", ["lookup", "draft", "truth"])
-def test_sampled_text_is_that_without_guesses_for_the_same_seed(seed, propose):
+def test_sampled_text_is_that_without_drafts_for_the_same_seed(seed, propose):
     prompt = (tiny.tokens(1, 6, seed=seed)[0].tolist()) * 3
     sampling = {
         "temperature": 0.7,
@@ -90,25 +90,25 @@ def test_sampled_text_is_that_without_guesses_for_the_same_seed(seed, propose):
         "draft": DraftModel(tiny.params(seed=1), tiny.CONFIG, dtype=torch.float32),
         "truth": DraftModel(PARAMS, tiny.CONFIG, dtype=torch.float64),
     }[propose]
-    guesses = eager(made)
-    assert run(prompt, sampling=sampling, guesses=guesses)[0] == run(prompt, sampling=sampling)[0]
-    assert guesses.proposed
+    drafts = eager(made)
+    assert run(prompt, sampling=sampling, drafts=drafts)[0] == run(prompt, sampling=sampling)[0]
+    assert drafts.proposed
 
 
 def test_the_distribution_is_the_models_own():
-    """Chi-square over the first two tokens of 6,000 runs, of which the second is always guessed."""
+    """Chi-square over the first two tokens of 6,000 runs, of which the second is always drafted."""
     prompt, n = PROMPT[:3], 6000
     p_V = run(prompt, n=1)[2][0].softmax(-1)
     likely = p_V.topk(6).indices.tolist()
     second = {t: forward(torch.tensor([[*prompt, t]]), PARAMS, tiny.CONFIG)[0, -1].softmax(-1) for t in likely}
-    guess = {t: int(second[t].argmax()) for t in likely}
+    draft = {t: int(second[t].argmax()) for t in likely}
     draws = sampler(temperature=1.0, seed=7)
 
     def chi_square(rule):
         seen: dict[tuple[int, int], int] = {}
         for _ in range(n):
             first = draws(p_V.log(), prompt)
-            if first in guess:
+            if first in draft:
                 pair = first, rule(first)
                 seen[pair] = seen.get(pair, 0) + 1
         total = cells = 0.0
@@ -120,24 +120,24 @@ def test_the_distribution_is_the_models_own():
                     cells += 1
         return (total - cells) / math.sqrt(2 * cells)  # about a standard normal number
 
-    # The rule of `stream`: the place's own draw is what comes, whatever was guessed.
+    # The rule of `stream`: the place's own draw is what comes, whatever was drafted.
     assert abs(chi_square(lambda first: draws(second[first].log(), [*prompt, first]))) < 4
-    assert chi_square(lambda first: guess[first]) > 20, "to take every guess is another distribution"
+    assert chi_square(lambda first: draft[first]) > 20, "to take every draft is another distribution"
 
 
 def test_what_comes_is_the_places_own_draw():
-    """Each of a hundred seeds gives the tokens with guesses that it gives without."""
+    """Each of a hundred seeds gives the tokens with drafts that it gives without."""
     for seed in range(100):
         sampling = {"temperature": 1.5, "seed": seed}
         assert (
-            run(PROMPT[:3], n=4, sampling=sampling, guesses=eager(oracle(2)))[0]
+            run(PROMPT[:3], n=4, sampling=sampling, drafts=eager(oracle(2)))[0]
             == run(PROMPT[:3], n=4, sampling=sampling)[0]
         )
 
 
 def test_the_cache_holds_what_was_said_and_nothing_else():
     cache, fresh = Cache(200), Cache(200)
-    tokens, _, _ = run(guesses=eager(oracle(2)), cache=cache)
+    tokens, _, _ = run(drafts=eager(oracle(2)), cache=cache)
     said = [*PROMPT, *tokens]
     assert cache.length == len(said) - 1
     forward(torch.tensor([said[:-1]]), PARAMS, tiny.CONFIG, cache=fresh)
@@ -146,9 +146,9 @@ def test_the_cache_holds_what_was_said_and_nothing_else():
         check(cache.layers[name][1].get(cache.length), values.get(cache.length), 1e-9)
 
 
-def test_whoever_leaves_amid_right_guesses_finds_a_true_cache():
+def test_whoever_leaves_amid_right_drafts_finds_a_true_cache():
     cache = Cache(200)
-    guesses = eager(oracle(99))
+    drafts = eager(oracle(99))
     steps = stream(
         [PROMPT],
         PARAMS,
@@ -157,24 +157,24 @@ def test_whoever_leaves_amid_right_guesses_finds_a_true_cache():
         max_tokens=N,
         dtype=torch.float64,
         cache=cache,
-        guesses=guesses,
+        drafts=drafts,
     )
     heard = [next(steps).token for _ in range(4)]
-    assert guesses.proposed == 0, "within the first pass that had guesses"
+    assert drafts.proposed == 0, "within the first pass that had drafts"
     steps.close()
     assert cache.length == len(PROMPT) + len(heard) - 1
 
 
-def test_a_stop_amid_right_guesses_is_the_end():
+def test_a_stop_amid_right_drafts_is_the_end():
     tokens, _, _ = run()
-    stops = run(guesses=eager(oracle(99)), stop=lambda row, token: token == tokens[3])
+    stops = run(drafts=eager(oracle(99)), stop=lambda row, token: token == tokens[3])
     assert stops[:2] == (tokens[: tokens.index(tokens[3]) + 1], "stop")
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_max_tokens_and_the_context_end_it_exactly(n):
-    assert run(n=n, guesses=eager(oracle(99)))[:2] == (run()[0][:n], "length")
-    tokens, reason, _ = run(guesses=eager(oracle(99)), max_seq_len=len(PROMPT) + n)
+    assert run(n=n, drafts=eager(oracle(99)))[:2] == (run()[0][:n], "length")
+    tokens, reason, _ = run(drafts=eager(oracle(99)), max_seq_len=len(PROMPT) + n)
     assert (tokens, reason) == (run()[0][:n], "length")
 
 
@@ -197,32 +197,32 @@ def test_the_draft_model_follows_what_was_really_said():
     assert draft(other, 3) == ids[len(other) :]
 
 
-def test_guessing_stops_where_it_loses_and_is_tried_again():
-    guesses = Drafts(lambda seen, most: [0] * most, clock=lambda: 0.0)
+def test_drafting_stops_where_it_loses_and_is_tried_again():
+    drafts = Drafts(lambda seen, most: [0] * most, clock=lambda: 0.0)
     asked = []
     for _ in range(60):
-        found = guesses.guess([1], 9)
+        found = drafts.propose([1], 9)
         asked.append(bool(found))
-        guesses.learn(len(found), 0, 1.5 if found else 1.0)
-    # The first pass shows what one takes; the first guesses lose, and each time the pause is twice as long.
+        drafts.observe(len(found), 0, 1.5 if found else 1.0)
+    # The first pass shows what one takes; the first drafts lose, and each time the pause is twice as long.
     assert asked == [False, True, *[False] * 16, True, *[False] * 32, True, *[False] * 8]
 
 
-def test_guessing_goes_on_and_grows_where_it_gains():
-    guesses = Drafts(lambda seen, most: [0] * most, most=8, clock=lambda: 0.0)
-    guesses.guess([1], 9)
-    guesses.learn(0, 0, 1.0)
+def test_drafting_goes_on_and_grows_where_it_gains():
+    drafts = Drafts(lambda seen, most: [0] * most, most=8, clock=lambda: 0.0)
+    drafts.propose([1], 9)
+    drafts.observe(0, 0, 1.0)
     sizes = []
     for _ in range(6):
-        sizes.append(len(guesses.guess([1], 99)))
-        guesses.learn(sizes[-1], sizes[-1], 1.5)
+        sizes.append(len(drafts.propose([1], 99)))
+        drafts.observe(sizes[-1], sizes[-1], 1.5)
     assert sizes == [4, 8, 8, 8, 8, 8]
-    assert (guesses.proposed, guesses.accepted) == (sum(sizes), sum(sizes))
+    assert (drafts.proposed, drafts.accepted) == (sum(sizes), sum(sizes))
 
 
 def test_several_prompts_are_refused():
-    with pytest.raises(UsageError, match="guesses are for one prompt, got 2"):
-        next(stream([[1], [2]], PARAMS, tiny.CONFIG, samplers=[sampler()] * 2, max_tokens=2, guesses=Drafts(lookup)))
+    with pytest.raises(UsageError, match="drafts are for one prompt, got 2"):
+        next(stream([[1], [2]], PARAMS, tiny.CONFIG, samplers=[sampler()] * 2, max_tokens=2, drafts=Drafts(lookup)))
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama3_scratch.cache import Cache, Kept, RaggedCache
+from llama3_scratch.cache import Cache, Kept
 from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import NonFiniteError, sampler
 from llama3_scratch.inference.stream import stream
@@ -125,7 +126,7 @@ def test_f133_float16_that_overflows_names_the_layer_and_the_remedy():
     params = tiny.params(dtype=torch.float16)
     params["layers.2.attention.wv.weight"] *= 30_000
     with pytest.raises(
-        NonFiniteError, match=r"first in layers\.2 at position 0; float16 overflows there, take --dtype float32"
+        NonFiniteError, match=r"first in layers\.2 at position 0; float16 overflows there, take `dtype=float32`"
     ):
         run([[1, 2]], params=params, dtype=torch.float16)
 
@@ -173,7 +174,7 @@ def test_f218_f219_f220_f223_caches_in_short_forms(keys, values):
 
 def test_f140_the_plan_counts_the_bytes_of_the_caches_form(monkeypatch):
     asked = []
-    monkeypatch.setattr("llama3_scratch.inference.stream.require", lambda plan, free: asked.append(plan.cache))
+    monkeypatch.setattr("llama3_scratch.inference.stream.require_memory", lambda plan, free: asked.append(plan.cache))
     for form in (Kept, KeptBf16, KeptInt8, KeptInt4):
         run([PROMPTS[0]], cache=Cache(100, keys=form, values=form))
     vectors = 2 * 5 * 2 * 27  # keys and values, layers, heads, tokens; K = 8 in one group
@@ -182,7 +183,7 @@ def test_f140_the_plan_counts_the_bytes_of_the_caches_form(monkeypatch):
 
 def test_a_ragged_cache_of_ones_own_is_empty_and_has_a_row_for_each():
     cache = RaggedCache(100, 3)
-    with pytest.raises(UsageError, match=r"a row for each of 2 prompts, got 3 rows of up to 0 tokens"):
+    with pytest.raises(UsageError, match=r"at most a row for each of 2 prompts, got 3 rows of up to 0 tokens"):
         run(PROMPTS[:2], cache=cache)
     run(PROMPTS[:3], cache=cache)
     with pytest.raises(UsageError, match=r"must be empty"):

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from llama3_scratch import linear as linear_module
-from llama3_scratch.cache import NO_CACHE, Cache, Kept, RaggedCache
+from llama3_scratch.cache import NO_CACHE, Cache, Kept
 from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import sampler
@@ -500,6 +501,7 @@ class Doubled(Kept):
 class Counting(Cache):
     """A cache that keeps things in a way of its own."""
 
+    by_position = False
     extended = 0
 
     def extend(self, name, k_BTGK, v_BTGK):

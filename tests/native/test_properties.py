@@ -7,7 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llama3_scratch.cache import Cache, RaggedCache
+from llama3_scratch.cache import Cache
+from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.config import Config
 from llama3_scratch.init import init
 from llama3_scratch.native import kernels, layout

@@ -19,7 +19,7 @@ from llama3_scratch.checkpoint.ggml_blocks import (
 )
 from llama3_scratch.checkpoint.meta import open_pth, read_meta, write_meta
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference import options
+from llama3_scratch.inference import choices
 from llama3_scratch.model import forward
 from llama3_scratch.params.quantize import FORMS, dequantize, quantize
 from llama3_scratch.stored import NF4_LEVELS, Tiles, stored, tiled, tiled_values, untiled, untiled_values
@@ -54,7 +54,7 @@ def error(params: dict[str, torch.Tensor], weight: torch.Tensor) -> float:
 
 
 def test_the_command_line_knows_the_forms():
-    assert tuple(FORMS) == options.QUANTIZED
+    assert tuple(FORMS) == choices.QUANTIZED
 
 
 @pytest.mark.parametrize("form", FORMS)

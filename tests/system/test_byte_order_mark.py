@@ -12,13 +12,14 @@ import threading
 import pytest
 
 from llama3_scratch import evaluate
+from llama3_scratch.checkpoint.checklist import read_checklist
 from llama3_scratch.data.conversations import read_conversations
 from llama3_scratch.data.documents import documents, lines, rows
 from llama3_scratch.data.labelled import read_labelled
 from llama3_scratch.errors import FileError
+from llama3_scratch.evaluation.multiple_choice import read_questions
 from llama3_scratch.system.files import decode, read_json, read_text, require_file
-from llama3_scratch.text.tokenizer import read_tokenizer, write_tokenizer
-from llama3_scratch.verify import read_checklist
+from llama3_scratch.text.tokenizer_file import read_tokenizer, write_tokenizer
 from tests import tiny
 from tests.training.test_pretrain import SCRIPTS
 
@@ -50,7 +51,7 @@ READERS = {
     "labelled": (read_labelled, "t.tsv", "ham\té\nspam\tb\nham\tc"),
     "labelled-jsonl": (read_labelled, "t.jsonl", '{"text": "é", "label": "a"}\n{"text": "é", "label": "b"}'),
     "choices": (
-        lambda path: list(evaluate._questions(path)),
+        lambda path: list(read_questions(path)),
         "t.jsonl",
         '{"query": "é", "choices": ["a", "b"], "gold": 0}',
     ),

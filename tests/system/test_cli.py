@@ -84,6 +84,37 @@ def test_warnings_go_to_stderr_and_quiet_silences_them(capsys):
     assert capsys.readouterr().err == ""
 
 
+def _with_flags():
+    parser = cli.Parser("test", "")
+    parser.add_argument("given", metavar="MODEL")
+    parser.add_argument("-n", "--max-seq-len")
+    parser.add_argument("--allow-extra", action="store_true")
+    parser.add_argument("--adapter", dest="adapters", action="append")
+    parser.add_argument("--dtype")
+    return parser
+
+
+@pytest.mark.parametrize(
+    "said, shown",
+    [
+        ("lower `max_seq_len`", "lower --max-seq-len"),
+        ("`max_seq_len` 9: too long", "--max-seq-len 9: too long"),
+        ("`allow_extra=True` ignores that", "--allow-extra ignores that"),
+        ("take `dtype=float32` or `dtype`", "take --dtype float32 or --dtype"),
+        ("`adapters`, `given`", "--adapter, MODEL"),
+        ("`load` and `no_such`, ``, `a b` stay", "`load` and `no_such`, ``, `a b` stay"),
+    ],
+)
+def test_a_setting_in_backquotes_is_told_as_its_flag(said, shown, capsys):
+    @cli.verb(_with_flags)
+    def main(options):
+        logging.getLogger("llama3_scratch").warning("%s", said)
+        raise UsageError(said)
+
+    assert main(["x"]) == 2
+    assert capsys.readouterr().err == f"warning: {shown}\nerror: {shown}\n"
+
+
 def test_help_and_usage_errors_need_no_torch():
     code = (
         "import sys, contextlib, io\n"

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from llama3_scratch.errors import FileError, ResourceError, UsageError
-from llama3_scratch.system.files import fresh_folder, read_json, real, require_file, text, whole, write_whole
+from llama3_scratch.system.files import (
+    float_field,
+    fresh_folder,
+    int_field,
+    read_json,
+    require_file,
+    text_field,
+    write_whole,
+)
 
 
 def refused(call, *said):
@@ -58,17 +66,23 @@ def test_a_key_twice_within_is_told_too(tmp_path, caplog):
 
 def test_fields(tmp_path):
     data = {"n": 3, "x": 2, "s": "t", "null": None, "most": 2**32 - 1, "past": 2**32, "long": "9" * 1000}
-    assert (whole(data, "n", tmp_path), whole(data, "none", tmp_path, 7), whole(data, "null", tmp_path, 7)) == (3, 7, 7)
-    assert whole(data, "most", tmp_path) == 2**32 - 1
-    assert real(data, "x", tmp_path) == 2.0 and real(data, "null", tmp_path, None) is None
-    assert text(data, "s", tmp_path) == "t" and text(data, "null", tmp_path, "u") == "u"
-    refused(lambda: whole(data, "null", tmp_path), f"{tmp_path}: null is missing, expected a whole number")
-    refused(lambda: real(data, "none", tmp_path), f"{tmp_path}: none is missing, expected a number")
-    refused(lambda: whole(data, "past", tmp_path), "past must be a whole number from 1 to 4294967295, got 4294967296")
-    refused(lambda: real(data, "s", tmp_path), "s must be a positive number, got 't'")
-    refused(lambda: text(data, "n", tmp_path), "n must be a text, got 3")
+    assert (
+        int_field(data, "n", tmp_path),
+        int_field(data, "none", tmp_path, 7),
+        int_field(data, "null", tmp_path, 7),
+    ) == (3, 7, 7)
+    assert int_field(data, "most", tmp_path) == 2**32 - 1
+    assert float_field(data, "x", tmp_path) == 2.0 and float_field(data, "null", tmp_path, None) is None
+    assert text_field(data, "s", tmp_path) == "t" and text_field(data, "null", tmp_path, "u") == "u"
+    refused(lambda: int_field(data, "null", tmp_path), f"{tmp_path}: null is missing, expected a whole number")
+    refused(lambda: float_field(data, "none", tmp_path), f"{tmp_path}: none is missing, expected a number")
+    refused(
+        lambda: int_field(data, "past", tmp_path), "past must be a whole number from 1 to 4294967295, got 4294967296"
+    )
+    refused(lambda: float_field(data, "s", tmp_path), "s must be a positive number, got 't'")
+    refused(lambda: text_field(data, "n", tmp_path), "n must be a text, got 3")
     with pytest.raises(FileError) as caught:
-        whole(data, "long", tmp_path)
+        int_field(data, "long", tmp_path)
     assert len(str(caught.value)) < 250 + len(str(tmp_path))
 
 

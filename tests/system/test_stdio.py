@@ -95,7 +95,11 @@ def test_what_a_terminal_lacks_is_legible():
 
 def test_our_own_words_are_legible_in_ascii():
     for module in house.modules():
-        if module in ("data.clean", "documents.pictures", "system.stdio"):  # marks of Chinese, labels in figures, the table itself
+        if module in (
+            "data.clean",
+            "documents.pictures",
+            "system.stdio",
+        ):  # marks of Chinese, labels in figures, the table itself
             continue
         nodes = list(ast.walk(house.tree(module)))
         prose = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}

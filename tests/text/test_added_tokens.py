@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.text import tokenizer as module
-from llama3_scratch.text.byte_level import read_tokenizer_json, to_alphabet, write_tokenizer_json
-from llama3_scratch.text.tokenizer import PATTERN, Tokenizer, read_tokenizer, with_rows, write_tokenizer
+from llama3_scratch.text.byte_level import to_alphabet
+from llama3_scratch.text.hf_tokenizer import read_tokenizer_json, write_tokenizer_json
+from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.text.tokenizer_file import read_tokenizer, with_rows, write_tokenizer
 from tests import tiny
 
 tokenizers = pytest.importorskip("tokenizers")

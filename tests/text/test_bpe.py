@@ -7,11 +7,11 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from storyteller.stories import stories
 
-from llama3_scratch.data.stories import stories
 from llama3_scratch.errors import UsageError
 from llama3_scratch.text.bpe import encode, learn, learn_with_library, tokenizer_of
-from llama3_scratch.text.tokenizer import read_tokenizer, write_tokenizer
+from llama3_scratch.text.tokenizer_file import read_tokenizer, write_tokenizer
 from tests.training.test_pretrain import script
 
 ENGLISH = list(stories(0, 60))

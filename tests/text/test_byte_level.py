@@ -14,17 +14,13 @@ from typing import Any
 import pytest
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.text.byte_level import (
-    BYTE_OF,
-    byte_level_tokenizer,
-    read_tokenizer_json,
-    to_alphabet,
-    write_tokenizer_json,
-)
+from llama3_scratch.text.byte_level import BYTE_OF, byte_level_tokenizer, to_alphabet
 from llama3_scratch.text.chat_format import chat_settings
 from llama3_scratch.text.dialog import encode_dialog
+from llama3_scratch.text.hf_tokenizer import read_tokenizer_json, write_tokenizer_json
 from llama3_scratch.text.pre_tokenizers import GPT2_PATTERN, QWEN2_PATTERN, SMOLLM_PATTERN
-from llama3_scratch.text.tokenizer import PATTERN, Tokenizer, read_tokenizer, write_tokenizer
+from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.text.tokenizer_file import read_tokenizer, write_tokenizer
 from tests import tiny
 from tests.reference import llama3, smollm2, smollm2_vocabulary, texts
 

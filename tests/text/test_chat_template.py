@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 
 from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary, vocabulary
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.text import chat_template
-from llama3_scratch.text.byte_level import read_tokenizer_json, to_alphabet, write_tokenizer_json
+from llama3_scratch.text import chat_template_process
+from llama3_scratch.text.byte_level import to_alphabet
 from llama3_scratch.text.chat_template import encode_chat
 from llama3_scratch.text.dialog import decode_message, encode_conversation, encode_dialog, encode_message
-from llama3_scratch.text.tokenizer import PATTERN, ChatTemplate, Tokenizer, read_tokenizer, write_tokenizer
+from llama3_scratch.text.hf_tokenizer import read_tokenizer_json, write_tokenizer_json
+from llama3_scratch.text.tokenizer import PATTERN, ChatTemplate, Tokenizer
+from llama3_scratch.text.tokenizer_file import read_tokenizer, write_tokenizer
 from tests import tiny
 
 MERGES = [(b"\n", b"\n"), (b" ", b"a"), (b"a", b"b"), (b" a", b"b"), (b"\n\n", b"\n"), (b":", b"\n"), (b"<", b"|")]
@@ -587,7 +589,7 @@ def test_a_long_message_is_no_long_template(plain):
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system doesn't count a process's time")
 def test_the_limit_is_of_the_processors_time(plain, monkeypatch):
     """So that a busy machine refuses none; the parent's clock only stands behind it."""
-    monkeypatch.setattr(chat_template, "_DEADLINE", 60.0)
+    monkeypatch.setattr(chat_template_process, "_DEADLINE_SECONDS", 60.0)
     started = time.perf_counter()
     with pytest.raises(FileError, match="takes more than 1 s"):
         encode_chat(chat("u", "Hi"), ChatTemplate(NESTED), plain)
@@ -606,18 +608,19 @@ def test_a_hostile_template_does_not_keep_a_model_from_opening(tmp_path):
 def test_the_process_is_one_and_ends_with_its_parent(plain):
     template = ChatTemplate("{{ messages[0].content }}")
     encode_chat(chat("u", "Hi"), template, plain)
-    first = chat_template._WORKER._process
+    first = chat_template_process.PROCESS._process
     encode_chat(chat("u", "Ho"), template, plain)
-    assert chat_template._WORKER._process is first
+    assert chat_template_process.PROCESS._process is first
     first.kill()
     first.wait()
     assert encode_chat(chat("u", "Hi"), template, plain) == [72, 105]
     code = (
-        "from llama3_scratch.text import chat_template as c; from llama3_scratch.text.tokenizer import *; import sys\n"
+        "from llama3_scratch.text import chat_template, chat_template_process; import sys\n"
+        "from llama3_scratch.text.tokenizer import *\n"
         "t = Tokenizer({b'a': 0}, pattern='.', special_tokens={}, bos_id=None, eos_id=None, stop_tokens=[], "
         "chat_format=None, add_bos=False)\n"
-        "c.encode_chat([{'role': 'user', 'content': 'a'}], ChatTemplate('a'), t)\n"
-        "print(c._WORKER._process.pid, 'torch' in sys.modules, 'jinja2' in sys.modules)"
+        "chat_template.encode_chat([{'role': 'user', 'content': 'a'}], ChatTemplate('a'), t)\n"
+        "print(chat_template_process.PROCESS._process.pid, 'torch' in sys.modules, 'jinja2' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     pid, *imported = done.stdout.split()
@@ -627,7 +630,7 @@ def test_the_process_is_one_and_ends_with_its_parent(plain):
 
 
 def test_without_jinja2(plain, monkeypatch):
-    chat_template._WORKER.stop()
+    chat_template_process.PROCESS.stop()
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(FileError, match="jinja2, which renders the model's chat template, can't be imported"):
         encode_chat(chat("u", "Hi"), ChatTemplate("a"), plain)
@@ -666,13 +669,12 @@ def test_generate(tiny_folder, capsys):
 
 
 def test_a_chat_computes_only_what_is_new(tiny_folder):
-    from llama3_scratch import chat as verb
-    from llama3_scratch.inference.options import open_model
+    from llama3_scratch.inference.choices import ModelChoice
+    from llama3_scratch.inference.notebook import Talk
+    from llama3_scratch.inference.opening import open_model
 
-    options = verb._parser().parse_args(
-        ["--model", str(tiny_folder), "--chat-format", "template", "--max-tokens", "4", "--temperature", "0"]
-    )
-    conversation = verb.Conversation(*open_model(options), options)
+    checkpoint, _ = open_model(ModelChoice(model=tiny_folder, chat_format="template"))
+    conversation = Talk(checkpoint, max_tokens=4, temperature=0)
     "".join(conversation.reply("Hello there"))
     "".join(conversation.reply("and again"))
     new = len("and again|") + len("|".join(message["content"] for message in conversation.messages[1:2]).encode()) + 1
@@ -684,15 +686,15 @@ def test_a_fork_while_another_thread_renders(tmp_path):
     """In a process of its own, which has no other threads; as a data loader or a server forks."""
     program = """
 import os, threading, time
-from llama3_scratch.text import chat_template
+from llama3_scratch.text import chat_template_process
 from llama3_scratch.text.tokenizer import ChatTemplate
 request = {"template": "{{ messages[0].content }}", "variables": {}, "date": None, "seconds": 1.0, "limit": 999}
-ask = lambda text: chat_template._WORKER.ask(
+ask = lambda text: chat_template_process.PROCESS.ask(
     {**request, "chats": [{"messages": [{"content": text}], "add_generation_prompt": True}]})
 ask("first")
 held = threading.Event(), threading.Event()
 def hold():
-    with chat_template._WORKER._lock:
+    with chat_template_process.PROCESS._lock:
         held[0].set()
         held[1].wait(60)
 thread = threading.Thread(target=hold)
@@ -701,7 +703,7 @@ held[0].wait()
 child = os.fork()
 if not child:
     found = ask("child")
-    chat_template._WORKER.stop()
+    chat_template_process.PROCESS.stop()
     os._exit(found != [{"text": "child"}])
 end = time.monotonic() + 30
 while not (done := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:

@@ -12,13 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama3_scratch.errors import UsageError
-from llama3_scratch.text.dialog import (
-    TOOL_FORMATS,
-    decode_message,
-    encode_dialog,
-    encode_message,
-    parse_tool_calls,
-)
+from llama3_scratch.text.dialog import decode_message, encode_dialog, encode_message
+from llama3_scratch.text.tool_calls import TOOL_FORMATS, parse_tool_calls
 from tests import tiny
 from tests.reference import llama3, meta, smollm2, smollm2_vocabulary, texts
 

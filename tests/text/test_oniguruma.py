@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.text.byte_level import read_tokenizer_json, write_tokenizer_json
+from llama3_scratch.text.hf_tokenizer import read_tokenizer_json, write_tokenizer_json
 from llama3_scratch.text.oniguruma import translate
 from llama3_scratch.text.pre_tokenizers import GPT2_PATTERN, QWEN2_PATTERN, covering
 from llama3_scratch.text.tokenizer import PATTERN

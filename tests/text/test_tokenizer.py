@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import random
@@ -15,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama3_scratch.errors import FileError, UsageError
+from llama3_scratch.inference.choices import PromptChoice
+from llama3_scratch.inference.framing import encode_prompt
 from llama3_scratch.text import tokenizer as module
-from llama3_scratch.text.tokenizer import META, PATTERN, Tokenizer, read_tokenizer, write_tokenizer
+from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
+from llama3_scratch.text.tokenizer_file import META, read_tokenizer, write_tokenizer
 from tests import tiny
 from tests.reference import llama3, meta, texts
 
@@ -281,7 +283,7 @@ def test_a_tokenizer_that_could_not_be_read_is_not_written(tmp_path):
 
 def test_reading_needs_no_torch(tmp_path):
     path = small(tmp_path)
-    code = f"import llama3_scratch.text.tokenizer as t; t.read_tokenizer({str(path)!r})"
+    code = f"import llama3_scratch.text.tokenizer_file as t; t.read_tokenizer({str(path)!r})"
     code += "; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(module.__file__).parents[2])
 
@@ -469,9 +471,7 @@ def test_f113_unusual_characters_come_back(text):
 
 
 def test_f116_a_second_bos_is_kept():
-    encode_prompt = pytest.importorskip("llama3_scratch.terminal.prompts").encode_prompt
-    options = argparse.Namespace(raw=False, raw_special=True, system=None)
-    assert encode_prompt("<|begin_of_text|>hello", llama3(), options) == [128000, 128000, 15339]
+    assert encode_prompt("<|begin_of_text|>hello", llama3(), PromptChoice(raw_special=True)) == [128000, 128000, 15339]
 
 
 def test_a_byte_without_a_token_is_named(tmp_path):

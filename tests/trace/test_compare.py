@@ -18,6 +18,7 @@ from llama3_scratch.config import RopeScaling
 from llama3_scratch.model import forward
 from llama3_scratch.trace import compare
 from llama3_scratch.trace.compare import first_divergence
+from llama3_scratch.trace.references import one_pass, transformers
 from llama3_scratch.trace.tracer import watch
 from tests import test_parity_mutations as mistakes
 from tests import tiny
@@ -27,7 +28,9 @@ TOLERANCE = 1e-9
 # Mistake → the first step that differs from transformers' run.
 ROTATION, BEFORE_LAYER_0 = "decode.rotation_BTJ", "layers.0.block.normed_BTD"
 TURNED_Q, RAW_Q, RAW_K = (f"layers.0.attention.{name}" for name in ("q_BTHK.2", "q_BTHK", "k_BTGK"))
-SCORES, MASKED = (f"layers.0.attention.attend.{name}_BGRTS" for name in ("scores", "masked"))
+VISIBLE, SCORES, MASKED = (
+    f"layers.0.attention.attend.{name}" for name in ("visible_BTS", "scores_BGRTS", "masked_BGRTS")
+)
 GATE, EMBEDDED = "layers.0.feed_forward.swiglu.gate_BTF", "tok_embeddings.embed.rows_BTD"
 PLACE = {
     "factor 8 for 32": ROTATION,
@@ -57,9 +60,9 @@ PLACE = {
     "heads tiled": SCORES,
     "scores over the root of dim": SCORES,
     "attention in f32": SCORES,
-    "mask one too far": MASKED,
-    "mask one too short": MASKED,
-    "no mask": MASKED,
+    "mask one too far": VISIBLE,
+    "mask one too short": VISIBLE,
+    "no mask": VISIBLE,
     "cached steps one position early": f"pass1.{TURNED_Q}",
 }
 # From one pass of our own, which has the steps between too.
@@ -97,9 +100,9 @@ def shorter():
 def references(shorter):
     """Honest runs by name, each computed once and told again to every test."""
     params = tiny.params(dtype=torch.float64)
-    made = {"one pass": compare.one_pass("one pass", params, tiny.CONFIG, torch.float64)}
+    made = {"one pass": one_pass("one pass", params, tiny.CONFIG, torch.float64)}
     if importlib.util.find_spec("transformers"):
-        made["transformers"] = compare.transformers(params, tiny.CONFIG, torch.float64)
+        made["transformers"] = transformers(params, tiny.CONFIG, torch.float64)
     return {name: told_again(reference) for name, reference in made.items()}
 
 
@@ -157,7 +160,7 @@ def test_what_one_run_lacks_is_said():
     for ours, theirs, note in [(config, shorter, "only in this run"), (shorter, config, "only in the other run")]:
         with watch(keep=compare.needs) as steps:
             forward(tiny.tokens(1, 9), params, ours, block=mistakes.block)
-        first = first_divergence(compare.compare(steps, compare.one_pass("", params, theirs, torch.float32), 1e-6))
+        first = first_divergence(compare.compare(steps, one_pass("", params, theirs, torch.float32), 1e-6))
         assert (first.note, first.difference.name) == (note, "layers.4.attention_norm.rms_norm.wide_BTD")
 
 
@@ -280,7 +283,7 @@ def test_a_cached_pass_has_rows_of_the_tokens_that_they_are_about():
     with watch(keep=compare.needs) as steps:
         for piece in (tokens_1T[:, :4], tokens_1T[:, 4:8], tokens_1T[:, 8:]):
             forward(piece, params, tiny.CONFIG, cache=cache, block=mistakes.block)
-    reference = compare.one_pass("", params, tiny.CONFIG, torch.float64)
+    reference = one_pass("", params, tiny.CONFIG, torch.float64)
     rows = compare.compare(steps, reference, TOLERANCE)
     assert first_divergence(rows) is None
     scores = [row.step.shape for row in rows if row.step and row.step.key == SCORES]

@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 from llama3_scratch import generate, model
 from llama3_scratch.cache import Cache
 from llama3_scratch.config import OFFICIAL
-from llama3_scratch.inference import stream
+from llama3_scratch.inference import prefill, stream
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from llama3_scratch.trace import page as page_module
@@ -500,9 +500,9 @@ def test_every_function_that_the_trace_sees_has_its_formula():
 
 
 def test_many_tokens_are_shown_by_their_first_and_last(monkeypatch, traced, visit, tmp_path):
-    monkeypatch.setattr(page_module, "MOST_TOKENS", 20)
+    monkeypatch.setattr(page_module, "MAX_TOKENS", 20)
     page = TracePage(PARAMS, CONFIG, tokenizer(), "long")
-    assert page.most_tokens == 20
+    assert page.max_tokens == 20
     with torch.inference_mode(), watch(keep=needs, on_step=page.take):
         forward(torch.randint(256, (1, 300)), PARAMS, CONFIG, block=block)
     page.write(tmp_path / "long.html")
@@ -519,19 +519,19 @@ def test_many_tokens_are_shown_by_their_first_and_last(monkeypatch, traced, visi
 
 def test_a_model_of_many_heads_shows_fewer_tokens():
     most = [
-        TracePage({}, OFFICIAL[name], None, name).most_tokens for name in ("llama3.2-1b", "llama3-8b", "llama3.1-405b")
+        TracePage({}, OFFICIAL[name], None, name).max_tokens for name in ("llama3.2-1b", "llama3-8b", "llama3.1-405b")
     ]
     assert most == sorted(most, reverse=True) and most[0] > 100 and most[-1] >= 32
 
 
 def test_what_a_file_may_hold_is_shared_by_the_passes_of_a_long_prompt(monkeypatch):
     heads, kept, shown = CONFIG.n_layers * CONFIG.n_heads, {}, {}
-    monkeypatch.setattr(page_module, "ATTENTION_BYTES", 2 * heads * 80 * 80)
+    monkeypatch.setattr(page_module, "MAX_ATTENTION_BYTES", 2 * heads * 80 * 80)
     for pieces in (1, 4):
         page, cache, shown[pieces] = TracePage(PARAMS, CONFIG, tokenizer(), "long", pieces=pieces), Cache(500), []
         with torch.inference_mode(), watch(keep=needs, on_step=page.take):
             for _ in range(pieces):
-                shown[pieces].append(page.most_tokens)
+                shown[pieces].append(page.max_tokens)
                 forward(torch.randint(256, (1, 100)), PARAMS, CONFIG, cache=cache, block=block)
         kept[pieces] = len(page._blobs)
     assert shown == {1: [80], 4: [40] * 4}, "the last piece shows as much as the first"
@@ -541,11 +541,11 @@ def test_what_a_file_may_hold_is_shared_by_the_passes_of_a_long_prompt(monkeypat
 def test_generate_says_in_how_many_pieces_a_prompt_comes(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(TracePage, "write", lambda self, path: written.append((self._pieces, self._heat_rows)))
-    monkeypatch.setattr(stream, "CHUNK", 10)
+    monkeypatch.setattr(prefill, "CHUNK", 10)
     monkeypatch.setitem(stream.stream.__wrapped__.__kwdefaults__, "chunk", 10)
     argv = ["hi", "--model", str(tiny.folder(tmp_path / "chats")), "--max-tokens", "1"]
     assert generate.main([*argv, "--trace-out", str(tmp_path / "run.html")]) == 0
-    assert written == [(0, page_module.ROWS // 3)], "21 tokens"
+    assert written == [(0, page_module.HEAT_ROWS // 3)], "21 tokens"
 
 
 def test_not_a_number_is_seen(tmp_path, visit):
@@ -567,8 +567,8 @@ def test_generate_writes_it_and_keeps_no_tensor(tmp_path, capsys, monkeypatch):
     chats = tiny.folder(tmp_path / "chats")
     left = []
     monkeypatch.setattr(TracePage, "write", lambda self, path: left.append(path))
-    finish = generate.Session.finish
-    monkeypatch.setattr(generate.Session, "finish", lambda self: (left.extend(self._steps), finish(self)))
+    finish = generate.TraceSession.finish
+    monkeypatch.setattr(generate.TraceSession, "finish", lambda self: (left.extend(self._steps), finish(self)))
     assert generate.main(["hi", "--model", str(chats), "--max-tokens", "2", "--trace-out", f"{tmp_path}/a.html"]) == 0
     *steps, path = left
     assert path == tmp_path / "a.html" and len(steps) > 300

@@ -15,7 +15,8 @@ from llama3_scratch.data.batches import IGNORE
 from llama3_scratch.data.labelled import Labelled, LabelledTexts, balanced, read_labelled
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.training import record
-from llama3_scratch.training.classifier import TRAINED, class_logits, confusion, prepare, read_classifier
+from llama3_scratch.training.choices import TRAINED, Classification
+from llama3_scratch.training.classifier import class_logits, confusion, prepare, read_classifier
 from tests import tiny
 from tests.training.test_pretrain import script
 
@@ -71,7 +72,7 @@ def test_balanced_takes_equally_many_of_each_class():
     assert 4 <= sum(row.label == "spam" for row in first) <= 16  # 20 of 440 are left over, wherever one begins to look
     with pytest.raises(
         UsageError,
-        match="60 texts would be 30 of each of 2 classes, and there are 20 of 'spam'; take at least --balanced 2 and",
+        match="60 texts would be 30 of each of 2 classes, and there are 20 of 'spam'; take at least `count=2` and",
     ):
         balanced(rows, 60, seed=1)
 
@@ -97,7 +98,7 @@ def test_the_class_is_the_only_target_at_the_token_that_is_read(model, read):
 
 def test_what_fills_a_row_up_changes_nothing(model):
     checkpoint = load(model)
-    params, _ = prepare(checkpoint, "head", 2)
+    params, _ = prepare(checkpoint, Classification("head"), 2)
     alone_BT = torch.tensor([[5, 9, 3]])
     filled_BT = torch.tensor([[5, 9, 3, 0, 0], [1, 2, 3, 4, 5]])
     one, two = (class_logits(ids, params, checkpoint.config, dtype=torch.float32) for ids in (alone_BT, filled_BT))
@@ -113,7 +114,7 @@ def test_it_is_transformers_classifier(model, tmp_path):
     theirs = transformers.LlamaForSequenceClassification.from_pretrained(
         tmp_path / "hf", num_labels=3, dtype=torch.float32
     )
-    params, _ = prepare(checkpoint, "head", 3, seed=4)
+    params, _ = prepare(checkpoint, Classification("head"), 3, seed=4)
     with torch.no_grad():
         theirs.score.weight.copy_(params["score.weight"])
         tokens_BT = torch.arange(1, 12)[None]
@@ -162,11 +163,14 @@ def test_what_is_wrong_is_one_sentence(model, data, tmp_path, capsys):
     named = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run"), "--balanced", "24"]
     run = script("finetune_classifier")
     for more, said in (
-        (["--train", "tail"], "must be one of head, last-block, all, lora, got 'tail'"),
-        (["--read", "middle"], "read at the last or first token, got 'middle'"),
+        (["--train", "tail"], "--train: expected one of head, last-block, all, lora, got 'tail'"),
+        (["--read", "middle"], "--read: expected one of last, first, got 'middle'"),
         (["--resume"], "no whole checkpoint to go on from"),
         (["--length", "4097"], "rows of 4097 tokens: the model was trained for 4096"),
-        (["--balanced", "1"], "1 texts would be 0 of each of 2 classes"),
+        (
+            ["--balanced", "1"],
+            "1 texts would be 0 of each of 2 classes, and there are 20 of 'spam'; take at least --balanced 2",
+        ),
     ):
         assert run([*named, *more]) in (2, 3) and said in capsys.readouterr().err
     assert run(named) == 0
@@ -177,7 +181,7 @@ def test_what_is_wrong_is_one_sentence(model, data, tmp_path, capsys):
     assert run(["--model", str(model), "--apply", str(classifier), "--text", "hi"]) == 3
     assert "score.weight: expected [3, " in capsys.readouterr().err
     assert run(["--model", str(model), "--apply", str(tmp_path), "--text", "hi"]) == 3
-    assert "expected a classifier, found no classifier.json; scripts/finetune_" in capsys.readouterr().err
+    assert "expected a classifier, found no classifier.json; --data learns one" in capsys.readouterr().err
     assert run(["--model", str(model), "--apply", str(classifier)]) == 2
     assert "needs at least one --text" in capsys.readouterr().err
 

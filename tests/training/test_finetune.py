@@ -16,7 +16,8 @@ from llama3_scratch.data.batches import IGNORE
 from llama3_scratch.data.conversations import Conversations, read_conversations, split
 from llama3_scratch.errors import UsageError
 from llama3_scratch.training import checkpoints, record
-from llama3_scratch.training.finetuning import Adapters, prepare
+from llama3_scratch.training.choices import Adapters, Finetuning
+from llama3_scratch.training.finetuning import prepare
 from llama3_scratch.training.loss import next_token_loss
 from tests import tiny
 from tests.training.test_pretrain import script
@@ -68,15 +69,15 @@ def test_a_method_learns_and_what_it_leaves_is_what_learnt(files, tmp_path, caps
 
 def test_qlora_learns_beside_integers(files, tmp_path):
     base = load(files["model"])
-    params, learning = prepare(base, "lora", Adapters(rank=2, targets=["wq", "w2"]), dtype="bf16", seed=0)
+    params, learning = prepare(base, Finetuning("lora", Adapters(rank=2, targets=["wq", "w2"])), dtype="bf16", seed=0)
     assert {name.split(".adaptor.")[1] for name in learning} == {"A.weight", "B.weight"} and len(learning) == 2 * 2 * 5
     assert params["layers.0.attention.wq.weight"].dtype == torch.bfloat16
-    params, learning = prepare(base, "qlora", Adapters(rank=2, targets=["w2"]), dtype="f32", seed=0)
+    params, learning = prepare(base, Finetuning("qlora", Adapters(rank=2, targets=["w2"])), dtype="f32", seed=0)
     assert "layers.0.feed_forward.w1.weight" in params and len(learning) == 2 * 5
-    params, learning = prepare(base, "full", Adapters(), dtype="f32", seed=0)
+    params, learning = prepare(base, Finetuning("full"), dtype="f32", seed=0)
     assert set(learning) == set(base.params)
-    with pytest.raises(UsageError, match="the method must be one of lora, dora, qlora, full, got 'prompt'"):
-        prepare(base, "prompt", Adapters(), dtype="f32", seed=0)
+    with pytest.raises(UsageError, match="`method`: expected one of lora, dora, qlora, full, got 'prompt'"):
+        Finetuning("prompt")
     assert finetune(files, tmp_path / "run", "--method", "qlora", "--lr", "2e-2") == 0
 
 
@@ -130,7 +131,7 @@ def test_what_cant_be_finetuned(files, tmp_path, capsys):
     assert script("finetune_lora")([*named, *FEW]) == 2
     assert "expected a model with a chat format" in capsys.readouterr().err
     assert finetune(files, tmp_path / "y", "--method", "prefix") == 2
-    assert "the method must be one of lora, dora, qlora, full" in capsys.readouterr().err
+    assert "--method: expected one of lora, dora, qlora, full, got 'prefix'" in capsys.readouterr().err
     assert finetune(files, tmp_path / "y", "--targets", "wz") == 2 and "'wz'" in capsys.readouterr().err
     assert finetune(files, tmp_path / "y", "--length", "4097") == 2
     assert "rows of 4097 tokens: the model was trained for 4096; lower --length" in capsys.readouterr().err
@@ -141,7 +142,7 @@ def test_what_cant_be_finetuned(files, tmp_path, capsys):
 def test_without_held_out_conversations_that_is_said(files, tmp_path, capsys):
     assert finetune(files, tmp_path / "run", "--steps", "2", "--validation", "0") == 0
     out, err = capsys.readouterr()
-    assert out.startswith("no conversation was held out, so no loss tells how well it learnt · ") and "nan" not in out
+    assert out.startswith("no conversation was held out, so there is no held-out loss · ") and "nan" not in out
     assert "no conversation is held out, so there will be no held-out loss" in err
     assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
 

@@ -19,19 +19,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llama3_scratch.cache import NoCache
 from llama3_scratch.config import Config
 from llama3_scratch.data.batches import IGNORE, Batch
 from llama3_scratch.data.shards import Shards, write_shards
 from llama3_scratch.errors import FileError, ResourceError, UsageError
 from llama3_scratch.init import init
 from llama3_scratch.model import block, forward, fused_block
-from llama3_scratch.system.display import display
+from llama3_scratch.system.progress import steps_bar
 from llama3_scratch.system.timings import duration
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
-from llama3_scratch.training import checkpoints, record
-from llama3_scratch.training.loop import NotLearningError, Training, TrainingPlan, run
-from llama3_scratch.training.loss import cross_entropy, next_token_loss, recomputed, unchanged, within_documents
+from llama3_scratch.training import checkpoints, curve, record
+from llama3_scratch.training.choices import TrainingPlan
+from llama3_scratch.training.flops import flops_per_token
+from llama3_scratch.training.loop import NotLearningError, Training
+from llama3_scratch.training.loss import cross_entropy, document_mask, next_token_loss, recomputed, unchanged
 from llama3_scratch.training.optimizer import adamw, schedule
+from llama3_scratch.training.run import train
 from tests import tiny
 from tests.compare import check
 
@@ -93,12 +97,13 @@ def test_one_document_cannot_see_another():
     params = init(tiny.CONFIG, seed=3, std=0.3)
     tokens_BT = tiny.tokens(1, 12, tiny.CONFIG)
     documents_BT = torch.tensor([[0] * 5 + [1] * 4 + [2] * 3])
-    packed = forward(tokens_BT, params, tiny.CONFIG, block=within_documents(documents_BT))
+    cache = NoCache(document_mask(documents_BT))
+    packed = forward(tokens_BT, params, tiny.CONFIG, cache=cache)
     alone = [forward(part, params, tiny.CONFIG, block=block) for part in tokens_BT.split([5, 4, 3], dim=1)]
     check(packed, torch.cat(alone, dim=1), 1e-5)
     changed_BT = tokens_BT.clone()
     changed_BT[0, 0] = (changed_BT[0, 0] + 1) % tiny.CONFIG.vocab_size
-    again = forward(changed_BT, params, tiny.CONFIG, block=within_documents(documents_BT))
+    again = forward(changed_BT, params, tiny.CONFIG, cache=cache)
     assert torch.equal(again[:, 5:], packed[:, 5:]) and not torch.equal(again[:, :5], packed[:, :5])
 
 
@@ -176,15 +181,15 @@ def test_schedules():
     rising = schedule("range", 101, 0)
     assert [rising(step) for step in (0, 20, 100)] == pytest.approx([1e-5, 1e-4, 1])
     assert all(a > b for a, b in zip(map(cosine, range(10, 99)), map(cosine, range(11, 100)), strict=True))
-    with pytest.raises(UsageError, match="schedule must be one of cosine, wsd, constant, range, got 'linear'"):
+    with pytest.raises(UsageError, match="`schedule`: expected one of cosine, wsd, constant, range, got 'linear'"):
         TrainingPlan(steps=1, lr=1, schedule="linear")
-    with pytest.raises(UsageError, match="dtype must be one of f32, bf16, f16, fp8, got 'int8'"):
+    with pytest.raises(UsageError, match="`dtype`: expected one of f32, bf16, f16, fp8, got 'int8'"):
         TrainingPlan(steps=1, lr=1, dtype="int8")
 
 
 def test_a_step_is_the_mean_over_all_targets_of_its_batches(data):
     ours = training(data, replace(PLAN, clip=1e9))
-    before = {name: w.detach().clone().requires_grad_() for name, w in ours.learning.items()}
+    before = {name: w.detach().clone().requires_grad_() for name, w in ours.trainable.items()}
     before["output.weight"] = before["tok_embeddings.weight"]
     both = [batches(data).batch(index) for index in (0, 1)]
     targets = sum(int((b.targets_BT != IGNORE).sum()) for b in both)
@@ -202,7 +207,7 @@ def test_it_learns(data, dtype):
     ours = training(data, TrainingPlan(steps=40, lr=1e-2, warmup=5, dtype=dtype))
     losses = [ours.advance().loss for _ in range(40)]
     assert losses[0] == pytest.approx(math.log(258), rel=0.05) and losses[-1] < 0.55 * losses[0]
-    assert all(weight.dtype == torch.float32 for weight in ours.learning.values())
+    assert all(weight.dtype == torch.float32 for weight in ours.trainable.values())
     held_out = ours.validate(batches(data, "validation"))
     assert held_out < 0.6 * losses[0]
 
@@ -230,7 +235,7 @@ def test_without_a_compiler_a_compiled_loss_says_so(data, monkeypatch):
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(torch, "compile", lambda loss: missing)
-    with pytest.raises(UsageError, match=r"--compile needs a C\+\+ compiler"):
+    with pytest.raises(UsageError, match=r"`compile=True` needs a C\+\+ compiler"):
         training(data, replace(PLAN, compile=True)).advance()
 
 
@@ -259,7 +264,7 @@ def test_f183_resuming_is_bit_for_bit(data, tmp_path, dtype):
     second = training(data, plan)
     second.resume(checkpoints.newest(tmp_path))
     assert finish(second, 7) == wanted[5:]
-    assert all(torch.equal(second.learning[name], whole.learning[name]) for name in whole.learning)
+    assert all(torch.equal(second.trainable[name], whole.trainable[name]) for name in whole.trainable)
 
 
 def saved(data: Path, folder: Path, steps: int = 2) -> Training:
@@ -297,7 +302,7 @@ def test_f187_a_full_disk_ends_no_training(data, tmp_path, monkeypatch, caplog):
         ours.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == there
     monkeypatch.setattr(torch, "save", lambda value, path: (full if ours.step < 4 else torch_save)(value, path))
-    ended = run(ours, tmp_path, save_every=2, on_step=lambda step: None)
+    ended = train(ours, tmp_path, save_every=2, on_step=lambda step: None)
     assert ended == 0 and checkpoints.newest(tmp_path).name == "step_12"
 
 
@@ -321,7 +326,7 @@ def test_f191_without_the_optimizer_nothing_goes_on(data, tmp_path):
     with pytest.raises(FileError, match=r"optimizer\.pth: not found"):
         ours.resume(tmp_path / "step_1")
     ours.resume(tmp_path / "step_1", weights_only=True)
-    assert ours.step == 0 and not torch.equal(ours.learning["norm.weight"], training(data).learning["norm.weight"])
+    assert ours.step == 0 and not torch.equal(ours.trainable["norm.weight"], training(data).trainable["norm.weight"])
 
 
 def test_f192_f193_other_settings_are_named(data, tmp_path):
@@ -350,9 +355,9 @@ def test_f194_another_torch_is_warned_of(data, tmp_path, caplog):
 def test_f195_no_number_ends_the_run_and_keeps_the_batch(data, tmp_path):
     ours = saved(data, tmp_path, 1)
     with torch.no_grad():
-        ours.learning["norm.weight"][0] = float("nan")
+        ours.trainable["norm.weight"][0] = float("nan")
     with pytest.raises(NotLearningError, match="no number 5 times in a row, up to step 6"):
-        run(ours, tmp_path, save_every=1000, on_step=lambda step: None)
+        train(ours, tmp_path, save_every=1000, on_step=lambda step: None)
     kept = torch.load(tmp_path / "bad_batch.pth", weights_only=True)
     assert torch.equal(kept["tokens_BT"], batches(data).batch(11).tokens_BT)
     assert checkpoints.newest(tmp_path).name == "step_1"
@@ -377,7 +382,7 @@ def test_the_log_is_one_story_and_draws_a_curve(tmp_path):
     kept = record.Record(tmp_path, 4)  # resumed from step_4
     kept.add({"step": 5, "loss": 2.9, "skipped": False})
     assert [line["step"] for line in record.read(tmp_path / record.FILE)] == [1, 2, 3, 4, 5]
-    drawn = record.draw(tmp_path)
+    drawn = curve.draw(tmp_path)
     assert drawn is not None and drawn.read_bytes().startswith(b"\x89PNG")
 
 
@@ -397,7 +402,7 @@ def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch, column
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        with display(10, 40) as show:
+        with steps_bar(10, 40) as show:
             show(20, "step 20/40 · loss 3.1 · 8 s left")
             log.info("step 20 · held out 3.2")
         assert handler.stream is screen and sys.stderr is screen
@@ -413,7 +418,7 @@ def test_on_a_terminal_one_line_stays_and_others_stand_above(monkeypatch, column
 
 def test_elsewhere_each_step_is_a_line(caplog):
     caplog.set_level("INFO", logger="llama3_scratch")
-    with display(0, 2) as show:
+    with steps_bar(0, 2) as show:
         show(1, "step 1/2")
         show(2, "step 2/2")
     assert caplog.messages == ["step 1/2", "step 2/2"]
@@ -421,7 +426,7 @@ def test_elsewhere_each_step_is_a_line(caplog):
 
 def test_a_run_doesnt_fail_for_a_picture(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert record.draw(tmp_path) is None and 'pip install -e ".[train]"' in caplog.text
+    assert curve.draw(tmp_path) is None and 'pip install -e ".[train]"' in caplog.text
 
 
 def test_flops_are_those_that_torch_counts():
@@ -434,23 +439,23 @@ def test_flops_are_those_that_torch_counts():
         forward(tokens_BT, params, untied, block=block).sum().backward()
     per_token = counter.get_total_flops() / 64
     # The readable attention computes the masked half too, and the first layer needs no gradient of its input's input.
-    assert record.flops_per_token(CONFIG, 32) == pytest.approx(per_token, rel=0.12)
+    assert flops_per_token(CONFIG, 32) == pytest.approx(per_token, rel=0.12)
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests import test_training as t
+from tests.training import test_training as t
 from llama3_scratch.training import checkpoints
-from llama3_scratch.training.loop import run
+from llama3_scratch.training.run import train
 data, folder = Path({data!r}), Path({folder!r})
 ours = t.training(data, t.PLAN_OF_KILLS)
 if (there := checkpoints.newest(folder)) is not None:
     ours.resume(there)
 print("ready", flush=True)
 with (folder / "losses").open("a") as file:
-    run(ours, folder, save_every=1, on_step=lambda s: print(s.step, s.loss.hex(), file=file, flush=True))
+    train(ours, folder, save_every=1, on_step=lambda s: print(s.step, s.loss.hex(), file=file, flush=True))
 """
 PLAN_OF_KILLS = replace(PLAN, steps=60)
 
@@ -495,14 +500,14 @@ def test_f183_f184_twenty_kills_leave_the_same_curve(data, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_f185_f186_a_signal_saves_and_ends(data, tmp_path, number):
     ours = training(data)
-    ended = run(ours, tmp_path, save_every=1000, on_step=lambda step: step.step == 3 and os.kill(os.getpid(), number))
+    ended = train(ours, tmp_path, save_every=1000, on_step=lambda step: step.step == 3 and os.kill(os.getpid(), number))
     assert ended == number and checkpoints.newest(tmp_path).name == "step_4"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_signal_within_a_validation_saves_too(data, tmp_path, number):
-    every = [(2, lambda: os.kill(os.getpid(), number))]
-    ended = run(training(data), tmp_path, save_every=1000, on_step=lambda step: None, every=every)
+    hooks = [(2, lambda: os.kill(os.getpid(), number))]
+    ended = train(training(data), tmp_path, save_every=1000, on_step=lambda step: None, hooks=hooks)
     assert ended == number and checkpoints.newest(tmp_path).name == "step_2"
 
 
@@ -516,7 +521,7 @@ def test_a_signal_within_a_save_that_fails_is_heard_behind_the_next_step(data, t
         return save(folder, step, *rest)
 
     monkeypatch.setattr(checkpoints, "save", failing)
-    assert run(ours, tmp_path, save_every=2, on_step=lambda step: None) == signal.SIGTERM
+    assert train(ours, tmp_path, save_every=2, on_step=lambda step: None) == signal.SIGTERM
     assert checkpoints.newest(tmp_path).name == "step_3"
 
 
@@ -527,7 +532,7 @@ def test_f186_a_second_ctrl_c_ends_at_once(data, tmp_path):
         time.sleep(1)
 
     with pytest.raises(KeyboardInterrupt):
-        run(training(data), tmp_path, save_every=1000, on_step=twice)
+        train(training(data), tmp_path, save_every=1000, on_step=twice)
     assert checkpoints.newest(tmp_path) is None
 
 
@@ -540,16 +545,16 @@ def test_a_tied_head_stays_tied(data):
 
 def test_the_curve_shows_the_first_step_and_no_wild_one():
     falling = [8 - step / 50 for step in range(300)]
-    low, high = record.limits(falling, [])
+    low, high = curve.limits(falling, [])
     assert low < falling[-1] and high > falling[0]
     wild = [*falling[:200], 1e6, *falling[200:]]
-    assert record.limits(wild, []) == pytest.approx((low, high), abs=0.1)
-    assert record.limits([11.0, *[4.0] * 300], [])[1] > 11
-    low, high = record.limits([1.2, 1.8, 1.5, 1.1], [1.9, 0.9])  # where the first step is none of the highest
+    assert curve.limits(wild, []) == pytest.approx((low, high), abs=0.1)
+    assert curve.limits([11.0, *[4.0] * 300], [])[1] > 11
+    low, high = curve.limits([1.2, 1.8, 1.5, 1.1], [1.9, 0.9])  # where the first step is none of the highest
     assert low < 0.9 and high > 1.9
-    assert record.limits([3.0], []) == pytest.approx((2.85, 3.15))
-    assert record.running_mean([4.0] * 50) == pytest.approx([4.0] * 50)
-    assert record.running_mean([3.0, 1.0])[1] == pytest.approx((0.95 * 3 + 1) / 1.95)
+    assert curve.limits([3.0], []) == pytest.approx((2.85, 3.15))
+    assert curve.running_mean([4.0] * 50) == pytest.approx([4.0] * 50)
+    assert curve.running_mean([3.0, 1.0])[1] == pytest.approx((0.95 * 3 + 1) / 1.95)
 
 
 @pytest.mark.parametrize(

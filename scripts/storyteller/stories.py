@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from llama3_scratch.data.story_words import ALONE, BOYS, ENDINGS, GIRLS, PERSONS, TOGETHER, WOMEN, WORDS, plots
+from storyteller.words import ALONE, BOYS, ENDINGS, GIRLS, PERSONS, TOGETHER, WOMEN, WORDS, plots
 
 _plots = functools.cache(plots)
 
@@ -30,10 +30,10 @@ def story(seed: int) -> str:
     beginnings = ALONE if plot.strangers else ALONE + TOGETHER
     endings = ENDINGS[chance.choice(plot.ends)]
     paragraphs = [chance.choice(lines) for lines in (beginnings, *plot.beats, endings)]
-    opening, *told = (_told(paragraph, words, chance) for paragraph in paragraphs)
+    opening, *others = (_filled(paragraph, words, chance) for paragraph in paragraphs)
     if words["friend"] not in opening and not plot.strangers:
-        told = _introduced("\n\n".join(told), words).split("\n\n")
-    return "\n\n".join([opening, *told])
+        others = _introduced("\n\n".join(others), words).split("\n\n")
+    return "\n\n".join([opening, *others])
 
 
 def stories(seed: int, count: int) -> Iterator[str]:
@@ -43,8 +43,8 @@ def stories(seed: int, count: int) -> Iterator[str]:
 
 def _pronouns(prefix: str, *, she: bool) -> dict[str, str]:
     """{he}, {him}, {his} and {himself} of one person; the hero's have no prefix, the others' f_, g_ or n_."""
-    told = ("she", "her", "her", "herself") if she else ("he", "him", "his", "himself")
-    return {f"{prefix}{form}": word for form, word in zip(("he", "him", "his", "himself"), told, strict=True)}
+    words = ("she", "her", "her", "herself") if she else ("he", "him", "his", "himself")
+    return {f"{prefix}{form}": word for form, word in zip(("he", "him", "his", "himself"), words, strict=True)}
 
 
 def _introduced(text: str, words: dict[str, str]) -> str:
@@ -56,7 +56,7 @@ def _introduced(text: str, words: dict[str, str]) -> str:
     return f"{before}{his} friend {name}{after}" if name else text
 
 
-def _told(line: str, words: dict[str, str], chance: random.Random) -> str:
+def _filled(line: str, words: dict[str, str], chance: random.Random) -> str:
     """The line with one of each [this|that] chosen and its words filled in; {He} is {he} with a capital."""
 
     def word(match: re.Match[str]) -> str:

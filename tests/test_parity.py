@@ -11,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llama3_scratch import model, parity
+from llama3_scratch import model
+from llama3_scratch import parity as verb
 from llama3_scratch.checkpoint import load
 from llama3_scratch.checkpoint.hf_out import write_hf
+from llama3_scratch.compare import parity
 from llama3_scratch.model import rope_frequencies
 from tests import tiny
 from tests.forms import FORMS, fitting
@@ -43,7 +45,7 @@ def compared(params, config=CONFIG, *, dtype=torch.float64, tolerance=1e-9):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_the_tiny_world_agrees(folder, capsys, dtype):
-    assert parity.main([folder, "--dtype", dtype, "--length", "64"]) == 0
+    assert verb.main([folder, "--dtype", dtype, "--length", "64"]) == 0
     printed = capsys.readouterr()
     rows = [line.split()[0] for line in printed.out.splitlines()[1:-1]]
     assert rows == ["rope", *(f"layers.{layer}" for layer in range(5)), "norm", "logits"]
@@ -52,7 +54,7 @@ def test_the_tiny_world_agrees(folder, capsys, dtype):
 
 
 def test_stories260k_agrees(capsys):
-    assert parity.main([str(tiny.data("stories260k/stories260K.bin")), "--json", "--length", "100"]) == 0
+    assert verb.main([str(tiny.data("stories260k/stories260K.bin")), "--json", "--length", "100"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["first_divergent"] is None and told["top1"] == 1 and told["length"] == 100
     steps = [f"layers.4.{step}" for step in [*STEPS.split(), "feed_forward.w2"]]
@@ -85,7 +87,7 @@ def theirs_with(monkeypatch, **fields):
 
 def test_another_eps_is_named_at_the_first_norm(folder, capsys, monkeypatch):
     theirs_with(monkeypatch, rms_norm_eps=1e-6)
-    assert parity.main([folder, "--length", "64"]) == 4
+    assert verb.main([folder, "--length", "64"]) == 4
     printed = capsys.readouterr()
     assert "layers.0" in printed.out
     error = printed.err.splitlines()[-1]
@@ -124,7 +126,7 @@ def test_a_mistake_in_one_layer_is_named_by_its_layer(monkeypatch):
 
 def test_nan_diverges(folder, capsys, monkeypatch):
     monkeypatch.setattr(model, "rotate", lambda x_BTHK, rotation_BTJ: x_BTHK * torch.nan)
-    assert parity.main([folder, "--json", "--length", "3"]) == 4
+    assert verb.main([folder, "--json", "--length", "3"]) == 4
     told = json.loads(capsys.readouterr().out)
     assert told["first_divergent"] == "layers.0.attention.wo"
     assert next(tensor for tensor in told["tensors"] if tensor["name"] == "layers.0.attention.wo")["worst"] is None
@@ -136,7 +138,7 @@ def test_a_layer_of_zeros_agrees():
 
 
 def test_tolerance_is_the_users(folder, capsys):
-    assert parity.main([folder, "--dtype", "float32", "--tolerance", "1e-9", "--length", "9"]) == 4
+    assert verb.main([folder, "--dtype", "float32", "--tolerance", "1e-9", "--length", "9"]) == 4
     assert "(tolerance 1e-09)" in capsys.readouterr().err
 
 
@@ -155,14 +157,14 @@ def test_the_profiler_that_was_there_stays():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", "hi"], "error: --prompt: {folder} has no tokenizer; give --length for random tokens"),
+        (["--prompt", "hi"], "error: {folder} has no tokenizer for --prompt; give --length for random tokens"),
         (["--length", "16385"], "error: expected 1 to 16384 tokens, which is the model's context, got 16385"),
         (["--length", "0"], "error: argument --length: expected a whole number at least 1, got '0' (see --help)"),
         (["--tolerance", "0"], "error: argument --tolerance: expected a number above 0, got '0' (see --help)"),
     ],
 )
 def test_usage_errors(folder, capsys, arguments, message):
-    assert parity.main([folder, *arguments]) == 2
+    assert verb.main([folder, *arguments]) == 2
     assert capsys.readouterr().err.strip() == message.format(folder=folder)
 
 
@@ -171,13 +173,13 @@ def test_a_prompt_is_encoded_by_the_models_tokenizer(folder, capsys, monkeypatch
         encode=lambda text, bos, eos: [1] * bos + [ord(letter) % 60 for letter in text], add_bos=True, n_words=67
     )
     monkeypatch.setattr(load, "read_tokenizer_json", lambda folder: tokenizer)
-    assert parity.main([folder, "--prompt", "Hello", "--json"]) == 0
+    assert verb.main([folder, "--prompt", "Hello", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["length"] == 6
 
 
 def test_without_transformers_it_says_what_to_install(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert parity.main([folder]) == 2
+    assert verb.main([folder]) == 2
     assert capsys.readouterr().err == (
         'error: parity needs Hugging Face\'s transformers, which is missing: pip install -e ".[parity]"\n'
     )

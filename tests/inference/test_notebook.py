@@ -15,7 +15,8 @@ from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.errors import UsageError
 from llama3_scratch.tied import tie
-from llama3_scratch.training.loop import Training, TrainingPlan
+from llama3_scratch.training.choices import TrainingPlan
+from llama3_scratch.training.loop import Training
 from tests import tiny
 
 SETTINGS = [
@@ -70,10 +71,10 @@ BAD = {
     "misspelt": ({"temprature": 1}, "no setting temprature; did you mean temperature"),
     "unknown": ({"xyz": 1}, "no setting xyz; there are system, raw,"),
     "its beginning": ({"temp": 1}, "no setting temp; did you mean temperature"),
-    "a stop that is no text": ({"stop": [1]}, r"stop: expected a text or several, got \[1\]"),
-    "too small": ({"temperature": -1}, "temperature: expected a number at least 0, got '-1'"),
-    "not a number": ({"max_tokens": "many"}, "max_tokens: expected a whole number at least 1, got 'many'"),
-    "none of the choices": ({"kv_bits": 7}, "kv_bits: expected one of 16, 8, 4, got 7"),
+    "a stop that is no text": ({"stop": [1]}, r"`stop`: expected a text or several, got \[1\]"),
+    "too small": ({"temperature": -1}, "`temperature`: expected a number at least 0, got -1"),
+    "not a number": ({"max_tokens": "many"}, "`max_tokens`: expected a whole number at least 1, got 'many'"),
+    "none of the choices": ({"kv_bits": 7}, "`kv_bits`: expected one of 16, 8, 4, got 7"),
     "an empty stop": ({"stop": ""}, "got an empty string"),
     "system without a chat": ({"raw": True, "system": "x"}, "a system message goes with a chat"),
 }

@@ -10,25 +10,24 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-MOST, LEAST = 0.04, 0.002  # the share of the stories that a word stands in: neither in all of them nor in hardly any
-ASKED = 3  # words in a request
+MIN_SHARE, MAX_SHARE = 0.002, 0.04  # of the stories that a word stands in: neither in hardly any nor in most
+REQUESTED_WORDS = 3  # in a request
 
 
-def telling_words(stories: Iterable[str]) -> list[str]:
+def content_words(stories: Iterable[str]) -> list[str]:
     """The words, sorted, that say what a story is about: in small letters, neither very common nor very rare."""
     count: Counter[str] = Counter()
     total = 0
     for story in stories:
         count.update(set(_words(story)))
         total += 1
-    return sorted(word for word, n in count.items() if LEAST * total <= n <= MOST * total and n > 1)
+    return sorted(word for word, n in count.items() if MIN_SHARE * total <= n <= MAX_SHARE * total and n > 1)
 
 
-def words_of(story: str, telling: Sequence[str], chance: random.Random) -> list[str]:
-    """Three of the telling words of one story, or those it has, in the order of chance."""
-    known = set(telling)
-    found = sorted(known.intersection(_words(story)))
-    return chance.sample(found, min(ASKED, len(found)))
+def words_of(story: str, known: Sequence[str], chance: random.Random) -> list[str]:
+    """Three of the known words of one story, or those it has, in the order of chance."""
+    found = sorted(set(known).intersection(_words(story)))
+    return chance.sample(found, min(REQUESTED_WORDS, len(found)))
 
 
 def request(words: Sequence[str]) -> str:

@@ -7,10 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+from storyteller.requests import MAX_SHARE, MIN_SHARE, REQUESTED_WORDS, content_words, request, words_of
+from storyteller.stories import stories
 
 from llama3_scratch.data.conversations import read_conversations
-from llama3_scratch.data.stories import stories
-from llama3_scratch.data.story_requests import ASKED, LEAST, MOST, request, telling_words, words_of
 from tests import tiny
 from tests.training.test_pretrain import script
 
@@ -24,14 +24,14 @@ def tales(tmp_path) -> Path:
     return path
 
 
-def test_telling_words_are_neither_common_nor_rare():
-    telling = telling_words(TALES)
-    assert telling == sorted(set(telling)) and len(telling) > 100
-    for word in random.Random(0).sample(telling, 20):
+def test_content_words_are_neither_common_nor_rare():
+    known = content_words(TALES)
+    assert known == sorted(set(known)) and len(known) > 100
+    for word in random.Random(0).sample(known, 20):
         holding = sum(f" {word} " in f" {' '.join(words(tale))} " for tale in TALES)
-        assert max(2, LEAST * 300) <= holding <= MOST * 300
-    assert not {"the", "and", "was"} & set(telling) and all(word == word.lower() for word in telling)
-    assert telling_words(["A cat's hat.", "The cat isn't here.", "Cats"] * 1) == []
+        assert max(2, MIN_SHARE * 300) <= holding <= MAX_SHARE * 300
+    assert not {"the", "and", "was"} & set(known) and all(word == word.lower() for word in known)
+    assert content_words(["A cat's hat.", "The cat isn't here.", "Cats"] * 1) == []
 
 
 def words(tale: str) -> list[str]:
@@ -39,12 +39,12 @@ def words(tale: str) -> list[str]:
 
 
 def test_the_words_asked_for_are_the_storys_own():
-    telling = telling_words(TALES)
+    known = content_words(TALES)
     for tale in TALES[:20]:
-        chosen = words_of(tale, telling, random.Random(1))
-        assert chosen == words_of(tale, telling, random.Random(1)) and len(set(chosen)) == len(chosen) <= ASKED
+        chosen = words_of(tale, known, random.Random(1))
+        assert chosen == words_of(tale, known, random.Random(1)) and len(set(chosen)) == len(chosen) <= REQUESTED_WORDS
         assert all(word in words(tale) for word in chosen)
-    assert words_of("Nothing.", telling, random.Random(1)) == []
+    assert words_of("Nothing.", known, random.Random(1)) == []
     assert request(["cat", "hat", "sun"]).endswith("with these words: cat, hat, sun.")
 
 

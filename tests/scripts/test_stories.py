@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 import pytest
+from storyteller.stories import stories, story
+from storyteller.words import ALONE, BOYS, ENDINGS, GIRLS, MEN, TOGETHER, WOMEN, WORDS, plots
 
-from llama3_scratch.data.stories import stories, story
-from llama3_scratch.data.story_words import ALONE, BOYS, ENDINGS, GIRLS, MEN, TOGETHER, WOMEN, WORDS, plots
 from tests.training.test_pretrain import script
 
 

@@ -1,9 +1,9 @@
-"""Who, what and where of data.stories, how a story begins and ends, and how its plots are read from plots.txt."""
+"""Who, what and where of the stories, how a story begins and ends, and how the plots are read from plots.txt."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 
 def _words(text: str) -> list[str]:
@@ -117,7 +117,7 @@ PERSONS = ("hero", "friend", "grown", "neighbor")
 
 @dataclass(frozen=True)
 class Plot:
-    """What happens: beats, of each of which one line is told. Its lines fit each other, whichever are picked."""
+    """What happens: beats, of each of which a story has one line. Its lines fit each other, whichever are picked."""
 
     title: str
     words: dict[str, list[str]]  # choices that take the place of those of WORDS
@@ -128,7 +128,7 @@ class Plot:
 
 def plots() -> list[Plot]:
     """The plots of plots.txt, in its order."""
-    text = (resources.files(__package__) / "plots.txt").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("plots.txt").read_text(encoding="utf-8")
     return [_plot(part) for part in text.split("\n## ")[1:]]
 
 

@@ -1,0 +1,81 @@
+"""Make what the choices mean for a model: its cache, its sampler, its draft tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from llama3_scratch.cache import Cache, Keep, Kept
+from llama3_scratch.caches.quantized import KEPT_IN_BITS, group_size
+from llama3_scratch.caches.ragged import RaggedCache
+from llama3_scratch.caches.sliding import SlidingCache
+from llama3_scratch.checkpoint.load import Checkpoint
+from llama3_scratch.config import Config
+from llama3_scratch.errors import UsageError
+from llama3_scratch.inference import speculate
+from llama3_scratch.inference.choices import SINKS, CacheChoice, DraftChoice, ModelChoice, SamplingChoice
+from llama3_scratch.inference.opening import read
+from llama3_scratch.inference.sample import Sampler, sampler
+
+
+def context(choice: CacheChoice, config: Config) -> int:
+    """Tokens of the context in use, UsageError for more than the model's own."""
+    if choice.max_seq_len and choice.max_seq_len > config.max_seq_len:
+        raise UsageError(f"`max_seq_len` {choice.max_seq_len}: this model was trained for {config.max_seq_len} tokens")
+    return choice.max_seq_len or config.max_seq_len
+
+
+def make_cache(choice: CacheChoice, config: Config, rows: int = 1) -> Cache:
+    """The cache that was chosen, empty, for `rows` prompts at once."""
+    group = choice.kv_group_size
+    if group is not None and (config.head_dim % group or (4 in choice.bits and group % 2)):
+        even = ", and be even for 4 bits" if 4 in choice.bits else ""
+        raise UsageError(f"`kv_group_size` {group}: must divide the head's width, which is {config.head_dim}{even}")
+
+    def form(bits: int | None) -> Keep:
+        if bits is None:
+            return Kept
+        kind = KEPT_IN_BITS[bits]
+        return kind if bits == 16 else partial(kind, group=group_size(config.head_dim, group))
+
+    limit = context(choice, config)
+    keys, values = map(form, choice.bits)
+    if choice.sliding:
+        sinks = SINKS if choice.sinks is None else choice.sinks
+        return SlidingCache(limit, config, window=choice.sliding, sinks=sinks, keys=keys, values=values)
+    if rows == 1:
+        return Cache(limit, keys=keys, values=values)
+    return RaggedCache(limit, rows, keys=keys, values=values)
+
+
+def make_sampler(choice: SamplingChoice) -> Sampler:
+    choice = choice.seeded()
+    return sampler(
+        temperature=choice.temperature,
+        top_k=choice.top_k,
+        top_p=choice.top_p,
+        min_p=choice.min_p,
+        repeat_penalty=choice.repeat_penalty,
+        repeat_last_n=choice.repeat_last_n,
+        seed=choice.seed,
+    )
+
+
+def make_drafts(
+    choice: DraftChoice, checkpoint: Checkpoint, dtype: torch.dtype, *, reading: ModelChoice | None = None
+) -> speculate.NoDrafts:
+    """Draft tokens for an answer of this model; a model that makes them is read as `reading` says."""
+    if not choice.speculate:
+        return speculate.NO_DRAFTS
+    most = choice.draft_tokens or speculate.MAX_DRAFT_TOKENS
+    if choice.speculate == "lookup":
+        return speculate.Drafts(speculate.lookup, most=most)
+    draft = read(choice.speculate, reading or ModelChoice(), device=checkpoint.params["tok_embeddings.weight"].device)
+    ours, its = checkpoint.tokenizer, draft.tokenizer
+    if ours is None or its is None or not ours.same_tokens(its):
+        raise UsageError(f"`speculate` {choice.speculate}: its tokenizer isn't that of {checkpoint.path}")
+    if draft.config.vocab_size != checkpoint.config.vocab_size:
+        sizes = f"{draft.config.vocab_size} tokens, {checkpoint.path} {checkpoint.config.vocab_size}"
+        raise UsageError(f"`speculate` {choice.speculate}: its vocabulary has {sizes}")
+    return speculate.Drafts(speculate.DraftModel(draft.params, draft.config, dtype=dtype), most=most)

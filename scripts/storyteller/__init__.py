@@ -1,0 +1,1 @@
+"""The storyteller's recipe: stories made up from a seed, and requests for stories with given words."""
