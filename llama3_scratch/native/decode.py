@@ -223,8 +223,6 @@ class NativeDecode:
 
     def _finds(self, cache: Cache, span: int, batch: int) -> _Found | None:
         """Where the cache keeps everything, looked up if that has changed; None where C can't work with it so."""
-        if type(cache).extend is not Cache.extend:  # it keeps things in a way of its own
-            return None
         G, K = self._config.n_kv_heads, self._config.head_dim
         like_BTGK = torch.empty(batch, 1, G, K)
         layers = (cache.room(f"layers.{index}.attention", span, like_BTGK) for index in range(self._config.n_layers))
