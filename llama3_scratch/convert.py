@@ -60,7 +60,7 @@ def main(options: argparse.Namespace) -> int:
     choice = model_choice(options)
     checkpoint = read(options.source, choice, blocks=options.blocks)
     if choice.adapters:
-        from llama3_scratch.checkpoint.peft import add_adapters
+        from llama3_scratch.checkpoint.adapters import add_adapters
 
         checkpoint = add_adapters(checkpoint, list(choice.adapters))
     form = convert(checkpoint, options.target, how, force=options.force)

@@ -56,9 +56,9 @@ def requests_of(numbers: Sequence[int], words: Sequence[str], seed: int) -> list
 def main(options: argparse.Namespace) -> int:
     from storyteller.requests import REQUESTED_WORDS, content_words
 
+    from llama3_scratch.checkpoint.adapters import add_adapters
     from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
-    from llama3_scratch.checkpoint.peft import add_adapters
     from llama3_scratch.data.documents import documents
     from llama3_scratch.inference.answers import answers
     from llama3_scratch.inference.sample import sampler

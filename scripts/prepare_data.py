@@ -61,7 +61,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.data.report import Report, cleaned
     from llama3_scratch.data.shards import write_shards
     from llama3_scratch.errors import FileError, UsageError
-    from llama3_scratch.system.files import write_whole
+    from llama3_scratch.system.writing import write_whole
     from llama3_scratch.text.tokenizer_file import read_tokenizer
 
     rules = [name for name in options.clean.split(",") if name]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system import cli
-from llama3_scratch.system.files import fresh_file
+from llama3_scratch.system.writing import fresh_file
 
 
 def _parser() -> cli.Parser:

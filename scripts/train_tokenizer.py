@@ -35,7 +35,7 @@ def _parser() -> cli.Parser:
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.data.documents import documents
-    from llama3_scratch.system.files import make_folder
+    from llama3_scratch.system.writing import make_folder
     from llama3_scratch.text.bpe import learn, learn_with_library, tokenizer_of
     from llama3_scratch.text.tokenizer_file import write_tokenizer
 

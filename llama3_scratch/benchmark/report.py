@@ -11,7 +11,7 @@ from typing import Any
 from llama3_scratch.benchmark.peers import llama_cpp_form
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError
-from llama3_scratch.system.files import unwritable
+from llama3_scratch.system.writing import unwritable
 
 OURS = "llama3_scratch"
 Rates = dict[str, float]  # "bandwidth" in bytes/s, and FLOP/s by type: "f32", "bf16", "int8"

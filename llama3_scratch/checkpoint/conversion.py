@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system.fields import Checked, one_of, whole
-from llama3_scratch.system.files import foreign
+from llama3_scratch.system.writing import foreign
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -67,8 +67,8 @@ def check_target(target: Path, *, folder: bool, force: bool) -> None:
 def convert(checkpoint: Checkpoint, target: Path, how: Conversion, *, force: bool = False) -> str:
     """Write the model to `target`, a folder or a .gguf file; returns the form of its layers' weights.
 
-    Adapters beside the weights (`checkpoint.peft.add_adapters`) are merged. Raises UsageError where `target` is there
-    and `force` isn't given, or isn't what a model may replace.
+    Adapters beside the weights (`checkpoint.adapters.add_adapters`) are merged. Raises UsageError where `target` is
+    there and `force` isn't given, or isn't what a model may replace.
     """
     target = target.resolve()
     check_target(target, folder=how.to != "gguf", force=force)

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from llama3_scratch.checkpoint import names
 from llama3_scratch.stored import Params, dtype_name, n_bytes
-from llama3_scratch.system.files import write_whole
 from llama3_scratch.system.progress import progress
+from llama3_scratch.system.writing import write_whole
 
 log = logging.getLogger("llama3_scratch")
 

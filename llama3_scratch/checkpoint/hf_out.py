@@ -16,7 +16,7 @@ from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.params.hf_layout import half_split, hf_name, rotated_heads
 from llama3_scratch.stored import FLOATS, Params, dtype_name
-from llama3_scratch.system.files import fresh_folder
+from llama3_scratch.system.writing import fresh_folder
 from llama3_scratch.text.hf_tokenizer import write_tokenizer_json
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.tied import tie

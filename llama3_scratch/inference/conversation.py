@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.choices import CacheChoice, DraftChoice, ModelChoice, PromptChoice, SamplingChoice
 from llama3_scratch.inference.prompt_file import PromptFile
-from llama3_scratch.system.files import read_json, unwritable, write_whole
+from llama3_scratch.system.files import read_json
 from llama3_scratch.system.timings import Timings
+from llama3_scratch.system.writing import unwritable, write_whole
 from llama3_scratch.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:

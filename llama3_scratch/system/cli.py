@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
 from llama3_scratch.system import stdio
 from llama3_scratch.system.fields import Number
-from llama3_scratch.system.files import DISK_FULL
+from llama3_scratch.system.writing import DISK_FULL
 
 log = logging.getLogger("llama3_scratch")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.errors import FileError
 from llama3_scratch.stored import Params, dtype_name
-from llama3_scratch.system.files import write_whole
+from llama3_scratch.system.writing import write_whole
 from llama3_scratch.trace.tracer import TracedTensor
 
 

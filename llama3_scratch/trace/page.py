@@ -43,7 +43,7 @@ from llama3_scratch.compare.tensor_names import (
 )
 from llama3_scratch.config import Config
 from llama3_scratch.stored import Params, dtype_name
-from llama3_scratch.system.files import write_whole
+from llama3_scratch.system.writing import write_whole
 from llama3_scratch.text.detokenizer import legible, piece
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import TracedTensor

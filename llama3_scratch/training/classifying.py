@@ -10,8 +10,9 @@ from typing import Any
 
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.data.batches import require_context
-from llama3_scratch.data.labelled import Labelled, LabelledTexts
-from llama3_scratch.system.files import write_whole
+from llama3_scratch.data.labelled import Labelled
+from llama3_scratch.data.labelled_batches import LabelledTexts
+from llama3_scratch.system.writing import write_whole
 from llama3_scratch.training import flops
 from llama3_scratch.training.choices import BatchPlan, Classification, RunPlan, TrainingPlan
 from llama3_scratch.training.classifier import class_loss, confusion, prepare, write_classifier

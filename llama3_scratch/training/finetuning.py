@@ -9,9 +9,10 @@ from typing import Any
 
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.checkpoint.meta import write_meta
-from llama3_scratch.checkpoint.peft import write_peft
+from llama3_scratch.checkpoint.peft_out import write_peft
 from llama3_scratch.data.batches import require_context
-from llama3_scratch.data.conversations import Conversations, Dialog
+from llama3_scratch.data.conversation_batches import Conversations
+from llama3_scratch.data.conversations import Dialog
 from llama3_scratch.errors import UsageError
 from llama3_scratch.params.lora import adapted, attach, trainable
 from llama3_scratch.params.quantize import quantize
