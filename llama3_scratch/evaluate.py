@@ -24,13 +24,11 @@ if TYPE_CHECKING:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("evaluate", __doc__ or "")
-    count = cli.number(int, least=1)
+    count, length = cli.number(int, minimum=1), cli.number(int, minimum=2)
     parser.add_argument("model", metavar="MODEL", help="a folder, a .gguf or .bin file, or a downloaded name")
     parser.add_argument("--text", type=Path, metavar="FILE", help="perplexity and bits per byte of a text")
     parser.add_argument("--tokens", type=count, metavar="N", help="of --text, the first N (all)")
-    parser.add_argument(
-        "--window", type=cli.number(int, least=2), metavar="N", help="tokens read at once (512, or the model's context)"
-    )
+    parser.add_argument("--window", type=length, metavar="N", help="tokens read at once (512, or the model's context)")
     parser.add_argument("--stride", type=count, metavar="N", help="tokens between windows (one less than they hold)")
     parser.add_argument(
         "--choices", type=Path, metavar="FILE.jsonl", help='questions: {"query", "choices": […], "gold": index} a line'

@@ -29,7 +29,7 @@ log = logging.getLogger("llama3_scratch")
 
 def _parser() -> cli.Parser:
     parser = cli.script("ask_for_stories", __doc__)
-    count = cli.number(int, least=1)
+    count = cli.number(int, minimum=1)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="stories with the words to ask for")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL to write or to go on with")
     parser.add_argument("--count", type=count, default=1000, metavar="N", help="answers to ask for (%(default)s)")
@@ -41,7 +41,7 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--temperature", type=cli.number(float, above=0), default=0.7, metavar="X", help="(%(default)s)"
     )
-    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
+    parser.add_argument("--seed", type=cli.number(int, minimum=0), default=0, metavar="N", help="(%(default)s)")
     return parser
 
 

@@ -20,6 +20,7 @@ from llama3_scratch.text.tokenizer import CHAT_TOKENS
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
+
 log = logging.getLogger("llama3_scratch")
 
 

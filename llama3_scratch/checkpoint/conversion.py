@@ -33,7 +33,7 @@ class Conversion(Checked):
     dtype: str | None = one_of(None, DTYPES)  # of the weights, for meta and hf; makes floats of quantised ones
     quantize: str | None = one_of(None, QUANTIZED)  # the form of the matrices, for meta and gguf
     type: str | None = one_of(None, GGUF_TYPES)  # of the matrices, for gguf
-    shards: int | None = whole(None, least=1)  # how many consolidated.*.pth, for meta; None: one
+    shards: int | None = whole(None, minimum=1)  # how many consolidated.*.pth, for meta; None: one
 
     def __post_init__(self) -> None:
         super().__post_init__()

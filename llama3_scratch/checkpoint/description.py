@@ -17,8 +17,8 @@ from llama3_scratch.system.memory import MemoryPlan, memory_plan
 
 if TYPE_CHECKING:
     from llama3_scratch.text.tokenizer import Tokenizer
-log = logging.getLogger("llama3_scratch")
 
+log = logging.getLogger("llama3_scratch")
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -36,9 +36,9 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {code: struct.Struct("<" + code) for code in _SCALARS.values()}
 # No Llama comes near these; they bound the time and the memory that a header can ask for, however large its file.
-MOST_ENTRIES = 2**16  # keys, tensors
-MOST_STRINGS = 2**22  # in one array: tokens, merges
-MOST_BYTES = 2**24  # in one string
+MAX_ENTRIES = 2**16  # keys, tensors
+MAX_STRINGS = 2**22  # in one array: tokens, merges
+MAX_STRING_BYTES = 2**24  # in one string
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,19 @@ class _Cursor:
         number = _NUMBERS[code]
         return number.unpack_from(self.data, self.take(number.size, "a number"))[0]
 
-    def count(self, what: str, least_bytes: int, most: int) -> int:
-        """A number of things that take at least `least_bytes` each."""
+    def count(self, what: str, min_bytes: int, maximum: int) -> int:
+        """A number of things that take at least `min_bytes` each."""
         n = self.number("Q")
         left = len(self.data) - self.at
-        if n > most or n * least_bytes > left:
+        if n > maximum or n * min_bytes > left:
             self.at -= 8
             self.refuse(
-                f"{n} {what} can't be: at most {most}, in the {left} bytes left; the file is cut short or damaged"
+                f"{n} {what} can't be: at most {maximum}, in the {left} bytes left; the file is cut short or damaged"
             )
         return n
 
     def string(self) -> str:
-        n_bytes = self.count("bytes of text", 1, MOST_BYTES)
+        n_bytes = self.count("bytes of text", 1, MAX_STRING_BYTES)
         start, self.at = self.at, self.at + n_bytes
         try:
             return self.data[start : self.at].decode()
@@ -119,7 +119,7 @@ class _Cursor:
     def array(self) -> list[str] | np.ndarray:
         kind = self.number("I")
         if kind == _STRING:
-            return [self.string() for _ in range(self.count("strings in an array", 8, MOST_STRINGS))]
+            return [self.string() for _ in range(self.count("strings in an array", 8, MAX_STRINGS))]
         if kind not in _SCALARS:
             why = "an array in an array" if kind == _ARRAY else f"an array of value type {kind}"
             self.refuse(f"{why} isn't supported; no Llama has one")
@@ -141,8 +141,8 @@ def _read_part(path: Path) -> Header:
         if version & 0xFFFF == 0:
             cursor.refuse("the file is big-endian, expected little-endian; convert it with gguf-convert-endian")
         cursor.refuse(f"GGUF version {version}, expected 2 or 3; convert the model anew")
-    n_tensors = cursor.count("tensors", 8 + 4 + 8 + 4 + 8, MOST_ENTRIES)
-    n_values = cursor.count("metadata keys", 8 + 4 + 1, MOST_ENTRIES)
+    n_tensors = cursor.count("tensors", 8 + 4 + 8 + 4 + 8, MAX_ENTRIES)
+    n_values = cursor.count("metadata keys", 8 + 4 + 1, MAX_ENTRIES)
 
     values: dict[str, Any] = {}
     for index in range(n_values):

@@ -15,7 +15,6 @@ from llama3_scratch.system.json_fields import float_field, text_field
 
 log = logging.getLogger("llama3_scratch")
 
-
 ROPE_FREQS = "rope_freqs.weight"
 
 

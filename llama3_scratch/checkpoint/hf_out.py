@@ -63,12 +63,12 @@ def write_hf(
             _write_json(temporary / "model.safetensors.index.json", index)
 
 
-def _groups(params: Params, names: list[str], most: int) -> Iterator[list[str]]:
-    """The names in runs of at most `most` bytes of weights; a tensor larger than that stands alone."""
+def _groups(params: Params, names: list[str], max_bytes: int) -> Iterator[list[str]]:
+    """The names in runs of at most `max_bytes` bytes of weights; a tensor larger than that stands alone."""
     group: list[str] = []
     size = 0
     for name in names:
-        if group and size + params[name].nbytes > most:
+        if group and size + params[name].nbytes > max_bytes:
             yield group
             group, size = [], 0
         group.append(name)

@@ -26,6 +26,8 @@ from llama3_scratch.system.writing import DISK_FULL
 
 log = logging.getLogger("llama3_scratch")
 
+Group = argparse._ActionsContainer  # a parser or a group of its flags, which argparse has no public name for
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError, suggests the flag that was meant, and knows --debug and --quiet."""
@@ -62,7 +64,7 @@ def script(name: str, doc: str | None) -> Parser:
 
 
 def number(kind: type, **bounds: float) -> Callable[[str], Any]:
-    """An argparse `type`: a finite int or float within bounds, least=, above=, most=; its message says which."""
+    """An argparse `type`: a finite int or float within bounds, minimum=, above=, maximum=; its message says which."""
     return within(Number(kind, **bounds))
 
 

@@ -115,7 +115,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
-def listed(names: Sequence[str], most: int = 10) -> str:
+def listed(names: Sequence[str], limit: int = 10) -> str:
     """The first names and how many more there are, with the verb: `a is`, `a, b are`, `a, b and 3 more are`."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more} {'is' if len(names) == 1 else 'are'}"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{more} {'is' if len(names) == 1 else 'are'}"

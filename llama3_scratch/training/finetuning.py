@@ -73,7 +73,7 @@ def prepare(checkpoint: Checkpoint, choices: Finetuning, *, dtype: str, seed: in
 
 def finetune(
     checkpoint: Checkpoint,
-    learn: Sequence[Dialog],
+    train_set: Sequence[Dialog],
     held_out: Sequence[Dialog],
     plan: TrainingPlan,
     batches: BatchPlan,
@@ -91,7 +91,7 @@ def finetune(
     require_context(batches.length, config)
     how: dict[str, Any] = {"size": batches.size, "length": batches.length, "date": choices.date}
     how |= {"mask_prompt": choices.mask_prompt, "truncate": choices.truncate}
-    conversations = Conversations(learn, tokenizer, seed=batches.seed, **how)
+    conversations = Conversations(train_set, tokenizer, seed=batches.seed, **how)
     check = Conversations(held_out, tokenizer, seed=0, what="held-out conversations", **how) if held_out else None
     if check is None:
         log.warning("no conversation is held out, so there will be no held-out loss")
