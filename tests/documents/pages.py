@@ -23,8 +23,8 @@ CHINESE: dict[str, str] = json.loads((Path(__file__).parent / "chinese.json").re
 READING = {
     "core": " ".join(f"{name}.py" for name in CORE),
     "native": "kernels.py layout.py decode.py native.h portable.c avx2.c avx512.c matmul.c decode.c pool.c constants.c",
-    "system": "cli.py fields.py stdio.py signals.py files.py json_fields.py writing.py memory.py machine.py timings.py progress.py "
-    "wait_policy.py",
+    "system": "cli.py fields.py stdio.py signals.py files.py json_fields.py writing.py memory.py machine.py "
+    "timings.py progress.py wait_policy.py",
     "text": "tokenizer.py tokenizer_file.py byte_level.py bpe.py merge_order.py pre_tokenizers.py oniguruma.py "
     "hf_tokenizer.py added_tokens.py hf_added_tokens.py detokenizer.py dialog.py tool_calls.py "
     "chat_format.py chat_template.py marks.py chat_template_process.py chat_template_worker.py",
