@@ -15,10 +15,12 @@ of spinning (`wait_policy`). Set OMP_WAIT_POLICY yourself, before Python starts,
 # ruff: noqa: F401
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
+from llama3_scratch import registry
 from llama3_scratch.system.wait_policy import sleep_while_waiting
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from llama3_scratch.model import block, decode, embed, forward, fused_block, unembed
 
 sleep_while_waiting()
+registry.offer(lambda: importlib.import_module("llama3_scratch.native.kernels"))
 
 # Imported at first use: torch takes seconds, and `--help` needs none of it.
 _HOME = {

@@ -65,6 +65,8 @@ NO_CACHE = NoCache()
 class Kept:
     """The keys or the values of one layer as floats, in slots that grow by blocks: `values` (B, slots, G, K)."""
 
+    form = "floats"  # what the bytes of `tensors` mean; a class that means something else by them says so
+
     def __init__(self, like_BTGK: Tensor) -> None:
         B, _, G, K = like_BTGK.shape
         self.values = like_BTGK.new_empty(B, 0, G, K)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama3_scratch.native import kernels
+from llama3_scratch import registry
 from llama3_scratch.stored import Floats, Params, pieces, stored
 from llama3_scratch.torch_internals import CPU_HAS_BF16
 
@@ -51,10 +51,9 @@ def norms_of(rows: Tensor) -> Tensor:
 
 def matmul(x: Tensor, weight: Floats) -> Tensor:
     """x (…, columns) times the weight, transposed: (…, rows), by whatever is fastest for its form here."""
-    if kernels.fits(x, weight) and (out := kernels.matmul(x, weight)) is not None:
+    if (out := registry.matmul(x, weight)) is not None:
         return out
-    plain = type(weight) is Floats
-    if plain and weight.values.dtype == x.dtype and multiplies(x.dtype, x.device.type):
+    if type(weight) is Floats and weight.values.dtype == x.dtype and multiplies(x.dtype, x.device.type):
         return F.linear(x, weight.values)
     if weight.values.requires_grad or torch.compiler.is_compiling():  # a compiler turns it into floats as it multiplies
         return F.linear(x, weight.floats(slice(None), x.dtype))
@@ -67,9 +66,8 @@ def embed(tokens_BT: Tensor, params: Params, name: str, *, dtype: torch.dtype | 
     if type(weight) is Floats:
         rows_BTD = F.embedding(tokens_BT, weight.values)
         return rows_BTD.to(dtype or rows_BTD.dtype)
-    if (read_BTD := kernels.rows(tokens_BT, weight, dtype or weight.dtype)) is not None:
-        return read_BTD
-    return weight.floats(tokens_BT, dtype or weight.dtype)
+    read_BTD = registry.rows(tokens_BT, weight, dtype or weight.dtype)
+    return weight.floats(tokens_BT, dtype or weight.dtype) if read_BTD is None else read_BTD
 
 
 def multiplies(dtype: torch.dtype, device: str) -> bool:

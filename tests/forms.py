@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.config import Config
+from llama3_scratch.params.lora import trainable
 from llama3_scratch.params.quantize import quantize
 from llama3_scratch.stored import FORM_KEYS as ENDS
 from llama3_scratch.stored import NF4_LEVELS, Params, stored
@@ -150,3 +151,13 @@ def _dense(weight: Tensor, beside: dict[str, Tensor]) -> Tensor:
 def widened(of_groups: Tensor, like: Tensor) -> Tensor:
     """One number a group → one a column."""
     return of_groups.double().repeat_interleave(like.shape[1] // of_groups.shape[1], dim=1)
+
+
+def trained(params, seed=5):
+    """As after some steps: A, B and magnitudes are random numbers of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    made = dict(params)
+    for name, tensor in trainable(params).items():
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+        made[name] = tensor * (1 + 0.2 * noise) if name.endswith("magnitude") else 0.1 * noise
+    return made

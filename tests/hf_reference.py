@@ -111,3 +111,28 @@ def wide() -> Iterator[None]:
         patch.setattr(llama.LlamaRMSNorm, "forward", norm)
         patch.setattr(llama.LlamaRotaryEmbedding, "forward", rotary)
         yield
+
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def doubled(params):
+    return {name: tensor.double() for name, tensor in params.items()}
+
+
+def their_model(params, config, **options):
+    """PEFT's model of these weights in f32, with numbers in its adapter as after some steps."""
+    peft = pytest.importorskip("peft", reason="the parity extra: pip install -e '.[parity]'")
+    options = {"r": 4, "lora_alpha": 6, "target_modules": ALL} | options
+    model = peft.get_peft_model(hf_model(params, config), peft.LoraConfig(task_type="CAUSAL_LM", **options))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if "lora_magnitude" in name:
+                weight.mul_(1 + 0.2 * noise)
+            elif "lora_" in name:
+                weight.copy_(0.1 * noise)
+            elif weight.requires_grad:
+                weight.add_(0.1 * noise)
+    return model.eval()

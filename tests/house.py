@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "llama3_scratch"
 
 # The core, at the package's root, in reading order: it imports no room.
-CORE = ["errors", "config", "stored", "linear", "cache", "token_ids", "tied", "model", "init", "torch_internals"]
+CORE = [
+    "errors",
+    "config",
+    "stored",
+    "registry",
+    "torch_internals",
+    "linear",
+    "cache",
+    "token_ids",
+    "tied",
+    "model",
+    "init",
+]
 
 # The rooms, which are folders: one imports the core and those above it. Their verbs stand at the root again.
 ROOMS = [
@@ -58,3 +71,9 @@ def imports(module: str) -> set[str]:
 def room(module: str) -> str:
     """`text` of `text.dialog`; `the core` and `a verb` of what stands at the root."""
     return module.partition(".")[0] if "." in module else "the core" if module in CORE else "a verb"
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of a language in a document."""
+    text = (PACKAGE.parent / document).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)

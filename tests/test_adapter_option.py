@@ -22,7 +22,7 @@ from llama3_scratch.params.quantize import quantize
 from llama3_scratch.stored import stored
 from tests import tiny
 from tests.compare import check
-from tests.params.test_lora import trained
+from tests.forms import trained
 
 CONFIG = replace(tiny.TILED, n_layers=2, vocab_size=272)
 TOKENS_BT = tiny.tokens(1, 20, CONFIG)

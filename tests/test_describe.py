@@ -107,7 +107,7 @@ def test_gguf(tmp_path):
     assert found.forms["Q8_0"] == (matrices, matrices // 32 * 34)
     # Stored as they are where there are kernels for them, but for embedding and head, whose 67 rows aren't in 16s.
     odd = 2 * config.vocab_size * config.dim
-    assert found.weights == ((matrices - odd) // 32 * 34 + 4 * odd if kernels.library() else 4 * matrices)
+    assert found.weights == ((matrices - odd) // 32 * 34 + 4 * odd if kernels.chosen() else 4 * matrices)
     assert found.mapped == found.stored["F32"]
     assert "scaled by 8: the file's rope_freqs" in found.rope
 
@@ -134,11 +134,12 @@ def test_forms_and_their_bits(tmp_path, capsys, form, bits):
 
 def test_kernels_or_a_plain_message(tmp_path, capsys, monkeypatch):
     write_meta(tmp_path / "m", tiny.params(), tiny.CONFIG, None)
-    for chosen, words in (
-        ("AVX2", "kernels AVX2"),
-        (None, "not built: no C compiler was found when the package was installed; everything runs in torch, slower"),
-    ):
-        monkeypatch.setattr(kernels, "choose", lambda chosen=chosen: chosen)
+    torchs = "only in plain C, which is slower than torch: everything runs in torch"
+    missing = "not built: no C compiler was found when the package was installed; everything runs in torch, slower"
+    for chosen, built, words in (("AVX2", True, "kernels AVX2"), (None, True, torchs), (None, False, missing)):
+        monkeypatch.setattr(kernels, "chosen", lambda chosen=chosen: chosen)
+        monkeypatch.setattr(kernels, "library", lambda built=built: built or None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert verb.main([str(tmp_path / "m")]) == 0
         assert words in " ".join(capsys.readouterr().out.split())
 

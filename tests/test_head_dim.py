@@ -33,10 +33,9 @@ from llama3_scratch.system.memory import memory_plan
 from llama3_scratch.trace import watch
 from tests import tiny
 from tests.checkpoint.test_gguf import greedy, llama_cpp
-from tests.checkpoint.test_peft import doubled, their_model
 from tests.compare import DiffersError, check
 from tests.forms import plain
-from tests.hf_reference import hf_model, wide
+from tests.hf_reference import doubled, hf_model, their_model, wide
 
 # D=48 L=3 H=6 G=2 (R=3) V=67 F=40, and K=22 (J=11): H·K=132, G·K=44
 CONFIG = replace(tiny.CONFIG, n_layers=3, head_dim=22)
@@ -125,7 +124,7 @@ def test_cached_is_full(wanted, cache):
 @pytest.mark.parametrize("form", [None, *FORMS])
 @pytest.mark.parametrize("kept", [Kept, KeptBf16, KeptInt8, KeptInt4])
 @pytest.mark.parametrize("config", [CONFIG, TILED], ids=["odd", "tiled"])
-def test_the_kernels_do_as_torch_does(form, kept, config, monkeypatch):
+def test_the_kernels_do_as_torch_does(form, kept, config):
     params = tiny.params(config)
     matrices = [name for name, tensor in params.items() if tensor.ndim == 2]
     params = params if form is None else quantize(params, form)
@@ -140,8 +139,11 @@ def test_the_kernels_do_as_torch_does(form, kept, config, monkeypatch):
             )
 
     native = run()
-    monkeypatch.setattr(kernels, "usable", lambda x: False)
-    torchs = run()
+    kernels.choose(kernels.TORCH)
+    try:
+        torchs = run()
+    finally:
+        kernels.choose()
     # Tiles take their inputs in 16 bits; a number on the border between two integers of a cache falls either way.
     exact = kept is Kept and not any(
         isinstance(stored(params, name.removesuffix(".weight")), Tiles) for name in matrices

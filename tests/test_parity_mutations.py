@@ -82,10 +82,10 @@ def state(**changes: Callable[[Tensor], Tensor]) -> Mutation:
     """The rotation or the mask that every layer is given, changed."""
 
     def mutate(patch, params, config):
-        def wrong(x_BTD, *arguments, **given):
-            T = x_BTD.shape[1]
-            given["mask_BTS"] = visible(given["mask_BTS"], T, given["cache"].span(T), x_BTD.device)
-            return block(x_BTD, *arguments, **given | {key: change(given[key]) for key, change in changes.items()})
+        def wrong(*arguments, **given):
+            T = arguments[0].shape[1]
+            given["mask_BTS"] = visible(given["mask_BTS"], T, given["cache"].span(T), arguments[0].device)
+            return block(*arguments, **given | {key: change(given[key]) for key, change in changes.items()})
 
         patch.setattr(model, "block", wrong)
         return params, config

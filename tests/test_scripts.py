@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from storyteller.stories import stories
 
-from tests.documents.test_readme import blocks
-from tests.house import PACKAGE
-from tests.training.test_pretrain import SCRIPTS, script
+from tests.house import PACKAGE, blocks
+from tests.recipes import SCRIPTS, script
 
 NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
 LEARNING = [

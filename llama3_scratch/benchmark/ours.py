@@ -126,7 +126,7 @@ class Ours:
             "read_bytes": sum(tensor.nbytes for tensor in read.values()),
             "slot_bytes": 2 * self._config.n_layers * sum(tensor.nbytes for tensor in kept.tensors().values()),
             "sizes": asdict(self._config) | {"rope_scaling": None, "rope_divisors": None},
-            "kernels": kernels.choose() or "none",
+            "kernels": kernels.chosen() or "none",
         }
 
     def peak(self) -> int:

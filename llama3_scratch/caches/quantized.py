@@ -24,6 +24,8 @@ _LEAST = torch.finfo(torch.float32).tiny  # a smaller scale has no inverse that 
 class KeptBf16(Kept):
     """Keys or values as bf16, two bytes a number."""
 
+    form = "bf16"
+
     def __init__(self, like_BTGK: Tensor) -> None:
         super().__init__(like_BTGK.to(torch.bfloat16))
         self._dtype = like_BTGK.dtype
@@ -41,7 +43,7 @@ class KeptInt8(Kept):
     The group is 32 unless given, or the whole head where 32 doesn't divide it. Raises UsageError for one that doesn't.
     """
 
-    top = 127
+    form, top = "int8", 127
 
     def __init__(self, like_BTGK: Tensor, group: int | None = None) -> None:
         B, _, G, K = like_BTGK.shape
@@ -82,7 +84,7 @@ class KeptInt4(KeptInt8):
     A byte holds q + 8 of a number in its low half and, in its high half, that of the number half a group further on.
     """
 
-    top = 7
+    form, top = "int4", 7
 
     def __init__(self, like_BTGK: Tensor, group: int | None = None) -> None:
         if group_size(like_BTGK.shape[-1], group) % 2:

@@ -58,7 +58,7 @@ def describe(path_or_name: str | Path) -> Description:
     from llama3_scratch.native import kernels
 
     found = {"meta": _meta, "hf": _hf, "gguf": _gguf, "llama2c": _llama2c}[layout(path)](path)
-    return replace(found, kernels=kernels.choose() or "")
+    return replace(found, kernels=kernels.chosen() or "")
 
 
 def _official(name: str, config: Config) -> Description:
@@ -160,7 +160,7 @@ def _gguf(path: Path) -> Description:
     stored: Counter[str] = Counter()
     forms: dict[str, tuple[int, int]] = {}
     decoded = 0  # blocks become f32, or stay what they are where `generate` has kernels for them
-    blocks = "floats" if kernels.library() is None else "stored"
+    blocks = "floats" if kernels.chosen() is None else "stored"
     for tensor in header.tensors.values():
         stored[tensor.kind] += tensor.n_bytes
         _count(forms, tensor.kind, math.prod(tensor.shape), tensor.n_bytes)

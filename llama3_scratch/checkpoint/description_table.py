@@ -54,7 +54,7 @@ def rows(found: Description, memory: MemoryPlan, context: int, batch: int) -> li
         ("parameters", f"{config.n_parameters:,}{', the head tied to the embedding' if config.tied else ''}"),
         ("stored as", _forms_row(found.forms)),
         ("runs as", found.runs_as),
-        *([("kernels", found.kernels or _NO_KERNELS)] if found.kernels is not None else []),
+        *([("kernels", found.kernels or _why_torch())] if found.kernels is not None else []),
         ("layers", f"{config.n_layers}, each {config.dim} wide, feed-forward {config.hidden_dim}"),
         ("heads", f"{config.n_heads} of queries, {config.n_kv_heads} of keys and values, each {config.head_dim} wide"),
         ("vocabulary", f"{config.vocab_size:,}"),
@@ -69,9 +69,6 @@ def rows(found: Description, memory: MemoryPlan, context: int, batch: int) -> li
         ("activations", f"about {format_bytes(memory.activations)}"),
         ("together", f"{format_bytes(memory.allocated)} allocated{enough}"),
     ]
-
-
-_NO_KERNELS = "not built: no C compiler was found when the package was installed; everything runs in torch, slower"
 
 
 def _forms_row(forms: dict[str, tuple[int, int]]) -> str:
@@ -89,3 +86,9 @@ def _tokenizer_row(tokenizer: Tokenizer | None) -> str:
         f"chat format {tokenizer.chat_format or 'none'}, BOS {tokenizer.bos_id}, "
         f"stops at {', '.join(map(str, tokenizer.stop_tokens))}"
     )
+
+
+def _why_torch() -> str:
+    from llama3_scratch.native.kernels import why_torch
+
+    return why_torch()

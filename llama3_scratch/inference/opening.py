@@ -59,7 +59,7 @@ def find_model(choice: ModelChoice, *, as_floats: bool = False, chats: bool = Fa
     from llama3_scratch.native import kernels
 
     device = check_device(choice.device)
-    in_kernels = kernels.library() is not None and device.type == "cpu" and choice.dtype in ("auto", "float32")
+    in_kernels = kernels.chosen() is not None and device.type == "cpu" and choice.dtype in ("auto", "float32")
     as_floats = bool(as_floats or choice.adapters)
     blocks = "stored" if in_kernels and not as_floats and not choice.quantize else "floats"
     if path is None:

@@ -7,20 +7,21 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { AHEAD = 6144 }; /* bytes; int8 goes by so fast that the processor's own prefetching does better */
+/* int8 goes by so fast that the processor's own prefetching does better. */
+enum { PREFETCH_BYTES = 6144 };
 
 /* The instruction wants unsigned × signed. An int8 weight plus 128 is unsigned, so the sum of 128 · x is taken off. */
 INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]) {
     const __m512i flip = _mm512_set1_epi8((char)0x80), low_halves = _mm512_set1_epi8(15);
     int quads = kind == INT8_TILES ? 8 : 4;
     int above = kind == INT8_TILES ? 128 : kind == INT4_TILES ? 8 : 0;
-    __m512 sums[SOME];
+    __m512 sums[MAX_INPUTS];
     for (int i = 0; i < n; i++) sums[i] = _mm512_setzero_ps();
     for (int g = 0; g < w->groups; g++) {
         int64_t tile = (int64_t)strip * w->groups + g;
         const uint8_t *values = (const uint8_t *)w->values + tile * quads * 64;
-        __m512i whole[SOME][2]; /* of the high and of the low bytes */
-        const int8_t *x[SOME][2];
+        __m512i whole[MAX_INPUTS][2]; /* of the high and of the low bytes */
+        const int8_t *x[MAX_INPUTS][2];
         for (int i = 0; i < n; i++) {
             whole[i][0] = _mm512_setzero_si512();
             whole[i][1] = _mm512_set1_epi32(-above * in->sums[(int64_t)(first + i) * w->groups + g]);
@@ -29,7 +30,7 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
             x[i][1] = in->low + at;
         }
         for (int quad = 0; quad < quads; quad++) {
-            if (kind != INT8_TILES) _mm_prefetch((const char *)values + 64 * quad + AHEAD, _MM_HINT_T0);
+            if (kind != INT8_TILES) _mm_prefetch((const char *)values + 64 * quad + PREFETCH_BYTES, _MM_HINT_T0);
             __m512i part = _mm512_loadu_si512(values + 64 * quad);
             __m512i low = kind == INT8_TILES ? _mm512_xor_si512(part, flip) : _mm512_and_si512(part, low_halves);
             __m512i high = _mm512_and_si512(_mm512_srli_epi16(part, 4), low_halves);
@@ -45,14 +46,16 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
                 }
             }
         }
-        __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)w->scales + tile * STRIP)));
+        __m512 scale =
+            _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)w->scales + tile * STRIP)));
         for (int i = 0; i < n; i++) {
             __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(in->scales[(int64_t)(first + i) * w->groups + g]));
             __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(whole[i][0], 8), whole[i][1]);
             sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), both, sums[i]);
         }
         if (kind == INT4_TILES_WITH_MINS) {
-            __m512 least = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)w->mins + tile * STRIP)));
+            __m512 least =
+                _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)((const uint16_t *)w->mins + tile * STRIP)));
             for (int i = 0; i < n; i++) {
                 int64_t at = (int64_t)(first + i) * w->groups + g;
                 sums[i] = _mm512_fmadd_ps(least, _mm512_set1_ps(in->scales[at] * (float)in->sums[at]), sums[i]);
@@ -67,11 +70,12 @@ static void strip_of(const Weight *w, int strip, const Input *in, int first, int
         avx2_kernels.strip(w, strip, in, first, n, out);
         return;
     }
-    enum { MOST = 4 }; /* as many at once as their sums fit into 32 registers */
-    for (; n > 0; first += MOST, out += MOST, n -= MOST) {
-#define CASE(kind, n) case MOST * (kind) + (n) - 1: tiles_times(kind, n, w, strip, in, first, out); break;
+    enum { AT_ONCE = 4 }; /* as many as their sums fit into 32 registers */
+    for (; n > 0; first += AT_ONCE, out += AT_ONCE, n -= AT_ONCE) {
+#define CASE(kind, n) \
+    case AT_ONCE *(kind) + (n) - 1: tiles_times(kind, n, w, strip, in, first, out); break;
 #define CASES(kind) CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4)
-        switch (MOST * w->kind + (n < MOST ? n : MOST) - 1) {
+        switch (AT_ONCE * w->kind + (n < AT_ONCE ? n : AT_ONCE) - 1) {
             CASES(INT8_TILES) CASES(INT4_TILES) CASES(INT4_TILES_WITH_MINS)
         }
     }

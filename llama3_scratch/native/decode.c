@@ -1,219 +1,59 @@
-/* What Python calls: one product with a stored weight, and all layers of Llama 3 for a few tokens at once.
+/* All layers of Llama 3 for a few tokens at once, as one call.
  *
  * `block` is model.block written out, in phases that all threads work on together; where one needs all of what another
- * makes, that one is settled first.
+ * makes, that one is waited for first.
  */
 #include "native.h"
 
 #include <float.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-#if defined(_WIN32)
-#define EXPORT __declspec(dllexport)
-#else
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
-static const Kernels *kernels = &portable_kernels;
-
-/* Use the best kernels up to `most`: 0 plain C, 1 AVX2, 2 AVX-512 with VNNI. Returns which. */
-EXPORT int choose_kernels(int most) {
-    kernels = &portable_kernels;
-    int chosen = 0;
-#ifdef HAS_X86
-    __builtin_cpu_init();
-    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (most >= 1 && avx2) {
-        kernels = &avx2_kernels;
-        chosen = 1;
-    }
-    if (most >= 2 && avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl")) {
-        prepare_avx512();
-        kernels = &avx512_kernels;
-        chosen = 2;
-    }
-#endif
-    return chosen;
-}
-
-/* Memory for one call, kept for the next one of the same thread. */
-typedef struct { char *at, *end; } Scratch;
-static _Thread_local struct { char *memory; size_t size; } scratch;
-
-static int reserve(Scratch *s, size_t size) {
-    if (scratch.size < size) {
-        free(scratch.memory);
-        scratch.memory = malloc(size);
-        scratch.size = scratch.memory ? size : 0;
-    }
-    s->at = scratch.memory;
-    s->end = scratch.memory + scratch.size;
-    return scratch.memory != 0;
-}
-
-static void *take(Scratch *s, size_t size) {
-    char *at = s->at;
-    s->at += (size + 63) / 64 * 64;
-    return at;
-}
-
-static size_t input_size(int64_t n, int64_t columns) {
-    return n * columns * 6 + n * (columns / GROUP) * 8 + 5 * 64;
-}
-
-static Input make_input(Scratch *s, int n, int columns) {
-    Input in = {.n = n, .columns = columns};
-    in.floats = take(s, sizeof(float) * n * columns);
-    in.high = take(s, (size_t)n * columns);
-    in.low = take(s, (size_t)n * columns);
-    in.scales = take(s, sizeof(float) * n * (columns / GROUP));
-    in.sums = take(s, sizeof(int32_t) * n * (columns / GROUP));
-    return in;
-}
-
-static void round_input(const Input *in, int i) {
-    int64_t at = (int64_t)i * in->columns, group = (int64_t)i * (in->columns / GROUP);
-    kernels->round(in->floats + at, in->columns, in->high + at, in->low + at, in->scales + group, in->sums + group);
-}
-
-static int strips_of(const Weight *w) { return (w->rows + STRIP - 1) / STRIP; }
-
-/* How many strips a thread takes at once: enough to be read as one stream, few enough that all end together. */
-static int piece(const Weight *w, int threads) {
-    int64_t values = (int64_t)w->columns * STRIP, strips = strips_of(w);
-    int64_t most = strips / (8 * threads) + 1, wanted = (1 << 18) / values + 1; /* of 2^15 memory gives a tenth less */
-    return (int)(wanted < most ? wanted : most);
-}
-
-/* The weight comes next: its memory is fetched from the beginning of this thread's share, a little at once and more
- * whenever there is nothing else to do. */
-static void warm(const Weight *w) {
-    enum { NOW = 1 << 12, MOST = 1 << 17 };
-    static const int bits[] = {32, 16, 16, 8, 8, 4, 4};
-    int64_t begin = (int64_t)share_of(strips_of(w)) * STRIP * w->columns * bits[w->kind] / 8;
-    int64_t end = (int64_t)w->rows * w->columns * bits[w->kind] / 8;
-    if (end > begin + MOST) end = begin + MOST;
-    const char *values = w->values;
-    for (int64_t at = begin; at < begin + NOW && at < end; at += 64) __builtin_prefetch(values + at, 0, 2);
-    expect(values + begin + NOW, values + end);
-}
-
-/* For each strip of the weight that this thread gets in a phase, and each few inputs. */
-#define FOR_EACH_STRIP(w, in, phase, size, strip, first, some)                                                         \
-    FOR_EACH (strip, phase, size, strips_of(w))                                                                        \
-        for (int first = 0, some; first < (in)->n && (some = (in)->n - first < SOME ? (in)->n - first : SOME, 1);      \
-             first += some)
-
-/* One product: out[i] = weight · x[i]. */
-typedef struct {
-    const Weight *weight;
-    Input in;
-    float *out;
-    int threads;
-} Product;
-
-static void product_work(void *argument) {
-    Product *p = argument;
-    const Weight *w = p->weight;
-    if (w->kind >= INT8_TILES) {
-        FOR_EACH (i, 0, 1, p->in.n) round_input(&p->in, i);
-        settle(0, p->in.n);
-    }
-    int size = piece(w, p->threads);
-    FOR_EACH_STRIP(w, &p->in, 1, size, strip, first, some) {
-        float out[SOME][STRIP];
-        kernels->strip(w, strip, &p->in, first, some, out);
-        int rows = w->rows - STRIP * strip < STRIP ? w->rows - STRIP * strip : STRIP;
-        for (int i = 0; i < some; i++)
-            memcpy(p->out + (int64_t)(first + i) * w->rows + STRIP * strip, out[i], sizeof(float) * rows);
-    }
-    settle(1, strips_of(w));
-}
-
-/* out [n][rows] = x [n][columns] · weightᵀ. Returns 0 where there is no memory for it. */
-EXPORT int product(const Weight *w, int n, const float *x, float *out, int threads, int last) {
-    Scratch s;
-    if (!reserve(&s, input_size(n, w->columns))) return 0;
-    Product p = {w, make_input(&s, n, w->columns), out, threads};
-    p.in.floats = (float *)x;
-    return run(product_work, &p, 2, threads, last);
-}
-
-/* Rows of a weight as floats, out [n][columns]: what an embedding is read by. */
-EXPORT void rows(const Weight *w, int n, const int64_t *index, float *out) {
-    int bits = w->kind == INT8_TILES ? 8 : 4, middle = w->kind == INT4_TILES ? 8 : 0;
-    for (int i = 0; i < n; i++, out += w->columns) {
-        int r = (int)(index[i] % STRIP);
-        for (int c = 0; c < w->columns; c++) {
-            int64_t at = index[i] * w->columns + c;
-            if (w->kind == F32) out[c] = ((const float *)w->values)[at];
-            if (w->kind == BF16) out[c] = from_bf16(((const uint16_t *)w->values)[at]);
-            if (w->kind == F16) out[c] = from_f16(((const uint16_t *)w->values)[at]);
-            if (w->kind == INT8_ROWS) {
-                float scale = ((const float *)w->scales)[index[i] * w->groups + c / (w->columns / w->groups)];
-                out[c] = ((const int8_t *)w->values)[at] * scale;
-            }
-        }
-        for (int g = 0; g < w->groups && w->kind >= INT8_TILES; g++) {
-            int64_t tile = index[i] / STRIP * w->groups + g;
-            const uint8_t *values = (const uint8_t *)w->values + tile * STRIP * GROUP * bits / 8;
-            float scale = from_f16(((const uint16_t *)w->scales)[tile * STRIP + r]);
-            float least = w->mins ? from_f16(((const uint16_t *)w->mins)[tile * STRIP + r]) : 0;
-            for (int c = 0; c < GROUP; c++) {
-                uint8_t byte = values[((bits == 8 ? c : c % 16) / 4 * STRIP + r) * 4 + c % 4];
-                int value = bits == 8 ? (int8_t)byte : (c < 16 ? byte & 15 : byte >> 4) - middle;
-                out[g * GROUP + c] = (float)value * scale + least;
-            }
-        }
-    }
-}
-
-/* One layer. */
-typedef struct {
-    const float *attention_norm, *ffn_norm;
-    Weight wq, wk, wv, wo, w1, w2, w3;
-} Layer;
-
-typedef struct {
-    int32_t dim, heads, kv_heads, head_dim, hidden;
-    float eps;
-} Sizes;
-
-/* Where the tokens stand: token i is at `positions[i]` of the cache's row `rows[i]`, which has `slots` slots. */
-typedef struct {
-    int32_t n, slots;
-    const int32_t *rows, *positions;
-    const float *rotations; /* [every position][head_dim / 2] complex */
-} Tokens;
-
-enum { FEW = 16 };
-
 /* The phases of a layer. */
-enum { NORM, QUERY, KEY, VALUE, KEEP, ATTEND, JOIN, OUT, FFN_NORM, GATE, ROUND, DOWN, PHASES };
+enum { NORM, QUERY, KEY, VALUE, STORE, ATTEND, JOIN, OUT, FFN_NORM, GATE, ROUND, DOWN, PHASES };
 
+/* All that the threads of one call share; each works with a copy in which `layer`, `keys`, `values` and `phase` go on
+ * from layer to layer, and the last members are its own. */
 typedef struct {
-    const Layer *layer; /* of `n_layers`, the first, or within `block` its own; so too keys, values and phase */
+    const Layer *layer;
+    const CachedVectors *keys, *values;
     int n_layers, phase;
-    const Weight *head; /* or 0, and x becomes what goes into it */
-    float *logits;
-    int alone; /* the tokens are so few that each thread prepares the inputs of all products for itself */
-    const float *last_norm;
+    const Weight *last_norm, *head; /* or 0, and x becomes what goes into it */
     const Sizes *sizes;
     const Tokens *tokens;
-    const Kept *keys, *values;
-    float *x, *q, *k, *v;
-    float *parts, *most, *totals; /* of each token, chunk and head: what it saw, its largest score, its weight */
-    Input *inputs; /* `narrow`, `attended` and `wide` of each thread where they're alone */
-    Input narrow, attended, wide;
-    int stretch, chunks, threads; /* slots in a chunk; chunks that the longest row has, 0: each token goes through its own */
+    int threads;
+    int redundant; /* the tokens are so few that each thread prepares the inputs of all matmuls for itself */
+    int slots;     /* in a chunk of the cache */
+    int chunks;    /* that the longest row has; 0 where the tokens are many, and each goes through its own */
+    float *x, *q, *k, *v, *gated, *logits;
+    float *parts, *maxima, *totals; /* of each token, chunk and head: what it saw, its largest score, its weight */
+    /* Each thread's own: */
+    Input normed, attended, wide;           /* what goes into the matmuls; shared unless `redundant` */
+    float *scores, *vectors;                /* of a chunk: [heads][CHUNK_SLOTS], [CHUNK_SLOTS][head_dim] */
+    float *softmax_maxima, *softmax_totals; /* [heads] */
 } Call;
 
-static void norm(const float *x, const float *weight, int n, float eps, float *out) {
+/* A thread that comes late to a phase whose pieces are all done may read what the others are overwriting since. It
+ * makes an input of that which nobody uses, for all that the input is for is done too. Only functions with this mark
+ * may. */
+#if defined(__GNUC__) || defined(__clang__)
+#define MAY_READ_LATE __attribute__((no_sanitize_thread))
+#else
+#define MAY_READ_LATE
+#endif
+
+MAY_READ_LATE static void copy(float *to, const float *from, int n) {
+    for (int i = 0; i < n; i++) to[i] = from[i];
+}
+
+static void norm(float *x, const Weight *weight, float eps) {
+    int n = weight->columns;
     float scale = 1 / sqrtf(kernels->dot(x, x, n) / n + eps);
-    for (int i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
+    if (weight->kind == F32) {
+        for (int i = 0; i < n; i++) x[i] = x[i] * scale * ((const float *)weight->values)[i];
+    } else {
+        for (int i = 0; i < n; i++) x[i] = x[i] * scale * number_at(weight, i);
+    }
 }
 
 /* Turn the pairs of a strip of q or k by their token's rotation. Pairs never cross a strip, heads may. */
@@ -226,56 +66,62 @@ static void rotate(float *strip, int row, const float *rotation, int head_dim) {
     }
 }
 
-static void project(const Call *c, const Weight *w, int phase, float *to, int turns) {
-    int size = piece(w, c->threads), head_dim = c->sizes->head_dim;
-    FOR_EACH_STRIP(w, &c->narrow, c->phase + phase, size, strip, first, some) {
-        float out[SOME][STRIP];
-        kernels->strip(w, strip, &c->narrow, first, some, out);
-        int row = STRIP * strip, rows = w->rows - row < STRIP ? w->rows - row : STRIP;
-        for (int i = 0; i < some; i++) {
-            if (turns) rotate(out[i], row, c->tokens->rotations + (int64_t)c->tokens->positions[first + i] * head_dim, head_dim);
-            memcpy(to + (int64_t)(first + i) * w->rows + row, out[i], sizeof(float) * rows);
+/* to[i] = weight · normed[i], rotated where it is q or k. */
+static void project(const Call *c, const Weight *w, int phase, float *to, int rotated) {
+    const Tokens *t = c->tokens;
+    int head_dim = c->sizes->head_dim;
+    FOR_EACH (strip, c->phase + phase, strips_at_once(w, c->threads), strips_of(w)) {
+        for (int first = 0; first < t->n; first += MAX_INPUTS) {
+            float out[MAX_INPUTS][STRIP];
+            int row = STRIP * strip, some = inputs_at_once(&c->normed, first);
+            kernels->strip(w, strip, &c->normed, first, some, out);
+            for (int i = 0; i < some; i++) {
+                if (rotated) rotate(out[i], row, t->rotations + (int64_t)t->positions[first + i] * head_dim, head_dim);
+                memcpy(to + (int64_t)(first + i) * w->rows + row, out[i], sizeof(float) * rows_of_strip(w, strip));
+            }
         }
     }
 }
 
 /* x[i] += weight · in[i] */
-static void add_product(const Call *c, const Weight *w, const Input *in, int phase) {
-    int size = piece(w, c->threads);
-    FOR_EACH_STRIP(w, in, c->phase + phase, size, strip, first, some) {
-        float out[SOME][STRIP];
-        kernels->strip(w, strip, in, first, some, out);
-        int row = STRIP * strip, rows = w->rows - row < STRIP ? w->rows - row : STRIP;
-        for (int i = 0; i < some; i++) {
-            int64_t at = (int64_t)(first + i) * w->rows + row;
-            for (int r = 0; r < rows; r++) c->x[at + r] += out[i][r];
+static void add_matmul(const Call *c, const Weight *w, const Input *in, int phase) {
+    FOR_EACH (strip, c->phase + phase, strips_at_once(w, c->threads), strips_of(w)) {
+        for (int first = 0; first < in->n; first += MAX_INPUTS) {
+            float out[MAX_INPUTS][STRIP];
+            int some = inputs_at_once(in, first), rows = rows_of_strip(w, strip);
+            kernels->strip(w, strip, in, first, some, out);
+            for (int i = 0; i < some; i++) {
+                float *x = c->x + (int64_t)(first + i) * w->rows + STRIP * strip;
+                for (int r = 0; r < rows; r++) x[r] += out[i][r];
+            }
         }
     }
-    settle(c->phase + phase, strips_of(w));
+    wait_for(c->phase + phase, strips_of(w));
 }
 
-/* silu(w1 · x) · (w3 · x) */
+/* gated[i] = silu(w1 · x[i]) · (w3 · x[i]) */
 static void gate(const Call *c) {
     const Weight *w1 = &c->layer->w1, *w3 = &c->layer->w3;
-    int size = piece(w1, c->threads);
-    FOR_EACH_STRIP(w1, &c->narrow, c->phase + GATE, size, strip, first, some) {
-        float gates[SOME][STRIP], ups[SOME][STRIP], minus[STRIP];
-        kernels->strip(w1, strip, &c->narrow, first, some, gates);
-        kernels->strip(w3, strip, &c->narrow, first, some, ups);
-        int row = STRIP * strip, rows = w1->rows - row < STRIP ? w1->rows - row : STRIP;
-        for (int i = 0; i < some; i++) {
-            float *to = c->wide.floats + (int64_t)(first + i) * w1->rows + row;
-            for (int r = 0; r < rows; r++) minus[r] = gates[i][r] > -80 ? -gates[i][r] : 80; /* e^80 is still a float */
-            kernels->exp_minus(minus, 0, rows);
-            for (int r = 0; r < rows; r++) to[r] = gates[i][r] / (1 + minus[r]) * ups[i][r];
+    FOR_EACH (strip, c->phase + GATE, strips_at_once(w1, c->threads), strips_of(w1)) {
+        for (int first = 0; first < c->normed.n; first += MAX_INPUTS) {
+            float gates[MAX_INPUTS][STRIP], ups[MAX_INPUTS][STRIP], minus[STRIP];
+            int some = inputs_at_once(&c->normed, first), rows = rows_of_strip(w1, strip);
+            kernels->strip(w1, strip, &c->normed, first, some, gates);
+            kernels->strip(w3, strip, &c->normed, first, some, ups);
+            for (int i = 0; i < some; i++) {
+                float *to = c->gated + (int64_t)(first + i) * w1->rows + STRIP * strip;
+                for (int r = 0; r < rows; r++) minus[r] = gates[i][r] > -80 ? -gates[i][r] : 80; /* e^80 is a float */
+                kernels->exp_minus(minus, 0, rows);
+                for (int r = 0; r < rows; r++) to[r] = gates[i][r] / (1 + minus[r]) * ups[i][r];
+            }
         }
     }
-    settle(c->phase + GATE, strips_of(w1));
+    wait_for(c->phase + GATE, strips_of(w1));
 }
 
 /* x times a Hadamard matrix: each number becomes a sum of all, with signs, so that none stands out; the dot product of
- * two vectors stays what it was, and twice is as good as never. Of a head whose width is no power of two, piece by piece. */
-static void spread(float *x, int head_dim) {
+ * two vectors stays what it was, and twice is as good as never. in pieces where the head's width is no power of two. */
+static void hadamard(float *x, int head_dim) {
     int width = head_dim & -head_dim;
     float root = (float)(1 / sqrt(width));
     for (int step = 1; step < width; step *= 2)
@@ -288,37 +134,37 @@ static void spread(float *x, int head_dim) {
     for (int i = 0; i < head_dim; i++) x[i] *= root;
 }
 
-/* Keep a new key or value in the cache's own form; x is lost. */
-static void keep(const Kept *kept, int64_t vector, int head_dim, float *x) {
+/* Store a new key or value in the cache's own form; x is overwritten. */
+static void store(const CachedVectors *cached, int64_t vector, int head_dim, float *x) {
     int64_t at = vector * head_dim;
-    if (kept->kind == CACHE_INT4) spread(x, head_dim);
-    if (kept->kind == CACHE_F32) {
-        memcpy((float *)kept->values + at, x, sizeof(float) * head_dim);
-    } else if (kept->kind == CACHE_BF16) {
+    if (cached->kind == CACHE_INT4) hadamard(x, head_dim);
+    if (cached->kind == CACHE_F32) {
+        memcpy((float *)cached->values + at, x, sizeof(float) * head_dim);
+    } else if (cached->kind == CACHE_BF16) {
         for (int i = 0; i < head_dim; i++) { /* to nearest, ties to even */
             uint32_t bits;
             memcpy(&bits, x + i, 4);
             uint16_t nan = (uint16_t)((bits >> 16) | 64);
-            ((uint16_t *)kept->values)[at + i] =
+            ((uint16_t *)cached->values)[at + i] =
                 x[i] != x[i] ? nan : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
         }
     } else {
-        int top = kept->kind == CACHE_INT8 ? 127 : 7, half = kept->group / 2;
-        for (int begin = 0; begin < head_dim; begin += kept->group) {
-            float most = 0, nothing = 0;
-            for (int i = begin; i < begin + kept->group; i++) {
-                most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-                nothing += 0 * x[i];
+        int top = cached->kind == CACHE_INT8 ? 127 : 7, half = cached->group / 2;
+        for (int begin = 0; begin < head_dim; begin += cached->group) {
+            float max = 0, zero_or_nan = 0;
+            for (int i = begin; i < begin + cached->group; i++) {
+                max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
+                zero_or_nan += 0 * x[i];
             }
             /* A subnormal scale has no inverse that is a float: the group becomes zeros. */
-            float scale = most / top, inverse = scale >= FLT_MIN && nothing == 0 ? 1 / scale : 0;
-            kept->scales[vector * (head_dim / kept->group) + begin / kept->group] = scale + nothing;
-            for (int i = 0; i < kept->group; i++) {
+            float scale = max / top, inverse = scale >= FLT_MIN && zero_or_nan == 0 ? 1 / scale : 0;
+            cached->scales[vector * (head_dim / cached->group) + begin / cached->group] = scale + zero_or_nan;
+            for (int i = 0; i < cached->group; i++) {
                 int rounded = inverse > 0 ? (int)lrintf(x[begin + i] * inverse) : 0;
-                if (kept->kind == CACHE_INT8) {
-                    ((int8_t *)kept->values)[at + begin + i] = (int8_t)rounded;
+                if (cached->kind == CACHE_INT8) {
+                    ((int8_t *)cached->values)[at + begin + i] = (int8_t)rounded;
                 } else {
-                    uint8_t *byte = (uint8_t *)kept->values + (at + begin) / 2 + i % half;
+                    uint8_t *byte = (uint8_t *)cached->values + (at + begin) / 2 + i % half;
                     *byte = i < half ? (uint8_t)(rounded + 8) : (uint8_t)(*byte | (rounded + 8) << 4);
                 }
             }
@@ -326,96 +172,124 @@ static void keep(const Kept *kept, int64_t vector, int head_dim, float *x) {
     }
 }
 
-/* The keys or values of head g in n slots as floats, `stride` apart: where they are kept, or widened into `room`. */
-static const float *vectors_of(const Kept *kept, int64_t first, int G, int K, int n, float *room, int64_t *stride) {
-    if (kept->kind == CACHE_F32) {
+/* The keys or values of head g in n slots as floats, `stride` apart: where they lie, or widened into `room`. */
+static const float *vectors_of(const CachedVectors *cached, int64_t first, int G, int K, int n, float *room,
+                               int64_t *stride) {
+    if (cached->kind == CACHE_F32) {
         *stride = (int64_t)G * K;
-        return (const float *)kept->values + first * K;
+        return (const float *)cached->values + first * K;
     }
-    kernels->widen(kept, first, G, n, K, room);
+    kernels->widen(cached, first, G, n, K, room);
     *stride = K;
     return room;
 }
 
 /* Ask for memory that will be read soon: lines of a cache that the processor doesn't guess by itself. */
-static void fetch(const Kept *kept, int64_t first, int64_t vectors, int K) {
+static void prefetch_cached(const CachedVectors *cached, int64_t first, int64_t vectors, int K) {
     static const int bits[] = {32, 16, 8, 4};
-    const char *at = (const char *)kept->values + first * K * bits[kept->kind] / 8;
-    for (int64_t byte = 0; byte < vectors * K * bits[kept->kind] / 8; byte += 64) __builtin_prefetch(at + byte, 0, 2);
+    const char *at = (const char *)cached->values + first * K * bits[cached->kind] / 8;
+    for (int64_t byte = 0; byte < vectors * K * bits[cached->kind] / 8; byte += 64) __builtin_prefetch(at + byte, 0, 2);
 }
 
 /* What all heads of token i see in one chunk of slots: of each, its largest score, the sum of its weights, and the sum
  * of the values times these. Slot after slot, all heads of each, as they lie in memory. */
-static void attend(const Call *c, int i, int chunk, float *parts, float *most, float *totals) {
-    enum { SLOTS = 8 };
+static void attend(const Call *c, int i, int chunk, float *parts, float *maxima, float *totals) {
+    enum { SLOTS_AT_ONCE = 8 };
     const Sizes *z = c->sizes;
-    int K = z->head_dim, G = z->kv_heads, H = z->heads, R = H / G, begin = chunk * c->stretch;
-    int n = c->tokens->positions[i] + 1 - begin < c->stretch ? c->tokens->positions[i] + 1 - begin : c->stretch;
+    int K = z->head_dim, G = z->kv_heads, H = z->heads, R = H / G, begin = chunk * c->slots;
+    int seen = c->tokens->positions[i] + 1 - begin, n = seen < c->slots ? seen : c->slots;
     int64_t first = ((int64_t)c->tokens->rows[i] * c->tokens->slots + begin) * G, stride;
-    float root = 1 / sqrtf((float)K), scores[H][CHUNK], room[CHUNK * K];
-    for (int s = 0; s < n; s += SLOTS) {
-        int some = n - s < SLOTS ? n - s : SLOTS;
-        fetch(c->keys, first + (int64_t)(s + 2 * SLOTS) * G, (int64_t)some * G, K);
-        fetch(c->values, first + (int64_t)s * G, (int64_t)some * G, K);
+    float root = 1 / sqrtf((float)K);
+    for (int s = 0; s < n; s += SLOTS_AT_ONCE) {
+        int some = n - s < SLOTS_AT_ONCE ? n - s : SLOTS_AT_ONCE;
+        prefetch_cached(c->keys, first + (int64_t)(s + 2 * SLOTS_AT_ONCE) * G, (int64_t)some * G, K);
+        prefetch_cached(c->values, first + (int64_t)s * G, (int64_t)some * G, K);
         for (int g = 0; g < G; g++) {
-            const float *k = vectors_of(c->keys, first + (int64_t)s * G + g, G, K, some, room, &stride);
-            kernels->scores(c->q + ((int64_t)i * H + g * R) * K, R, K, k, stride, some, &scores[g * R][s]);
+            const float *k = vectors_of(c->keys, first + (int64_t)s * G + g, G, K, some, c->vectors, &stride);
+            const float *q = c->q + ((int64_t)i * H + g * R) * K;
+            kernels->scores(q, R, K, k, stride, some, c->scores + (int64_t)g * R * CHUNK_SLOTS + s);
         }
     }
     for (int h = 0; h < H; h++) {
-        for (int s = 0; s < n; s++) scores[h][s] *= root;
-        most[h] = kernels->largest(scores[h], n);
-        totals[h] = kernels->exp_minus(scores[h], most[h], n);
+        float *scores = c->scores + (int64_t)h * CHUNK_SLOTS;
+        for (int s = 0; s < n; s++) scores[s] *= root;
+        maxima[h] = kernels->largest(scores, n);
+        totals[h] = kernels->exp_minus(scores, maxima[h], n);
     }
     for (int g = 0; g < G; g++) {
-        const float *v = vectors_of(c->values, first + g, G, K, n, room, &stride);
-        kernels->mix(scores[g * R], R, K, v, stride, n, parts + (int64_t)g * R * K);
+        const float *v = vectors_of(c->values, first + g, G, K, n, c->vectors, &stride);
+        int64_t head = (int64_t)g * R;
+        kernels->mix(c->scores + head * CHUNK_SLOTS, R, K, v, stride, n, parts + head * K);
     }
 }
 
-static int chunks_of(const Call *c, int i) { return c->tokens->positions[i] / c->stretch + 1; }
+static int chunks_of(const Call *c, int i) { return c->tokens->positions[i] / c->slots + 1; }
 
-/* The softmax over chunk after chunk: e^(s − most) = e^(s − most of the chunk) · e^(most of the chunk − most). What was
- * seen so far and one more chunk, of every head; `most` and `total` are those so far. */
-static void join(const Sizes *z, float *out, float *most, float *total, const float *part, const float *its_most,
-                 const float *its_total) {
+/* The softmax over chunk after chunk: e^(s − max) = e^(s − max of the chunk) · e^(max of the chunk − max). `out`, `max`
+ * and `total` are those of all slots so far, of every head; one more chunk joins them. */
+MAY_READ_LATE static void join(const Sizes *z, float *out, float *max, float *total, const float *part,
+                               const float *its_max, const float *its_total) {
     for (int h = 0; h < z->heads; h++, out += z->head_dim, part += z->head_dim) {
-        float larger = its_most[h] > most[h] ? its_most[h] : most[h];
-        float old = expf(most[h] - larger), new = expf(its_most[h] - larger);
+        float larger = its_max[h] > max[h] ? its_max[h] : max[h];
+        float old = expf(max[h] - larger), new = expf(its_max[h] - larger);
         for (int d = 0; d < z->head_dim; d++) out[d] = old * out[d] + new * part[d];
         total[h] = old * total[h] + new * its_total[h];
-        most[h] = larger;
+        max[h] = larger;
     }
 }
+
+/* Make the input of a matmul for token i. */
+typedef void Prepare(const Call *c, int i);
 
 /* Token i's attention from its chunks: those that were looked at already, or else each now. */
 static void join_chunks(const Call *c, int i) {
     const Sizes *z = c->sizes;
     int H = z->heads, K = z->head_dim, looked_at = c->chunks > 0;
-    float *out = c->attended.floats + (int64_t)i * H * K, most[H], total[H];
+    float *out = c->attended.floats + (int64_t)i * H * K, *max = c->softmax_maxima, *total = c->softmax_totals;
     memset(out, 0, sizeof(float) * H * K);
-    for (int h = 0; h < H; h++) most[h] = -INFINITY, total[h] = 0;
+    for (int h = 0; h < H; h++) max[h] = -INFINITY, total[h] = 0;
     for (int chunk = 0; chunk < chunks_of(c, i); chunk++) {
         int64_t at = (looked_at ? (int64_t)i * c->chunks + chunk : i) * H;
-        if (!looked_at) attend(c, i, chunk, c->parts + at * K, c->most + at, c->totals + at);
-        join(z, out, most, total, c->parts + at * K, c->most + at, c->totals + at);
+        if (!looked_at) attend(c, i, chunk, c->parts + at * K, c->maxima + at, c->totals + at);
+        join(z, out, max, total, c->parts + at * K, c->maxima + at, c->totals + at);
     }
     for (int h = 0; h < H; h++) {
         for (int d = 0; d < K; d++) out[h * K + d] /= total[h];
-        if (c->values->kind == CACHE_INT4) spread(out + h * K, K);
+        if (c->values->kind == CACHE_INT4) hadamard(out + h * K, K);
     }
     round_input(&c->attended, i);
 }
 
-/* Make the input of the weight `next`, vector by vector. Of few, each thread makes all for itself, which is sooner done
- * than waiting for one another. Who comes too late for that reads what others have overwritten since; but then those are
- * through with all that the input was for. */
-#define MAKE_INPUT(c, p, next, i, WORK)                                                                                    do {                                                                                                                       warm(next);                                                                                                            if ((c)->alone) {                                                                                                          for (int i = 0; i < (c)->tokens->n; i++) WORK;                                                                     } else {                                                                                                                   FOR_EACH (i, (c)->phase + (p), 1, (c)->tokens->n) WORK;                                                                settle((c)->phase + (p), (c)->tokens->n);                                                                          }                                                                                                                  } while (0)
-
-static void norm_and_round(const Call *c, const float *weight, int i) {
+static void norm_and_round(const Call *c, const Weight *weight, int i) {
     int64_t at = (int64_t)i * c->sizes->dim;
-    norm(c->x + at, weight, c->sizes->dim, c->sizes->eps, c->narrow.floats + at);
-    round_input(&c->narrow, i);
+    copy(c->normed.floats + at, c->x + at, c->sizes->dim);
+    norm(c->normed.floats + at, weight, c->sizes->eps);
+    round_input(&c->normed, i);
+}
+
+static void attention_norm(const Call *c, int i) { norm_and_round(c, &c->layer->attention_norm, i); }
+
+static void ffn_norm(const Call *c, int i) { norm_and_round(c, &c->layer->ffn_norm, i); }
+
+static void last_norm(const Call *c, int i) { norm_and_round(c, c->last_norm, i); }
+
+static void round_gated(const Call *c, int i) {
+    int64_t at = (int64_t)i * c->sizes->hidden;
+    if (c->redundant) copy(c->wide.floats + at, c->gated + at, c->sizes->hidden);
+    round_input(&c->wide, i);
+}
+
+/* Make the input of the weight `next`, token by token. Of few, each thread makes all for itself, which is sooner done
+ * than waiting for one another. */
+static void make_inputs(const Call *c, int phase, const Weight *next, Prepare *prepare) {
+    int n = c->tokens->n;
+    prefetch_weight(next);
+    if (c->redundant) {
+        for (int i = 0; i < n; i++) prepare(c, i);
+        return;
+    }
+    FOR_EACH (i, c->phase + phase, 1, n) prepare(c, i);
+    wait_for(c->phase + phase, n);
 }
 
 static void block(const Call *c) {
@@ -423,42 +297,74 @@ static void block(const Call *c) {
     const Tokens *t = c->tokens;
     int n = t->n, K = c->sizes->head_dim, H = c->sizes->heads, G = c->sizes->kv_heads, R = H / G, phase = c->phase;
 
-    MAKE_INPUT(c, NORM, &l->wq, i, norm_and_round(c, l->attention_norm, i));
+    make_inputs(c, NORM, &l->wq, attention_norm);
     project(c, &l->wq, QUERY, c->q, 1); /* whoever is done with one goes on with the next */
     project(c, &l->wk, KEY, c->k, 1);
     project(c, &l->wv, VALUE, c->v, 0);
-    settle(phase + QUERY, strips_of(&l->wq));
-    settle(phase + KEY, strips_of(&l->wk));
-    settle(phase + VALUE, strips_of(&l->wv));
-    FOR_EACH (item, phase + KEEP, 1, n * G) { /* cache.extend */
+    wait_for(phase + QUERY, strips_of(&l->wq));
+    wait_for(phase + KEY, strips_of(&l->wk));
+    wait_for(phase + VALUE, strips_of(&l->wv));
+    FOR_EACH (item, phase + STORE, 1, n * G) { /* cache.extend */
         int i = item / G, g = item % G;
         int64_t vector = ((int64_t)t->rows[i] * t->slots + t->positions[i]) * G + g;
         for (int h = g * R; c->keys->kind == CACHE_INT4 && h < (g + 1) * R; h++) /* as the keys that it will meet */
-            spread(c->q + ((int64_t)i * H + h) * K, K);
-        keep(c->keys, vector, K, c->k + (int64_t)item * K);
-        keep(c->values, vector, K, c->v + (int64_t)item * K);
+            hadamard(c->q + ((int64_t)i * H + h) * K, K);
+        store(c->keys, vector, K, c->k + (int64_t)item * K);
+        store(c->values, vector, K, c->v + (int64_t)item * K);
     }
-    settle(phase + KEEP, n * G);
-    FOR_EACH (item, phase + ATTEND, 1, n * c->chunks) /* of few tokens, a chunk of slots at a time */
-        if (item % c->chunks < chunks_of(c, item / c->chunks)) {
-            int64_t at = (int64_t)item * H;
-            attend(c, item / c->chunks, item % c->chunks, c->parts + at * K, c->most + at, c->totals + at);
-        }
-    settle(phase + ATTEND, n * c->chunks);
-    MAKE_INPUT(c, JOIN, &l->wo, i, join_chunks(c, i)); /* of many tokens, all of attention */
-    add_product(c, &l->wo, &c->attended, OUT);
-    MAKE_INPUT(c, FFN_NORM, &l->w1, i, norm_and_round(c, l->ffn_norm, i));
+    wait_for(phase + STORE, n * G);
+    FOR_EACH (item, phase + ATTEND, 1, n * c->chunks) { /* of few tokens, a chunk of slots at a time */
+        int i = item / c->chunks, chunk = item % c->chunks;
+        int64_t at = (int64_t)item * H;
+        if (chunk < chunks_of(c, i)) attend(c, i, chunk, c->parts + at * K, c->maxima + at, c->totals + at);
+    }
+    wait_for(phase + ATTEND, n * c->chunks);
+    make_inputs(c, JOIN, &l->wo, join_chunks); /* of many tokens, all of attention */
+    add_matmul(c, &l->wo, &c->attended, OUT);
+    make_inputs(c, FFN_NORM, &l->w1, ffn_norm);
     gate(c);
-    MAKE_INPUT(c, ROUND, &l->w2, i, round_input(&c->wide, i));
-    add_product(c, &l->w2, &c->wide, DOWN);
+    make_inputs(c, ROUND, &l->w2, round_gated);
+    add_matmul(c, &l->w2, &c->wide, DOWN);
+}
+
+/* Take from the scratch what one thread has for itself. */
+static void take_own(Call *c, Scratch *s) {
+    size_t H = c->sizes->heads;
+    c->scores = take(s, sizeof(float) * H * CHUNK_SLOTS);
+    c->vectors = take(s, sizeof(float) * CHUNK_SLOTS * c->sizes->head_dim);
+    c->softmax_maxima = take(s, sizeof(float) * H);
+    c->softmax_totals = take(s, sizeof(float) * H);
+}
+
+static void take_inputs(Call *c, Scratch *s) {
+    int n = c->tokens->n;
+    c->normed = make_input(s, n, c->sizes->dim);
+    c->attended = make_input(s, n, c->sizes->heads * c->sizes->head_dim);
+    c->wide = make_input(s, n, c->sizes->hidden);
+}
+
+/* Take what all threads share, then what each has for itself, one behind the other: `each` gets every thread's. */
+static void lay_out(Call *c, Scratch *s, Call *each) {
+    size_t n = c->tokens->n, H = c->sizes->heads, K = c->sizes->head_dim, kv = n * c->sizes->kv_heads * K;
+    size_t parts = n * (c->chunks ? c->chunks : 1) * H;
+    c->q = take(s, sizeof(float) * n * H * K);
+    c->k = take(s, sizeof(float) * kv);
+    c->v = take(s, sizeof(float) * kv);
+    c->parts = take(s, sizeof(float) * parts * K);
+    c->maxima = take(s, sizeof(float) * parts);
+    c->totals = take(s, sizeof(float) * parts);
+    take_inputs(c, s);
+    c->gated = c->wide.floats;
+    for (int thread = 0; thread < c->threads; thread++) {
+        Call own = *c;
+        if (c->redundant) take_inputs(&own, s);
+        take_own(&own, s);
+        if (each) each[thread] = own;
+    }
 }
 
 static void decode_work(void *argument) {
-    Call own = *(const Call *)argument;
-    if (own.alone) {
-        const Input *inputs = own.inputs + 3 * own_number();
-        own.narrow = inputs[0], own.attended = inputs[1], own.wide = inputs[2];
-    }
+    Call own = ((const Call *)argument)[thread_number()];
     for (; own.phase < PHASES * own.n_layers; own.phase += PHASES) {
         block(&own);
         own.layer++, own.keys++, own.values++;
@@ -466,55 +372,42 @@ static void decode_work(void *argument) {
     const Call *c = &own;
     int n = c->tokens->n, D = c->sizes->dim, last = c->phase;
     if (c->head) {
-        MAKE_INPUT(c, NORM, c->head, i, norm_and_round(c, c->last_norm, i));
-        project(c, c->head, 1, c->logits, 0);
-        settle(last + 1, strips_of(c->head));
+        make_inputs(c, NORM, c->head, last_norm);
+        project(c, c->head, QUERY, c->logits, 0);
+        wait_for(last + QUERY, strips_of(c->head));
     } else {
-        FOR_EACH (i, last, 1, n) norm(c->x + (int64_t)i * D, c->last_norm, D, c->sizes->eps, c->x + (int64_t)i * D);
-        settle(last, n);
+        FOR_EACH (i, last, 1, n) norm(c->x + (int64_t)i * D, c->last_norm, c->sizes->eps);
+        wait_for(last, n);
     }
 }
 
-/* All layers and the last norm: x [n][dim] becomes their output; with a head, logits [n][rows] become its. The new keys and
- * values go into the caches, one of each a layer. Returns 0 without memory. */
-EXPORT int decode(const Layer *layers, int n_layers, const float *last_norm, const Sizes *sizes, const Tokens *tokens,
-                  const Kept *keys, const Kept *values, float *x, const Weight *head, float *logits, int threads) {
-    int64_t n = tokens->n, K = sizes->head_dim, all = n * sizes->heads * K, kv = n * sizes->kv_heads * K;
-    int longest = 0;
+/* All layers and the last norm: x [n][dim] becomes their output; with a head, logits [n][rows] become its. The new keys
+ * and values go into the caches, one of each a layer. Returns 0 without memory. */
+EXPORT int decode(const Layer *layers, int n_layers, const Weight *last_norm, const Sizes *sizes, const Tokens *tokens,
+                  const CachedVectors *keys, const CachedVectors *values, float *x, const Weight *head, float *logits,
+                  int threads) {
+    enum { MIN_SLOTS = 8 }; /* of a chunk: what a kernel takes at once */
+    threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
+    int n = tokens->n, longest = 1;
     for (int i = 0; i < n; i++) longest = tokens->positions[i] >= longest ? tokens->positions[i] + 1 : longest;
-    /* Each thread gets a part of the attention, even where few tokens see little. */
-    int even = (longest / threads + 7) / 8 * 8, stretch = n < threads && even < CHUNK ? even : CHUNK;
-    stretch = stretch < 8 ? 8 : stretch;
-    int chunks = n <= FEW ? (longest - 1) / stretch + 1 : 0; /* as pieces of work; with many tokens there are enough */
-    int64_t parts = chunks ? chunks : 1;
-    int alone = n < threads && chunks > 0; /* what join_chunks makes itself lies in one place for all threads */
-    int copies = alone ? threads : 1;
-    size_t floats = all + 2 * kv + all * parts + 2 * n * sizes->heads * parts;
-    size_t inputs = input_size(n, sizes->dim) + input_size(n, sizes->heads * K) + input_size(n, sizes->hidden);
-    Scratch s;
-    if (!reserve(&s, sizeof(float) * floats + 7 * 64 + copies * (inputs + 3 * sizeof(Input)))) return 0;
     Call c = {.layer = layers, .n_layers = n_layers, .sizes = sizes, .tokens = tokens, .keys = keys, .values = values};
     c.last_norm = last_norm;
     c.x = x;
     c.head = head;
     c.logits = logits;
-    c.stretch = stretch;
-    c.chunks = chunks;
     c.threads = threads;
-    c.alone = alone;
-    c.q = take(&s, sizeof(float) * all);
-    c.k = take(&s, sizeof(float) * kv);
-    c.v = take(&s, sizeof(float) * kv);
-    c.parts = take(&s, sizeof(float) * all * parts);
-    c.most = take(&s, sizeof(float) * n * sizes->heads * parts);
-    c.totals = take(&s, sizeof(float) * n * sizes->heads * parts);
-    c.inputs = take(&s, sizeof(Input) * 3 * copies);
-    for (int i = 0; i < copies; i++) {
-        Input *own = c.inputs + 3 * i;
-        own[0] = c.narrow = make_input(&s, (int)n, sizes->dim);
-        own[1] = c.attended = make_input(&s, (int)n, (int)(sizes->heads * K));
-        own[2] = c.wide = make_input(&s, (int)n, sizes->hidden);
-        own[2].floats = c.inputs[2].floats; /* all write one after the other what each will round */
-    }
-    return run(decode_work, &c, PHASES * n_layers + 2, threads, 0);
+    /* Each thread gets a part of the attention, even where few tokens see little. */
+    int even = (longest / threads + MIN_SLOTS - 1) / MIN_SLOTS * MIN_SLOTS;
+    c.slots = n < threads && even < CHUNK_SLOTS ? even : CHUNK_SLOTS;
+    if (c.slots < MIN_SLOTS) c.slots = MIN_SLOTS;
+    c.chunks = n <= MAX_SPLIT_TOKENS ? (longest - 1) / c.slots + 1 : 0;
+    /* Without chunks join_chunks writes into `parts`, which the threads share: then each token must be one thread's. */
+    c.redundant = n < threads && c.chunks > 0;
+    Scratch s = {0, 0};
+    take(&s, sizeof(Call) * threads);
+    lay_out(&c, &s, 0); /* without memory it only counts */
+    if (!reserve(&s, s.used)) return 0;
+    Call *each = take(&s, sizeof(Call) * threads);
+    lay_out(&c, &s, each);
+    return run(decode_work, each, PHASES * n_layers + 2, threads, 0);
 }

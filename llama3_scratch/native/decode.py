@@ -3,53 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import Array, Structure, addressof, byref, c_float, c_int32, c_int64, c_void_p
+from ctypes import Array, addressof, byref, c_int32, c_int64
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from llama3_scratch.cache import NO_CACHE, Cache, Kept, NoCache
-from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import ResourceError, UsageError
 from llama3_scratch.linear import embed
 from llama3_scratch.model import Block, decode, rotations, unembed
-from llama3_scratch.native import kernels
-from llama3_scratch.stored import Params, Tiles, stored
+from llama3_scratch.native import kernels, layout
+from llama3_scratch.native.layout import MATRICES, NORMS, CachedVectors, Layer, Sizes, Tokens, Weight
+from llama3_scratch.stored import Floats, Params, Tiles, stored
 
-_NORMS = ("attention_norm", "ffn_norm")
-_MATRICES = tuple(f"attention.{w}" for w in ("wq", "wk", "wv", "wo")) + tuple(f"feed_forward.w{i}" for i in (1, 2, 3))
-# enum CacheKind of native.h, and the dtype in which each form keeps its numbers
-_CACHE_KINDS = {
-    Kept: (0, torch.float32),
-    KeptBf16: (1, torch.bfloat16),
-    KeptInt8: (2, torch.int8),
-    KeptInt4: (3, torch.uint8),
+# What a cache's form is called in C, and the dtype in which it holds its numbers.
+_CACHE_FORMS = {
+    "floats": (layout.CACHE_F32, torch.float32),
+    "bf16": (layout.CACHE_BF16, torch.bfloat16),
+    "int8": (layout.CACHE_INT8, torch.int8),
+    "int4": (layout.CACHE_INT4, torch.uint8),
 }
 # Torch multiplies floats faster where tokens are many, and attends faster where each sees many.
-MANY, LONG = 1024, 2048
+MAX_TILED_TOKENS, MAX_TILED_SPAN = 1024, 2048
 _POSITIONS = 1024  # by which the table of rotations grows
-
-
-class _Layer(Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in _NORMS),
-        *((name.replace(".", "_"), kernels.Weight) for name in _MATRICES),
-    ]
-
-
-class _Sizes(Structure):
-    _fields_ = [*((name, c_int32) for name in ("dim", "heads", "kv_heads", "head_dim", "hidden")), ("eps", c_float)]
-
-
-class _Tokens(Structure):
-    _fields_ = [("n", c_int32), ("slots", c_int32), *((name, c_void_p) for name in ("rows", "positions", "rotations"))]
-
-
-class _Kept(Structure):
-    _fields_ = [("kind", c_int32), ("group", c_int32), ("values", c_void_p), ("scales", c_void_p)]
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class FastForward:
@@ -85,44 +66,78 @@ class FastForward:
 
 def fast_decode(params: Params, config: Config) -> Callable[..., Tensor]:
     """The fastest `decode` for generating with these weights here."""
-    if params["tok_embeddings.weight"].device.type != "cpu" or kernels.library() is None:
+    if params["tok_embeddings.weight"].device.type != "cpu" or kernels.chosen() is None:
         return decode
-    layers = _layers(params, config)
-    return decode if layers is None else NativeDecode(params, config, *layers)
+    return decode if (model := _Model.of(params, config)) is None else NativeDecode(params, config, model)
 
 
-def _layers(params: Params, config: Config) -> tuple[Array[_Layer], list[Any]] | None:
-    """The layers as C has them, and all that must live as long; None where the kernels don't know a form in them."""
-    shapes = expected(config)
-    alive: list[Any] = []
-    layers = (_Layer * config.n_layers)()
-    for index, layer in enumerate(layers):
-        for norm in _NORMS:
-            weight = params[name := f"layers.{index}.{norm}.weight"]
-            if weight.device.type != "cpu" or weight.shape != shapes[name]:
-                return None
-            alive.append(weight.detach().float().contiguous())
-            setattr(layer, norm, alive[-1].data_ptr())
-        for matrix in _MATRICES:
-            described = kernels.weight(stored(params, name := f"layers.{index}.{matrix}"))
-            if described is None or f"{name}.adaptor.A.weight" in params:
-                return None
-            if (described.rows, described.columns) != shapes[f"{name}.weight"]:
-                return None
-            alive.append(described.tensors)
-            setattr(layer, matrix.replace(".", "_"), described)
-    return layers, alive
+@dataclass
+class _Model:
+    """A model's weights as C has them."""
+
+    layers: Array[Layer]
+    last_norm: Weight
+    ends: tuple[Weight, Weight] | None  # embedding and head; None where C can't read them
+    tiled: bool
+    trains: bool  # whether a weight wants a gradient
+    tensors: tuple[Tensor, ...]  # all params: the addresses above point into these
+    addresses: tuple[int, ...]  # of the tensors
+
+    @classmethod
+    def of(cls, params: Params, config: Config) -> _Model | None:
+        """None where the kernels don't know a form in the layers."""
+        shapes = expected(config)
+        layers = (Layer * config.n_layers)()
+        tiled = True
+        for index, layer in enumerate(layers):
+            for part in (*NORMS, *MATRICES):
+                name = f"layers.{index}.{part}"
+                described = _norm(params[f"{name}.weight"]) if part in NORMS else _matrix(params, name)
+                shape = shapes[f"{name}.weight"]
+                if described is None or (described.rows, described.columns)[-len(shape) :] != shape:
+                    return None
+                setattr(layer, part.replace(".", "_"), described)
+                tiled = tiled and (part in NORMS or isinstance(stored(params, name), Tiles))
+        last_norm = _norm(params["norm.weight"])
+        if last_norm is None or last_norm.columns != config.dim:
+            return None
+        ends = _matrix(params, "tok_embeddings"), _matrix(params, "output")
+        whole = all(end is not None and (end.rows, end.columns) == (config.vocab_size, config.dim) for end in ends)
+        tensors = tuple(params.values())
+        return cls(
+            layers,
+            last_norm,
+            cast("tuple[Weight, Weight]", ends) if whole else None,
+            tiled,
+            any(tensor.requires_grad for tensor in tensors),
+            tensors,
+            tuple(map(Tensor.data_ptr, tensors)),
+        )
+
+    def current(self, params: Params) -> bool:
+        """Whether the params are still those tensors, where they were."""
+        return self.addresses == tuple(map(Tensor.data_ptr, params.values()))
 
 
-def _ends(params: Params, config: Config) -> tuple[kernels.Weight, kernels.Weight] | None:
-    """The embedding and the head as C has them; None where it can't."""
-    ends = [kernels.weight(stored(params, name)) for name in ("tok_embeddings", "output")]
-    adapted = any(f"{name}.adaptor.A.weight" in params for name in ("tok_embeddings", "output"))
-    first, last = ends
-    if first is None or last is None or adapted:
-        return None
-    wanted = (config.vocab_size, config.dim)
-    return (first, last) if (first.rows, first.columns) == (last.rows, last.columns) == wanted else None
+def _norm(weight: Tensor) -> Weight | None:
+    """A norm's weight as C has it: a matrix of one row."""
+    return kernels.weight(Floats(weight.detach()[None])) if weight.ndim == 1 else None
+
+
+def _matrix(params: Params, name: str) -> Weight | None:
+    """A matrix as C has it; None where it can't or an adapter stands beside it."""
+    return None if f"{name}.adaptor.A.weight" in params else kernels.weight(stored(params, name))
+
+
+@dataclass
+class _Found:
+    """Where a cache keeps everything."""
+
+    keys: Array[CachedVectors]
+    values: Array[CachedVectors]
+    slots: int
+    first: Tensor  # the first layer's keys, by which the cache is known again
+    tensors: list[Tensor]  # that the addresses point into
 
 
 class NativeDecode:
@@ -131,35 +146,26 @@ class NativeDecode:
     What the kernels can't do (many tokens at once, other dtypes, gradients, no cache) is done by `decode`.
     """
 
-    def __init__(self, params: Params, config: Config, layers: Array[_Layer], alive: list[Any]) -> None:
+    def __init__(self, params: Params, config: Config, model: _Model) -> None:
         self._params, self._config = params, config
-        self._layers, self._alive = layers, alive
-        self._last_norm = params["norm.weight"].detach().float().contiguous()
-        self._ends = _ends(params, config)
-        self._tiled = all(
-            isinstance(stored(params, f"layers.{index}.{matrix}"), Tiles)
-            for index in range(config.n_layers)
-            for matrix in _MATRICES
-        )
-        self._sizes = _Sizes(
+        self._model: _Model | None = model
+        self._sizes = Sizes(
             config.dim, config.n_heads, config.n_kv_heads, config.head_dim, config.hidden_dim, config.norm_eps
         )
         self._rotations_J = torch.empty(0, config.head_dim // 2, dtype=torch.complex64)  # of every position so far
-        self._keys, self._values = (_Kept * config.n_layers)(), (_Kept * config.n_layers)()
-        # Where the first layer's keys are kept, by which a cache is known again, and the slots that it has.
-        self._first: Tensor | None = None
-        self._slots = 0
+        self._found: _Found | None = None  # of the cache that was last used
 
     def __call__(self, x_BTD: Tensor, params: Params, config: Config, *, cache: NoCache = NO_CACHE) -> Tensor:
         B, T, D = x_BTD.shape
         ours = self._sizes.dim == D and params is self._params
         if not ours or not cache.by_position or not kernels.usable(x_BTD):
             return decode(x_BTD, params, config, cache=cache)
-        slots = cast(Cache, cache)
-        if not self._worth(B * T, cache.span(T)) or not self._finds(slots, cache.span(T), B):
+        step = self._step(cast(Cache, cache), B, T) if self._worth(B * T, cache.span(T)) else None
+        if step is None:
             return decode(x_BTD, params, config, cache=cache)
-        out_BTD = x_BTD.clone(memory_format=torch.contiguous_format)
-        self._run(out_BTD, slots, None, None)
+        out_BTD = x_BTD.detach().clone(memory_format=torch.contiguous_format)
+        step.run(self._sizes, out_BTD, None)
+        cache.advance(T)
         return out_BTD
 
     def logits(self, tokens_BT: Tensor, cache: NoCache) -> Tensor | None:
@@ -169,86 +175,126 @@ class NativeDecode:
         """
         B, T = tokens_BT.shape
         V, D = self._config.vocab_size, self._config.dim
-        if self._ends is None or not cache.by_position or not 0 < B * T <= kernels.FEW:
+        if not cache.by_position or not 0 < B * T <= kernels.MAX_FLOAT_INPUTS:
             return None
-        embedding, head = self._ends
-        slots = cast(Cache, cache)
         x_BTD = torch.empty(B, T, D)
-        if not kernels.usable(x_BTD) or not self._finds(slots, cache.span(T), B):
+        if tokens_BT.dtype not in _INTEGERS or not kernels.usable(x_BTD):
+            return None
+        step = self._step(cast(Cache, cache), B, T)
+        if step is None or step.model.ends is None:
             return None
         tokens = tokens_BT.flatten().tolist()
         if not 0 <= min(tokens) <= max(tokens) < V:
             raise UsageError(f"tokens {min(tokens)} to {max(tokens)}, the vocabulary has {V}")
+        embedding, _ = step.model.ends
         kernels.require().rows(embedding, B * T, (c_int64 * len(tokens))(*tokens), x_BTD.data_ptr())
         logits_BTV = torch.empty(B, T, V)
-        self._run(x_BTD, slots, byref(head), logits_BTV.data_ptr())
+        step.run(self._sizes, x_BTD, logits_BTV)
+        cache.advance(T)
         return logits_BTV
 
-    def _run(self, x_BTD: Tensor, cache: Cache, head: Any, logits: int | None) -> None:
-        """Take x_BTD through all layers, in place, and with a head the logits too; the cache is the one found last."""
-        B, T, _ = x_BTD.shape
-        n, span = B * T, cache.span(T)
-        if len(self._rotations_J) < span:
+    def _step(self, cache: Cache, B: int, T: int) -> _Step | None:
+        """T more tokens of B rows, as C takes them; None where it can't. What others may change is looked at once."""
+        model = self._model
+        if model is None or not model.current(self._params):
+            model = self._model = _Model.of(self._params, self._config)
+        span = cache.span(T)
+        if model is None or (model.trains and torch.is_grad_enabled()) or not self._worth(B * T, span):
+            return None
+        found = self._finds(cache, span, B)
+        if found is None:
+            return None
+        positions = cache.positions(T, torch.device("cpu")).expand(B, T).flatten().tolist()
+        if not 0 <= min(positions) <= max(positions) < min(span, found.slots):
+            return None
+        rotations_J = self._rotations_J
+        if len(rotations_J) < span:
             positions_1T = torch.arange(-(-span // _POSITIONS) * _POSITIONS)[None]
-            self._rotations_J = rotations(positions_1T, self._config, x_BTD.dtype)[0]
-        positions = (c_int32 * n)(*cache.positions(T, x_BTD.device).expand(B, T).flatten().tolist())
-        rows = (c_int32 * n)(*(row for row in range(B) for _ in range(T)))
-        tokens = _Tokens(n, self._slots, addressof(rows), addressof(positions), self._rotations_J.data_ptr())
-        done = kernels.require().decode(
-            addressof(self._layers),
-            self._config.n_layers,
-            self._last_norm.data_ptr(),
-            addressof(self._sizes),
-            addressof(tokens),
-            addressof(self._keys),
-            addressof(self._values),
-            x_BTD.data_ptr(),
-            head,
-            logits,
-            torch.get_num_threads(),
-        )
-        if not done:
-            raise ResourceError(f"no memory for a step of {n} tokens after {span}")
-        cache.advance(T)
+            rotations_J = self._rotations_J = rotations(positions_1T, self._config, torch.float32)[0].contiguous()
+        rows = [row for row in range(B) for _ in range(T)]
+        return _Step(model, found, rotations_J, rows, positions)
 
     def _worth(self, n: int, span: int) -> bool:
         """Whether the kernels are the faster way for n tokens of which the last sees `span`."""
-        return 0 < n <= kernels.FEW or (self._tiled and n <= MANY and span <= LONG)
-
-    def _finds(self, cache: Cache, span: int, batch: int) -> bool:
-        """Look up where the cache keeps everything, if that has changed; whether C can work with it so."""
-        like_BTGK = torch.empty(batch, 1, self._config.n_kv_heads, self._config.head_dim)
-        layers = (cache.room(f"layers.{index}.attention", span, like_BTGK) for index in range(len(self._layers)))
-        first = next(layers)
-        if first[0].values is self._first:  # all layers' places change together, when a cache grows or drops rows
+        if 0 < n <= kernels.MAX_FLOAT_INPUTS:
             return True
-        self._first, self._slots = None, first[0].slots
-        wanted = (batch, self._slots, self._config.n_kv_heads, self._config.head_dim)
-        for index, (keys, values) in enumerate((first, *layers)):
-            of_keys, of_values = _kept(keys, wanted), _kept(values, wanted)
-            if of_keys is None or of_values is None:
-                return False
-            self._keys[index], self._values[index] = of_keys, of_values
-        self._first = first[0].values
-        return True
+        tiled = self._model is not None and self._model.tiled
+        return tiled and 0 < n <= MAX_TILED_TOKENS and span <= MAX_TILED_SPAN
+
+    def _finds(self, cache: Cache, span: int, batch: int) -> _Found | None:
+        """Where the cache keeps everything, looked up if that has changed; None where C can't work with it so."""
+        G, K = self._config.n_kv_heads, self._config.head_dim
+        like_BTGK = torch.empty(batch, 1, G, K)
+        layers = (cache.room(f"layers.{index}.attention", span, like_BTGK) for index in range(self._config.n_layers))
+        first = next(layers)
+        found = self._found
+        if found is not None and first[0].values is found.first:
+            return found  # all layers' places change together, when a cache grows or drops rows
+        found = self._found = None  # before the other layers grow, that each frees its old memory
+        slots, tensors = first[0].slots, list[Tensor]()
+        n_layers = self._config.n_layers
+        of_keys, of_values = (CachedVectors * n_layers)(), (CachedVectors * n_layers)()
+        for index, layer in enumerate((first, *layers)):
+            for vectors, kept in zip((of_keys, of_values), layer, strict=True):
+                cached = _cached(kept, (batch, slots, G, K))
+                if cached is None:
+                    return None
+                vectors[index] = cached
+                tensors += kept.tensors().values()
+        self._found = _Found(of_keys, of_values, slots, first[0].values, tensors)
+        return self._found
 
 
-def _kept(of: Kept, wanted: tuple[int, int, int, int]) -> _Kept | None:
+@dataclass
+class _Step:
+    """One call of C: tokens in these rows at these positions."""
+
+    model: _Model
+    found: _Found
+    rotations_J: Tensor
+    rows: list[int]
+    positions: list[int]
+
+    def run(self, sizes: Sizes, x_BTD: Tensor, logits_BTV: Tensor | None) -> None:
+        """Take x_BTD through all layers, in place; the logits too, where there is a tensor for them."""
+        n = len(self.rows)
+        rows, positions = (c_int32 * n)(*self.rows), (c_int32 * n)(*self.positions)
+        tokens = Tokens(n, self.found.slots, addressof(rows), addressof(positions), self.rotations_J.data_ptr())
+        head = None if logits_BTV is None or self.model.ends is None else byref(self.model.ends[1])
+        done = kernels.require().decode(
+            addressof(self.model.layers),
+            len(self.model.layers),
+            addressof(self.model.last_norm),
+            addressof(sizes),
+            addressof(tokens),
+            addressof(self.found.keys),
+            addressof(self.found.values),
+            x_BTD.data_ptr(),
+            head,
+            None if head is None or logits_BTV is None else logits_BTV.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if not done:
+            raise ResourceError(f"no memory for a step of {n} tokens after {max(self.positions)}")
+
+
+def _cached(of: Kept, wanted: tuple[int, int, int, int]) -> CachedVectors | None:
     """What C reads and writes, of `wanted` = (rows, slots, heads, numbers of a head); None where it isn't just that."""
-    if type(of) not in _CACHE_KINDS or of.head_dim != wanted[3]:
+    form = vars(type(of)).get("form")  # the class's own: one that is derived may mean something else by its bytes
+    if form not in _CACHE_FORMS or of.head_dim != wanted[3]:
         return None
-    kind, dtype = _CACHE_KINDS[type(of)]
+    kind, dtype = _CACHE_FORMS[form]
     group = 0
-    expected = [(of.values, dtype, wanted[3] // 2 if kind == 3 else wanted[3])]
+    expected = [(of.values, dtype, wanted[3] // 2 if kind == layout.CACHE_INT4 else wanted[3])]
     scales = of.tensors().get("scales")
     if scales is not None:
         groups = scales.shape[-1]
-        group = wanted[3] // groups
-        if group * groups != wanted[3]:
+        group = wanted[3] // groups if groups else 0
+        if not group or group * groups != wanted[3] or (kind == layout.CACHE_INT4 and group % 2):
             return None
         expected.append((scales, torch.float32, groups))
-    for tensor, its_dtype, width in expected:
-        lies = tensor.dtype == its_dtype and tensor.device.type == "cpu" and tensor.is_contiguous()
-        if not lies or tensor.shape != (*wanted[:3], width):
-            return None
-    return _Kept(kind, group, of.values.data_ptr(), None if scales is None else scales.data_ptr())
+    if (scales is None) == (kind in (layout.CACHE_INT8, layout.CACHE_INT4)):
+        return None
+    if not all(kernels.readable(tensor, its_dtype, (*wanted[:3], width)) for tensor, its_dtype, width in expected):
+        return None
+    return CachedVectors(kind, group, of.values.data_ptr(), None if scales is None else scales.data_ptr())

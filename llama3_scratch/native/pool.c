@@ -11,19 +11,22 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-enum { MOST_THREADS = 256, LOOKS = 2000, YIELDS = 4000 };
+enum { MAX_LOOKS = 2000, MAX_YIELDS = 4000 }; /* of a thread that waits, before it yields and before it sleeps */
 
 static struct {
     pthread_mutex_t call, sleep; /* one `run` at a time; around falling asleep and waking */
     pthread_cond_t wake;
     Work *work; /* 0: the threads are to end */
     void *argument;
-    atomic_int *done, *taken; /* of each phase the pieces finished; of each share of it the pieces taken */
+    atomic_int *done, *taken;  /* of each phase the pieces finished; of each share of it the pieces taken */
     int room, wanted, threads; /* the last two with the caller's own */
-    pthread_t ids[MOST_THREADS];
+    pthread_t ids[MAX_THREADS];
     atomic_int round, sleeping, soon, open, inside;
-} pool = {.call = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER,
-          .wanted = 1, .threads = 1};
+} pool = {.call = PTHREAD_MUTEX_INITIALIZER,
+          .sleep = PTHREAD_MUTEX_INITIALIZER,
+          .wake = PTHREAD_COND_INITIALIZER,
+          .wanted = 1,
+          .threads = 1};
 
 static _Thread_local int own; /* this thread's number; the caller's is 0 */
 static _Thread_local const char *ahead, *ahead_end;
@@ -37,23 +40,22 @@ static inline void pause_briefly(void) {
 }
 
 static inline void wait_a_little(int *looked) {
-    if ((*looked)++ < LOOKS) pause_briefly();
+    if ((*looked)++ < MAX_LOOKS) pause_briefly();
     else sched_yield();
 }
 
 static int begin_of(int share, int total) { return (int)((int64_t)total * share / pool.threads); }
 
-int own_number(void) { return own; }
+int thread_number(void) { return own; }
 
 int share_of(int pieces) { return begin_of(own, pieces); }
 
 int next_range(Range *r) {
-    if (r->end > r->begin)
-        atomic_fetch_add_explicit(&pool.done[r->phase], r->end - r->begin, memory_order_release);
+    if (r->end > r->begin) atomic_fetch_add_explicit(&pool.done[r->phase], r->end - r->begin, memory_order_release);
     for (; r->shares < pool.threads; r->shares++) { /* shares that this thread has seen the end of */
         int share = (own + r->shares) % pool.threads, end = begin_of(share + 1, r->total);
-        int begin = begin_of(share, r->total) +
-                    atomic_fetch_add_explicit(&pool.taken[r->phase * pool.threads + share], r->size, memory_order_relaxed);
+        int begin = begin_of(share, r->total) + atomic_fetch_add_explicit(&pool.taken[r->phase * pool.threads + share],
+                                                                          r->size, memory_order_relaxed);
         if (begin < end) {
             r->begin = begin;
             r->end = begin + r->size < end ? begin + r->size : end;
@@ -63,12 +65,12 @@ int next_range(Range *r) {
     return 0;
 }
 
-void expect(const char *begin, const char *end) {
+void prefetch_while_waiting(const char *begin, const char *end) {
     ahead = begin;
     ahead_end = end;
 }
 
-void settle(int phase, int pieces) {
+void wait_for(int phase, int pieces) {
     int looked = 0;
     while (atomic_load_explicit(&pool.done[phase], memory_order_acquire) < pieces) {
         if (ahead < ahead_end) {
@@ -84,8 +86,9 @@ static void *worker(void *number) {
     int seen = 0;
     own = (int)(intptr_t)number;
     for (;;) {
-        int looked = 0, most = atomic_load(&pool.soon) ? LOOKS + YIELDS : 1;
-        while (atomic_load_explicit(&pool.round, memory_order_acquire) == seen && looked < most) wait_a_little(&looked);
+        int looked = 0, enough = atomic_load(&pool.soon) ? MAX_LOOKS + MAX_YIELDS : 1;
+        while (atomic_load_explicit(&pool.round, memory_order_acquire) == seen && looked < enough)
+            wait_a_little(&looked);
         if (atomic_load(&pool.round) == seen) {
             pthread_mutex_lock(&pool.sleep);
             atomic_fetch_add(&pool.sleeping, 1);
@@ -95,8 +98,9 @@ static void *worker(void *number) {
         }
         seen = atomic_load(&pool.round);
         atomic_fetch_add(&pool.inside, 1); /* then look whether it is open: `run` closes it, then looks who is inside */
-        int end = atomic_load(&pool.open) && !pool.work;
-        if (atomic_load(&pool.open) && !end) pool.work(pool.argument);
+        int open = atomic_load(&pool.open), end = 0; /* looked at once: it may open while we look */
+        if (open && pool.work) pool.work(pool.argument);
+        else end = open;
         atomic_fetch_sub(&pool.inside, 1);
         if (end) return 0;
     }
@@ -122,12 +126,16 @@ static void change_threads(int wanted) {
     atomic_store(&pool.round, 0);
     pool.wanted = wanted;
     pool.threads = 1;
-    while (pool.threads < wanted && pool.threads < MOST_THREADS && 
-           !pthread_create(&pool.ids[pool.threads], 0, worker, (void *)(intptr_t)pool.threads))
+    while (pool.threads < wanted && !pthread_create(&pool.ids[pool.threads], 0, worker, (void *)(intptr_t)pool.threads))
         pool.threads++;
 }
 
-static void forget_threads(void) { /* in a forked child there are none */
+/* A fork waits until no job runs, so that the child gets the pool as it is between two jobs. */
+static void before_fork(void) { pthread_mutex_lock(&pool.call); }
+
+static void after_fork(void) { pthread_mutex_unlock(&pool.call); }
+
+static void in_child(void) { /* there are no threads */
     pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
     pthread_cond_t awake = PTHREAD_COND_INITIALIZER;
     pool.call = pool.sleep = fresh;
@@ -141,7 +149,8 @@ static void forget_threads(void) { /* in a forked child there are none */
 int run(Work *work, void *argument, int phases, int threads, int last) {
     static int prepared = 0;
     pthread_mutex_lock(&pool.call);
-    if (!prepared) prepared = !pthread_atfork(0, 0, forget_threads);
+    if (!prepared) prepared = !pthread_atfork(before_fork, after_fork, in_child);
+    threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
     if (threads != pool.wanted) change_threads(threads);
     int counters = phases * (pool.threads + 1);
     if (counters > pool.room) {
@@ -159,6 +168,17 @@ int run(Work *work, void *argument, int phases, int threads, int last) {
         int looked = 0; /* nobody may look at the phases any more: the next job has others */
         while (atomic_load(&pool.inside)) wait_a_little(&looked);
     }
+    int done = pool.room >= counters;
     pthread_mutex_unlock(&pool.call);
-    return pool.room >= counters;
+    return done;
+}
+
+/* End the threads and free the pool's memory; the next job starts them again. */
+EXPORT void release(void) {
+    pthread_mutex_lock(&pool.call);
+    change_threads(1);
+    free(pool.done);
+    pool.done = 0;
+    pool.room = 0;
+    pthread_mutex_unlock(&pool.call);
 }

@@ -4,18 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-static float value_of(const Weight *w, int64_t row, int column) {
-    int64_t at = row * w->columns + column;
-    switch (w->kind) {
-    case F32: return ((const float *)w->values)[at];
-    case BF16: return from_bf16(((const uint16_t *)w->values)[at]);
-    case F16: return from_f16(((const uint16_t *)w->values)[at]);
-    default: return ((const int8_t *)w->values)[at];
-    }
-}
-
 static void strip_of_rows(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
-    int width = w->columns / w->groups, rows = w->rows - STRIP * strip < STRIP ? w->rows - STRIP * strip : STRIP;
+    int width = w->columns / w->groups, rows = rows_of_strip(w, strip);
     memset(out, 0, sizeof(float[STRIP]) * n);
     for (int r = 0; r < rows; r++) {
         int64_t row = (int64_t)STRIP * strip + r;
@@ -24,7 +14,7 @@ static void strip_of_rows(const Weight *w, int strip, const Input *in, int first
             for (int i = 0; i < n; i++) {
                 const float *x = in->floats + (int64_t)(first + i) * in->columns;
                 float sum = 0;
-                for (int c = g * width; c < (g + 1) * width; c++) sum += value_of(w, row, c) * x[c];
+                for (int c = g * width; c < (g + 1) * width; c++) sum += number_at(w, row * w->columns + c) * x[c];
                 out[i][r] += scale * sum;
             }
         }
@@ -53,8 +43,8 @@ static void strip_of_tiles(const Weight *w, int strip, const Input *in, int firs
                 float scale = from_f16(((const uint16_t *)w->scales)[tile * STRIP + r]);
                 out[i][r] += scale * in->scales[at] * (float)sum;
                 if (w->kind == INT4_TILES_WITH_MINS)
-                    out[i][r] += from_f16(((const uint16_t *)w->mins)[tile * STRIP + r]) * in->scales[at] *
-                                 (float)in->sums[at];
+                    out[i][r] +=
+                        from_f16(((const uint16_t *)w->mins)[tile * STRIP + r]) * in->scales[at] * (float)in->sums[at];
             }
         }
     }
@@ -66,12 +56,12 @@ static void strip_of(const Weight *w, int strip, const Input *in, int first, int
 
 static void round_groups(const float *x, int columns, int8_t *high, int8_t *low, float *scales, int32_t *sums) {
     for (int g = 0; g < columns / GROUP; g++, x += GROUP, high += GROUP, low += GROUP) {
-        float most = 0, nothing = 0; /* 0 · x is 0, or NaN where x is no number: it must come out again */
+        float max = 0, zero_or_nan = 0; /* 0 · x is NaN where x is no number: it must come out again */
         for (int c = 0; c < GROUP; c++) {
-            most = fabsf(x[c]) > most ? fabsf(x[c]) : most;
-            nothing += 0 * x[c];
+            max = fabsf(x[c]) > max ? fabsf(x[c]) : max;
+            zero_or_nan += 0 * x[c];
         }
-        float inverse = most > 1e-30f ? MOST_ROUNDED / most : 0; /* whose inverse is still a float */
+        float inverse = max > 1e-30f ? MAX_ROUNDED / max : 0; /* whose inverse is still a float */
         sums[g] = 0;
         for (int c = 0; c < GROUP; c++) {
             int32_t rounded = (int32_t)lrintf(x[c] * inverse);
@@ -80,7 +70,7 @@ static void round_groups(const float *x, int columns, int8_t *high, int8_t *low,
             low[c] = (int8_t)(rest < -127 ? -127 : rest);
             sums[g] += 256 * high[c] + low[c];
         }
-        scales[g] = most / MOST_ROUNDED + nothing;
+        scales[g] = max / MAX_ROUNDED + zero_or_nan;
     }
 }
 
@@ -92,47 +82,47 @@ static float dot(const float *a, const float *b, int n) {
 
 static void scores_of(const float *q, int R, int K, const float *k, int64_t stride, int n, float *out) {
     for (int r = 0; r < R; r++)
-        for (int s = 0; s < n; s++) out[r * CHUNK + s] = dot(q + r * K, k + s * stride, K);
+        for (int s = 0; s < n; s++) out[r * CHUNK_SLOTS + s] = dot(q + r * K, k + s * stride, K);
 }
 
 static void mix(const float *weights, int R, int K, const float *v, int64_t stride, int n, float *out) {
     memset(out, 0, sizeof(float) * R * K);
     for (int r = 0; r < R; r++)
         for (int s = 0; s < n; s++)
-            for (int d = 0; d < K; d++) out[r * K + d] += weights[r * CHUNK + s] * v[s * stride + d];
+            for (int d = 0; d < K; d++) out[r * K + d] += weights[r * CHUNK_SLOTS + s] * v[s * stride + d];
 }
 
 static float largest(const float *x, int n) {
-    float most = x[0];
-    for (int i = 1; i < n; i++) most = x[i] > most ? x[i] : most;
-    return most;
+    float max = x[0];
+    for (int i = 1; i < n; i++) max = x[i] > max ? x[i] : max;
+    return max;
 }
 
-static float exp_minus(float *x, float most, int n) {
+static float exp_minus(float *x, float max, int n) {
     float sum = 0;
-    for (int i = 0; i < n; i++) sum += x[i] = expf(x[i] - most);
+    for (int i = 0; i < n; i++) sum += x[i] = expf(x[i] - max);
     return sum;
 }
 
-static void widen_one(const Kept *kept, int64_t vector, int head_dim, float *out) {
+static void widen_one(const CachedVectors *cached, int64_t vector, int head_dim, float *out) {
     int64_t at = vector * head_dim;
-    const float *scales = kept->scales + (kept->scales ? vector * (head_dim / kept->group) : 0);
+    const float *scales = cached->scales + (cached->scales ? vector * (head_dim / cached->group) : 0);
     for (int i = 0; i < head_dim; i++) {
-        switch (kept->kind) {
-        case CACHE_F32: out[i] = ((const float *)kept->values)[at + i]; break;
-        case CACHE_BF16: out[i] = from_bf16(((const uint16_t *)kept->values)[at + i]); break;
-        case CACHE_INT8: out[i] = ((const int8_t *)kept->values)[at + i] * scales[i / kept->group]; break;
+        switch (cached->kind) {
+        case CACHE_F32: out[i] = ((const float *)cached->values)[at + i]; break;
+        case CACHE_BF16: out[i] = from_bf16(((const uint16_t *)cached->values)[at + i]); break;
+        case CACHE_INT8: out[i] = ((const int8_t *)cached->values)[at + i] * scales[i / cached->group]; break;
         default: { /* of a group the first half lies below, the second above */
-            int half = kept->group / 2, in_group = i % kept->group;
-            uint8_t byte = ((const uint8_t *)kept->values)[(at + i - in_group) / 2 + in_group % half];
-            out[i] = ((in_group < half ? byte & 15 : byte >> 4) - 8) * scales[i / kept->group];
+            int half = cached->group / 2, in_group = i % cached->group;
+            uint8_t byte = ((const uint8_t *)cached->values)[(at + i - in_group) / 2 + in_group % half];
+            out[i] = ((in_group < half ? byte & 15 : byte >> 4) - 8) * scales[i / cached->group];
         }
         }
     }
 }
 
-static void widen(const Kept *kept, int64_t first, int step, int n, int head_dim, float *out) {
-    for (int s = 0; s < n; s++) widen_one(kept, first + (int64_t)s * step, head_dim, out + s * head_dim);
+static void widen(const CachedVectors *cached, int64_t first, int step, int n, int head_dim, float *out) {
+    for (int s = 0; s < n; s++) widen_one(cached, first + (int64_t)s * step, head_dim, out + s * head_dim);
 }
 
 const Kernels portable_kernels = {strip_of, round_groups, dot, scores_of, mix, largest, exp_minus, widen};

@@ -26,8 +26,7 @@ from llama3_scratch.inference.opening import open_model
 from llama3_scratch.params.lora import attach
 from llama3_scratch.params.quantize import FORMS, quantize
 from tests import tiny
-from tests.forms import with_adaptors
-from tests.params.test_lora import trained
+from tests.forms import trained, with_adaptors
 
 CONFIG = replace(tiny.CONFIG, vocab_size=272, n_layers=2)
 

@@ -23,8 +23,8 @@ from llama3_scratch.inference.sample import NonFiniteError, sampler
 from llama3_scratch.inference.stream import stream
 from llama3_scratch.text.tokenizer_file import write_tokenizer
 from tests import tiny
-from tests.checkpoint.test_llama2c import CONFIG as LLAMA2C
-from tests.checkpoint.test_llama2c import write as write_llama2c
+from tests.llama2c_writer import CONFIG as LLAMA2C
+from tests.llama2c_writer import write as write_llama2c
 from tests.reference import llama3
 
 

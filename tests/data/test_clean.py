@@ -11,7 +11,7 @@ from llama3_scratch.data.clean import C4, GOPHER, WebPage, broken_rule, c4_lines
 from llama3_scratch.data.duplicates import Exact, Near
 from llama3_scratch.data.report import Report, cleaned
 from llama3_scratch.errors import UsageError
-from tests.training.test_pretrain import script
+from tests.recipes import script
 
 ENGLISH = next(iter(stories(5, 1)))
 CHINESE = (

@@ -17,7 +17,7 @@ from llama3_scratch.data.batches import IGNORE
 from llama3_scratch.data.shards import MANIFEST, Shards, write_shards
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
-from tests.training.test_training import bytes_tokenizer
+from tests.small_training import bytes_tokenizer
 
 TEXTS = [random.Random(number).randbytes(20).hex() + "文" for number in range(200)]
 

@@ -16,13 +16,8 @@ from llama3_scratch import __main__ as package
 from llama3_scratch.__main__ import verbs
 from tests import test_parity_mutations as mistakes
 from tests.documents.pages import PAGES
-from tests.house import PACKAGE
+from tests.house import PACKAGE, blocks
 from tests.trace import test_compare
-
-
-def blocks(document: str, language: str) -> list[str]:
-    text = (PACKAGE.parent / document).read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def blocks_of_code(document: str) -> list[str]:

@@ -30,7 +30,7 @@ from llama3_scratch.params.quantize import dequantize, quantize
 from llama3_scratch.stored import quantised, stored
 from tests import tiny
 from tests.compare import check
-from tests.forms import FORMS, fitting, with_adaptors
+from tests.forms import FORMS, fitting, trained, with_adaptors
 
 TOKENS_BT = tiny.tokens(2, 20)
 WK = "layers.0.attention.wk"
@@ -38,16 +38,6 @@ WK = "layers.0.attention.wk"
 
 def fresh(params=None, **options):
     return attach(params or tiny.params(), tiny.CONFIG, **({"rank": 4, "alpha": 8, "seed": 3} | options))
-
-
-def trained(params, seed=5):
-    """As after some steps: A, B and magnitudes are random numbers of their own."""
-    generator = torch.Generator().manual_seed(seed)
-    made = dict(params)
-    for name, tensor in trainable(params).items():
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-        made[name] = tensor * (1 + 0.2 * noise) if name.endswith("magnitude") else 0.1 * noise
-    return made
 
 
 @pytest.mark.parametrize("dora", [False, True])

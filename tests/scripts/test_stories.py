@@ -12,7 +12,7 @@ import pytest
 from storyteller.stories import stories, story
 from storyteller.words import ALONE, BOYS, ENDINGS, GIRLS, MEN, TOGETHER, WOMEN, WORDS, plots
 
-from tests.training.test_pretrain import script
+from tests.recipes import script
 
 
 def named(text: str, words: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from storyteller.stories import stories
 
 from llama3_scratch.data.conversations import read_conversations
 from tests import tiny
-from tests.training.test_pretrain import script
+from tests.recipes import script
 
 TALES = list(stories(4, 300))
 

@@ -21,7 +21,7 @@ from llama3_scratch.evaluation.multiple_choice import read_questions
 from llama3_scratch.system.files import decode, read_json, read_text, require_file
 from llama3_scratch.text.tokenizer_file import read_tokenizer, write_tokenizer
 from tests import tiny
-from tests.training.test_pretrain import SCRIPTS
+from tests.recipes import SCRIPTS
 
 
 def _script(name, function):

@@ -26,7 +26,7 @@ from llama3_scratch.terminal import word_wrap
 from llama3_scratch.text.detokenizer import visible
 from tests import house, tiny
 from tests.house import PACKAGE
-from tests.training.test_pretrain import SCRIPTS
+from tests.recipes import SCRIPTS
 
 ENCODINGS = ["ascii", "cp1252", "cp437", "cp932", "koi8-r", "utf-8"]
 stdio.prepare()

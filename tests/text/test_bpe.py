@@ -12,7 +12,7 @@ from storyteller.stories import stories
 from llama3_scratch.errors import UsageError
 from llama3_scratch.text.bpe import encode, learn, learn_with_library, tokenizer_of
 from llama3_scratch.text.tokenizer_file import read_tokenizer, write_tokenizer
-from tests.training.test_pretrain import script
+from tests.recipes import script
 
 ENGLISH = list(stories(0, 60))
 CHINESE = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama3_scratch.errors import FileError
 from llama3_scratch.text.byte_level import merges as every_merge
 from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
-from tests.text.test_added_tokens import document, folder, theirs
+from tests.tokenizer_json import document, folder, theirs
 
 PIECES = st.tuples(st.integers(0, 9), st.integers(0, 9))
 TEXTS = ["abcabc", "aaaaa", "abab", "cbacba", "aabbcc", "bcbcb"]

@@ -20,7 +20,7 @@ from llama3_scratch.text.pre_tokenizers import GPT2_PATTERN, QWEN2_PATTERN, cove
 from llama3_scratch.text.tokenizer import PATTERN
 from tests import tiny
 from tests.reference import texts
-from tests.text.test_added_tokens import BYTE_LEVEL, document, folder, theirs
+from tests.tokenizer_json import BYTE_LEVEL, document, folder, theirs
 
 tokenizers = pytest.importorskip("tokenizers")
 from tokenizers import pre_tokenizers as pre  # noqa: E402

@@ -60,14 +60,17 @@ PLACE = {
     "heads tiled": SCORES,
     "scores over the root of dim": SCORES,
     "attention in f32": SCORES,
-    "mask one too far": VISIBLE,
-    "mask one too short": VISIBLE,
-    "no mask": VISIBLE,
+    "mask one too far": MASKED,
+    "mask one too short": MASKED,
+    "no mask": MASKED,
     "cached steps one position early": f"pass1.{TURNED_Q}",
 }
 # From one pass of our own, which has the steps between too.
 NORM = "layers.0.attention_norm.rms_norm"
 FINER = {
+    "mask one too far": VISIBLE,
+    "mask one too short": VISIBLE,
+    "no mask": VISIBLE,
     "factor 8 for 32": "scale_frequencies.slowed_J",
     "no scaling": "scale_frequencies.wavelength_J",
     "scaling of Llama 3's 4096": "scale_frequencies.slowed_J",

@@ -18,7 +18,7 @@ from llama3_scratch.training import record
 from llama3_scratch.training.choices import TRAINED, Classification
 from llama3_scratch.training.classifier import class_logits, confusion, prepare, read_classifier
 from tests import tiny
-from tests.training.test_pretrain import script
+from tests.recipes import script
 
 ROWS = [Labelled(f"{word} {n % 5} times", label) for n in range(20) for word, label in (("win", "spam"), ("hi", "ham"))]
 

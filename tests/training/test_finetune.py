@@ -20,7 +20,7 @@ from llama3_scratch.training.choices import Adapters, Finetuning
 from llama3_scratch.training.finetuning import prepare
 from llama3_scratch.training.loss import next_token_loss
 from tests import tiny
-from tests.training.test_pretrain import script
+from tests.recipes import script
 
 FEW = ["--length", "60", "--batch", "4", "--warmup", "1", "--validation", "0.2", "--rank", "4"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,8 @@ from llama3_scratch.linear import linear
 from llama3_scratch.model import fused_block
 from llama3_scratch.training.fp8 import BACKWARD, FORWARD, Fp8Linear, in_fp8, rounded, scaled
 from llama3_scratch.training.loss import next_token_loss, recomputed
-from tests.training.test_training import CONFIG, training
-from tests.training.test_training import data as data  # the fixture
+from tests.small_training import CONFIG, PLAN, training
+from tests.small_training import data as data  # the fixture
 
 
 @pytest.mark.parametrize(("dtype", "digits", "largest", "smallest"), [(FORWARD, 3, 448, -9), (BACKWARD, 2, 57344, -16)])
@@ -82,8 +84,6 @@ def test_recomputing_gives_the_same_gradients():
 
 
 def test_a_loss_falls_nearly_as_in_f32(data):
-    from tests.training.test_training import PLAN, replace
-
     losses = {}
     for dtype in ("f32", "fp8"):
         ours = training(data, replace(PLAN, steps=40, lr=1e-2, warmup=5, dtype=dtype))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -16,18 +15,10 @@ import torch
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.training import checkpoints, pretraining, record
 from tests import tiny
+from tests.recipes import script
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 SHAPE = ["--dim", "32", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--length", "48", "--batch", "4"]
 PLAN = ["--steps", "12", "--warmup", "2", "--save-every", "4", "--validate-every", "6", "--sample-every", "12"]
-
-
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 @pytest.fixture(scope="module")
