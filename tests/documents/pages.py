@@ -217,8 +217,51 @@ def options_table(name: str, language: str = "en") -> str:
 
 
 def result(name: str) -> dict[str, Any]:
-    """A measurement as it was kept. Decimals stay as they were written: 0.80, not 0.8."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"), parse_float=str)
+    """A measurement as it was kept: as a table of our own, or what `bench --json` printed, made into one.
+
+    Decimals of a table stay as they were written: 0.80, not 0.8.
+    """
+    text = (RESULTS / f"{name}.json").read_text(encoding="utf-8")
+    kept = json.loads(text, parse_float=str)
+    return kept if "columns" in kept else of_bench(json.loads(text))
+
+
+def of_bench(found: dict[str, Any]) -> dict[str, Any]:
+    """What `bench --json` printed as a table: a row an engine, form, cache and batch, two columns a test."""
+    columns: list[dict[str, str]] = [{"en": "model", "zh": "模型"}, {"en": "program", "zh": "程序"}]
+    columns += [{"en": "weights", "zh": "权重"}, {"en": "KV bits", "zh": "KV 比特"}, {"en": "batch", "zh": "批"}]
+    columns += [{"en": "peak memory", "zh": "内存峰值", "unit": " MB"}]
+    for test in found["tests"]:
+        columns += [{"en": f"{test}, tokens/s", "zh": f"{test}，词元/秒"}]
+        columns += [{"en": "of the limit", "zh": "占极限", "unit": " %"}]
+    columns += [{"en": "ours / theirs, medians", "zh": "我们 / 对方，中位数"}]
+    rows = []
+    for row in found["rows"]:
+        cells: list[Any] = [row["model"], row["engine"], row["form"], row["kv"], row["batch"]]
+        cells.append(round(row["peak_bytes"] / 1e6))
+        ratios = []
+        for test in found["tests"]:
+            timed = row["tests"].get(test)
+            cells += [{key: three_digits(timed[key]) for key in ("mean", "sd")}] if timed else [None]
+            cells += [round(timed["percent_of_limit"])] if timed else [None]
+            ratios += [f"{test} {peer} {ratio:.2f}×" for peer, ratio in (timed or {"ratios": {}})["ratios"].items()]
+        rows.append([*cells, ", ".join(ratios) or None])
+    versions = {"Python": found["versions"]["python"], "torch": found["versions"]["torch"]}
+    return {
+        "date": found["date"][:10],
+        "machine": {"cpu": found["cpu"]},
+        "software": versions | {name: {"en": build, "zh": build} for name, build in found["builds"].items()},
+        "threads": found["threads"],
+        "runs": found["repeats"],
+        "bandwidth_gb_s": f"{found['machine']['bandwidth'] / 1e9:.0f}",
+        "command": found["command"],
+        "columns": columns,
+        "rows": rows,
+    }
+
+
+def three_digits(value: float) -> int | str:
+    return round(value) if value >= 100 else f"{value:.1f}"
 
 
 def spoken(value: Any, language: str) -> str:
@@ -227,7 +270,7 @@ def spoken(value: Any, language: str) -> str:
 
 def cell(value: Any, column: dict, language: str) -> str:
     """None, a text, a text in two languages, a number, a mean with its deviation, or several numbers."""
-    unit, between = column.get("unit", ""), column.get("between", " · ")
+    unit, between = column.get("unit", "").replace(" ", NO_BREAK), column.get("between", " · ")
     if value is None:
         return ""
     if isinstance(value, int):
@@ -235,10 +278,13 @@ def cell(value: Any, column: dict, language: str) -> str:
     if isinstance(value, list):
         return between.join(cell(one, {}, language) for one in value) + unit
     if isinstance(value, dict) and "mean" in value:
-        return f"{cell(value['mean'], {}, language)} ± {value['sd']}{unit}"
+        return f"{cell(value['mean'], {}, language)}{NO_BREAK}±{NO_BREAK}{value['sd']}{unit}"
     if isinstance(value, dict):
         return value[language]
     return value + (unit if re.fullmatch(r"[\d.e-]+", value) else "")
+
+
+NO_BREAK = "\u00a0"  # a space at which no line ends
 
 
 def results_table(
@@ -272,22 +318,24 @@ def results_note(name: str, language: str = "en") -> str:
     ]
     others = [f"{key} {spoken(value, language)}" for key, value in kept["software"].items() if isinstance(value, dict)]
     command = " && ".join(f"`{part}`" for part in kept["command"].split(" && "))
-    able, cores = machine["instructions"], machine["cores"]
+    able, cores, memory = machine.get("instructions", []), machine.get("cores"), machine.get("memory_gb")
     if language == "en":
         counts = {"threads": "threads", "runs": "runs"}
         more = [f"{kept[key]} {noun}" for key, noun in counts.items() if key in kept]
         if "bandwidth_gb_s" in kept:
             more.append(f"memory that a plain loop reads at {kept['bandwidth_gb_s']} GB/s")
-        listed = ", ".join([f"{machine['memory_gb']} GB", *software, *others, *more])
+        listed = ", ".join([*([f"{memory} GB"] if memory else []), *software, *others, *more])
         by = command.replace("` && `", "`, then `")
-        where = f"{cores} cores of an {machine['cpu']} with {', '.join(able)} ({listed})"
+        where = f"{cores} cores of an {machine['cpu']}" if cores else f"an {machine['cpu']}"
+        where += f" with {', '.join(able)} ({listed})" if able else f" ({listed})"
         return f"Measured on {kept['date']} on {where}, by {by}."
     more = [f"{kept[key]} {noun}" for key, noun in {"threads": "个线程", "runs": "次"}.items() if key in kept]
     if "bandwidth_gb_s" in kept:
         more.append(f"普通循环读内存的速度是 {kept['bandwidth_gb_s']} GB/s")
-    listed = "，".join([f"{machine['memory_gb']} GB 内存", *software, *others, *more])
+    listed = "，".join([*([f"{memory} GB 内存"] if memory else []), *software, *others, *more])
     by = command.replace("` && `", "`，然后 `")
-    return f"{kept['date']} 测于 {machine['cpu']} 的 {cores} 个核（{'、'.join(able)}；{listed}）；命令是 {by}。"
+    where = f"{machine['cpu']} 的 {cores} 个核" if cores else machine["cpu"]
+    return f"{kept['date']} 测于 {where}（{'、'.join(able) + '；' if able else ''}{listed}）；命令是 {by}。"
 
 
 def room_pages() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -137,11 +138,33 @@ def test_every_measurement_is_shown_in_both_languages_with_its_day_machine_and_c
 def test_figures_keep_the_digits_that_they_were_published_with():
     assert pages.cell("0.80", {}, "en") == "0.80"
     assert pages.cell(46080, {}, "en") == "46,080"
-    assert pages.cell({"mean": 1022, "sd": 25}, {}, "en") == "1,022 ± 25"
+    assert pages.cell({"mean": 1022, "sd": 25}, {}, "en") == "1,022\u00a0±\u00a025"
     assert pages.cell(["1.408", "1.066"], {"between": " → "}, "en") == "1.408 → 1.066"
-    assert pages.cell("3.0", {"unit": " GB"}, "en") == "3.0 GB"
+    assert pages.cell("3.0", {"unit": " GB"}, "en") == "3.0\u00a0GB"
     assert pages.cell(None, {"unit": " GB"}, "en") == ""
     assert pages.cell({"en": "all", "zh": "全部"}, {"unit": " GB"}, "zh") == "全部"
+
+
+def test_what_bench_prints_as_json_becomes_a_table_in_both_languages(tmp_path, monkeypatch):
+    timed = {"mean": 131.26, "sd": 1.24, "percent_of_limit": 64.4, "ratios": {"hf bf16": 5.51}}
+    row = {"model": "smollm2-135m", "engine": "llama3_scratch", "form": "int8", "kv": 32, "batch": 1}
+    found = {
+        **{"command": "bench", "date": "2026-11-27T16:00:00+00:00", "cpu": "AMD EPYC", "repeats": 5, "threads": 2},
+        **{"versions": {"python": "3.11.2", "torch": "2.13.0"}, "builds": {}, "machine": {"bandwidth": 30.4e9}},
+        **{"tests": ["pp512", "tg96"], "rows": [row | {"peak_bytes": 4.1e8, "tests": {"tg96": timed}}]},
+    }
+    (tmp_path / "new.json").write_text(json.dumps(found))
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    shown = pages.results_table("new", "zh").replace("\u00a0", " ").splitlines()
+    assert shown[0].startswith("| 模型 | 程序 | 权重 |")
+    assert (
+        shown[2]
+        == "| smollm2-135m | llama3_scratch | int8 | 32 | 1 | 410 MB |  |  | 131 ± 1.2 | 64 % | tg96 hf bf16 5.51× |"
+    )
+    assert pages.results_note("new") == (
+        "Measured on 2026-11-27 on an AMD EPYC (Python 3.11.2, torch 2.13.0, 2 threads, 5 runs, memory that a plain "
+        "loop reads at 30 GB/s), by `bench`."
+    )
 
 
 # From the front page alone: the page that a newcomer turns to, and the file that they look for.
