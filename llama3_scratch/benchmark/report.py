@@ -69,12 +69,8 @@ def _types(form: str) -> tuple[str, ...]:
 
 
 def prefill_flops(config: Config, tokens: int, batch: int) -> int:
-    """FLOPs of `tokens` tokens of each prompt: all layers' products, attention up to each token, the head once."""
-    D, F = config.dim, config.hidden_dim
-    HK, GK = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    products = 2 * tokens * (2 * D * HK + 2 * D * GK + 3 * D * F)
-    attention = 4 * HK * tokens * (tokens + 1) // 2
-    return batch * (config.n_layers * (products + attention) + 2 * D * config.vocab_size)
+    """FLOPs of `tokens` tokens of each prompt: all layers, the head once."""
+    return batch * (config.layer_flops(tokens) + 2 * config.dim * config.vocab_size)
 
 
 def step_bytes(read_bytes: int, slot_bytes: int, test: Trial, batch: int) -> float:

@@ -31,13 +31,6 @@ def model_choice(options: argparse.Namespace) -> ModelChoice:
     return updated(ModelChoice(), vars(options))
 
 
-def reading_choice(options: argparse.Namespace) -> ModelChoice:
-    """Of `add_reading_flags` alone."""
-    return ModelChoice(
-        rope_scale_factor=options.rope_scale_factor, allow_extra=options.allow_extra, chat_format=options.chat_format
-    )
-
-
 def cache_choice(options: argparse.Namespace) -> CacheChoice:
     return updated(CacheChoice(), vars(options))
 
