@@ -21,6 +21,8 @@ from llama3_scratch.text.detokenizer import Detokenizer
 
 Choices = tuple[PromptChoice, SamplingChoice, CacheChoice, DraftChoice]
 
+NOT_IN_A_CHAT = ("raw", "raw_special")  # a chat always has its chat format
+
 
 def answer(checkpoint: Checkpoint, prompt: str, **settings: Any) -> str:
     """The model's answer to a prompt; of a base model, or with `raw=True`, how the text goes on.
@@ -68,7 +70,7 @@ class Talk(Conversation):
     """
 
     def __init__(self, checkpoint: Checkpoint, **settings: Any) -> None:
-        prompt_choice, sampling, cache, drafts = _chosen(checkpoint, settings, CHAT_SAMPLING)
+        prompt_choice, sampling, cache, drafts = _chosen(checkpoint, settings, CHAT_SAMPLING, unknown=NOT_IN_A_CHAT)
         dtype = activations(checkpoint.params)
         super().__init__(checkpoint, dtype, prompt=prompt_choice, sampling=sampling, cache=cache, drafts=drafts)
 
@@ -80,12 +82,14 @@ class Talk(Conversation):
         return f"Talk({self.checkpoint.path.name}, {len(self.messages)} messages, {self.n_cached} tokens in the cache)"
 
 
-def _chosen(checkpoint: Checkpoint, settings: Mapping[str, Any], sampling: SamplingChoice) -> Choices:
-    """The choices that these settings make; UsageError for one that none of them has."""
+def _chosen(
+    checkpoint: Checkpoint, settings: Mapping[str, Any], sampling: SamplingChoice, *, unknown: tuple[str, ...] = ()
+) -> Choices:
+    """The choices that these settings make; UsageError for one that none of them has, or that is `unknown` here."""
     if not isinstance(checkpoint, Checkpoint):
         raise UsageError(f"expected a Checkpoint, which `load` returns, got {type(checkpoint).__name__}")
     defaults = PromptChoice(), sampling, CacheChoice(), DraftChoice()
-    known = [field.name for default in defaults for field in fields(default)]
+    known = [field.name for default in defaults for field in fields(default) if field.name not in unknown]
     for name in settings:
         if name not in known:
             raise UsageError(f"no setting {name}; {meant(name, known)}")
