@@ -17,7 +17,8 @@ from llama3_scratch.errors import UsageError
 
 GROWTH = 256  # slots by which a cache grows
 
-# Which of the S slots each of the T tokens sees: booleans mask_BTS, with B = 1 where all rows agree, or a word for it.
+# Which of the S slots each of the T tokens sees, at least one: booleans mask_BTS, with B = 1 where all rows agree, or a
+# word for it.
 CAUSAL: Final = "causal"  # itself and all before it; the T are the last of the S
 ALL: Final = "all"
 Mask = Tensor | Literal["causal", "all"]
@@ -37,6 +38,9 @@ class NoCache:
     by_position = False  # whether a token goes into its position's slot and sees those up to it: then C may do all that
 
     def __init__(self, mask_BTS: Mask = CAUSAL) -> None:
+        known = mask_BTS in (CAUSAL, ALL) if isinstance(mask_BTS, str) else mask_BTS.dtype == torch.bool
+        if not known or (isinstance(mask_BTS, Tensor) and mask_BTS.ndim != 3):
+            raise UsageError(f"a mask is {CAUSAL!r}, {ALL!r} or booleans (rows, tokens, slots), got {mask_BTS!r:.99}")
         self.mask_BTS = mask_BTS
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:

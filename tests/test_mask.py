@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from llama3_scratch.cache import ALL, CAUSAL, NO_CACHE, Cache, NoCache, visible
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
+from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import attend, attend_fused, block, forward, fused_block
@@ -190,3 +191,9 @@ def test_the_token_loop_obeys_a_mask_of_a_callers_own_cache():
     assert not Window.by_position
     assert RaggedCache.by_position
     assert SlidingCache.by_position
+
+
+@pytest.mark.parametrize("mask", ["forward", torch.ones(1, 3, 3), torch.ones(3, 3, dtype=torch.bool)])
+def test_a_mask_that_is_none_is_refused(mask):
+    with pytest.raises(UsageError, match="a mask is 'causal', 'all' or booleans"):
+        NoCache(mask)

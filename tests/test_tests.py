@@ -20,7 +20,7 @@ PRIVATE = {
     "_paused": "drafting rests after misses, which changes speed alone",
     "_sample _measured _process _start": "bench's worker is timed, so what it says isn't shown",
     "_installed_gguf _pip_gguf _bundled_pip _installer _GGUF _GGUF_SHA256 _write_in_metas_layout": "no network here",
-    "_PIECE_ELEMENTS _MOST _DEADLINE_SECONDS _TICK": "limits of size and time, lowered so that a small test meets them",
+    "_PIECE_ELEMENTS _MAX_REMEMBERED _DEADLINE_SECONDS _TICK": "limits, lowered so that a small test meets them",
     "_hash _checksum _several _files _dtype _plain": "counted calls, and files with a damage no writer makes",
     "_NEAREST": "a table that is held against all our own words",
     "_bpe _split_runs": "a panic of tiktoken's is provoked; runs are compared with Meta's own function",

@@ -17,7 +17,7 @@ def encode_prompt(asked: str | list[dict[str, Any]], tokenizer: Tokenizer, choic
 
     if choice.without_chat_format or tokenizer.chat_format is None:
         if choice.system is not None:
-            raise UsageError("a system message goes with a chat, not with a base model or `raw=True`; leave it out")
+            raise UsageError("`system`: goes with a chat, not with a base model or `raw=True`; leave it out")
         if not isinstance(asked, str):
             raise UsageError("messages go with a chat, not with a base model or `raw=True`; give the text as a prompt")
         special = set(tokenizer.special_tokens) if choice.raw_special else set()

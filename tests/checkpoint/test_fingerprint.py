@@ -199,7 +199,7 @@ def test_what_is_remembered_may_be_damaged(folder, settled, content):
 
 
 def test_no_more_are_remembered_than_the_newest(folder, settled, monkeypatch):
-    monkeypatch.setattr(module, "_MOST", 2)
+    monkeypatch.setattr(module, "_MAX_REMEMBERED", 2)
     for form in ("int8-row", "int8", "nf4"):
         hash_of(folder, quantize=form)
     assert len(json.loads((names.user_cache() / FILE).read_text())) == 2

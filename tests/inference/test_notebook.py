@@ -76,7 +76,7 @@ BAD = {
     "not a number": ({"max_tokens": "many"}, "`max_tokens`: expected a whole number at least 1, got 'many'"),
     "none of the choices": ({"kv_bits": 7}, "`kv_bits`: expected one of 16, 8, 4, got 7"),
     "an empty stop": ({"stop": ""}, "got an empty string"),
-    "system without a chat": ({"raw": True, "system": "x"}, "a system message goes with a chat"),
+    "system without a chat": ({"raw": True, "system": "x"}, "`system`: goes with a chat"),
 }
 
 
