@@ -39,7 +39,7 @@ def _parser() -> cli.Parser:
         metavar="NAME",
         help=f"random weights of an official shape: {', '.join(OFFICIAL)}; repeatable",
     )
-    count, size = cli.number(int, least=1), cli.number(int, least=0)
+    count, size = cli.number(int, minimum=1), cli.number(int, minimum=0)
     parser.add_argument(
         "--forms",
         "--quantize",  # as `generate` has it

@@ -8,7 +8,7 @@ layer within it, `advance` after it, and `rewind` to take tokens back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -117,6 +117,12 @@ class Cache(NoCache):
     endless, sinks, dropped = False, 0, 0  # endless: behind its first tokens, the sinks, it drops some where it's full
     by_position = True
     batch: int | None = None  # rows for prompts that come and go; None: it's for one prompt
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A cache with a mask of its own isn't one by position, unless it says so: C would pass its mask over."""
+        super().__init_subclass__(**options)
+        if "mask" in vars(cls) and "by_position" not in vars(cls):
+            cls.by_position = False
 
     def __init__(self, limit: int, *, keys: Keep = Kept, values: Keep = Kept) -> None:
         self.limit = limit

@@ -76,6 +76,13 @@ class Config:
             del shapes["output.weight"]
         return sum(map(math.prod, shapes.values()))
 
+    def layer_flops(self, tokens: int) -> int:
+        """FLOPs of all layers for a text of `tokens` tokens: 2 for each token and weight of a matrix, 4 · H · K for
+        each token that one sees (arXiv:2204.02311, appendix B)."""
+        D, HK, GK = self.dim, self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        weights = 2 * D * HK + 2 * D * GK + 3 * D * self.hidden_dim
+        return self.n_layers * (2 * tokens * weights + 4 * HK * tokens * (tokens + 1) // 2)
+
     def kv_bytes(self, tokens: int, batch: int = 1, element_bytes: float = 2) -> int:
         """Bytes of a KV cache of `tokens` tokens for each of `batch` prompts, `element_bytes` a number."""
         return int(2 * self.n_layers * self.n_kv_heads * self.head_dim * tokens * batch * element_bytes)

@@ -41,7 +41,7 @@ def _parser() -> cli.Parser:
         help="what becomes of a GGUF's Q8_0, Q4_0 and Q4_1: floats, or int8 and int4 of the same numbers (%(default)s)",
     )
     parser.add_argument(
-        "--shards", type=cli.number(int, least=1), metavar="N", help="how many consolidated.*.pth, for meta (1)"
+        "--shards", type=cli.number(int, minimum=1), metavar="N", help="how many consolidated.*.pth, for meta (1)"
     )
     parser.add_argument(
         "--type",
@@ -60,7 +60,7 @@ def main(options: argparse.Namespace) -> int:
     choice = model_choice(options)
     checkpoint = read(options.source, choice, blocks=options.blocks)
     if choice.adapters:
-        from llama3_scratch.checkpoint.peft import add_adapters
+        from llama3_scratch.checkpoint.adapters import add_adapters
 
         checkpoint = add_adapters(checkpoint, list(choice.adapters))
     form = convert(checkpoint, options.target, how, force=options.force)

@@ -17,9 +17,12 @@ def _parser() -> cli.Parser:
     parser = cli.Parser("describe", __doc__ or "")
     parser.add_argument("model", metavar="PATH_OR_NAME", help="a folder, a .gguf or .bin file, or a name; see download")
     parser.add_argument(
-        "--context", type=cli.number(int, least=1), metavar="N", help="tokens to plan memory for (default: the model's)"
+        "--context",
+        type=cli.number(int, minimum=1),
+        metavar="N",
+        help="tokens to plan memory for (the model's)",
     )
-    parser.add_argument("--batch", type=cli.number(int, least=1), default=1, metavar="N", help="prompts at once")
+    parser.add_argument("--batch", type=cli.number(int, minimum=1), default=1, metavar="N", help="prompts at once")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     return parser
 

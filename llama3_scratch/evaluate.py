@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +24,11 @@ if TYPE_CHECKING:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser("evaluate", __doc__ or "")
-    count = cli.number(int, least=1)
+    count, length = cli.number(int, minimum=1), cli.number(int, minimum=2)
     parser.add_argument("model", metavar="MODEL", help="a folder, a .gguf or .bin file, or a downloaded name")
     parser.add_argument("--text", type=Path, metavar="FILE", help="perplexity and bits per byte of a text")
     parser.add_argument("--tokens", type=count, metavar="N", help="of --text, the first N (all)")
-    parser.add_argument(
-        "--window", type=cli.number(int, least=2), metavar="N", help="tokens read at once (512, or the model's context)"
-    )
+    parser.add_argument("--window", type=length, metavar="N", help="tokens read at once (512, or the model's context)")
     parser.add_argument("--stride", type=count, metavar="N", help="tokens between windows (one less than they hold)")
     parser.add_argument(
         "--choices", type=Path, metavar="FILE.jsonl", help='questions: {"query", "choices": […], "gold": index} a line'
@@ -65,10 +62,11 @@ def main(options: argparse.Namespace) -> int:
     if not any(files):
         raise UsageError("nothing to evaluate on; give --text, --choices, --samples or --instructions")
     if options.against and not (options.text or options.samples or options.instructions):
-        raise UsageError("two models are held against each other on --text, --samples or --instructions; give one")
+        raise UsageError("two models are compared on --text, --samples or --instructions; give one")
     if bool(options.judge) != bool(options.judge_model) or (options.judge and options.instructions is None):
         raise UsageError("a judge marks the answers to --instructions; give these, --judge and --judge-model together")
     from llama3_scratch.data.documents import require_text
+    from llama3_scratch.evaluation.reference import open_reference
     from llama3_scratch.inference.opening import open_model
 
     for path in files:
@@ -76,7 +74,7 @@ def main(options: argparse.Namespace) -> int:
             require_text(path)
     choice = model_choice(options)
     checkpoint, _ = open_model(choice, as_floats=True)
-    reference = _reference(checkpoint, options.against, choice) if options.against else None
+    reference = open_reference(options.against, checkpoint, choice) if options.against else None
     found, failed = _found(options, choice, checkpoint, reference)
     if options.json:
         stdio.print_json(found, indent=2)
@@ -113,16 +111,6 @@ def _found(
         how = {"max_tokens": options.max_tokens, "limit": options.limit, "judge": judge}
         found["instructions"], failed = on_instructions(options.instructions, models, **how)
     return found, failed
-
-
-def _reference(checkpoint: Checkpoint, name: str, choice: ModelChoice) -> Checkpoint:
-    from llama3_scratch.inference.opening import open_model
-
-    reference, _ = open_model(replace(choice, model=name, quantize=None, adapters=()), as_floats=True)
-    ours, its = checkpoint.tokenizer, reference.tokenizer
-    if ours is None or its is None or (ours.ranks, ours.added_tokens) != (its.ranks, its.added_tokens):
-        raise UsageError(f"--against {name}: has other tokens than {choice.model}, so they can't be compared")
-    return reference
 
 
 if __name__ == "__main__":

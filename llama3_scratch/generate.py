@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.framing import encode_prompt
 from llama3_scratch.inference.opening import describe_model
+from llama3_scratch.inference.prompt_encoding import encode_prompt
 from llama3_scratch.system import cli
 from llama3_scratch.terminal import flags
 from llama3_scratch.terminal.batches import Answering, answer_prompts
@@ -22,7 +22,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--json", action="store_true", help="print one JSON object a prompt, on a line of its own")
     parser.add_argument(
         "--logprobs",
-        type=cli.number(int, least=0),
+        type=cli.number(int, minimum=0),
         metavar="N",
         help="each token's log-probability and the N likeliest, before sampling",
     )

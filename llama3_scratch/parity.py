@@ -21,7 +21,7 @@ def _parser() -> cli.Parser:
     text.add_argument("--prompt", type=cli.text, metavar="TEXT", help="the text to compare on")
     text.add_argument(
         "--length",
-        type=cli.number(int, least=1),
+        type=cli.number(int, minimum=1),
         metavar="N",
         help="compare on N random tokens (512, unless the model's context is shorter)",
     )
@@ -84,12 +84,12 @@ def _print_table(found: list[Difference], top1: float) -> None:
         parts = step.name.split(".")
         layers.setdefault(".".join(parts[:2]) if parts[0] == "layers" else step.name, []).append(step)
     for name, steps in layers.items():
-        most = max(steps, key=lambda one: one.worst / one.tolerance)
-        where = most.name.removeprefix(f"{name}.") if most is not steps[-1] else ""
-        style = "bold red" if most.diverges else None
+        largest = max(steps, key=lambda one: one.worst / one.tolerance)
+        where = largest.name.removeprefix(f"{name}.") if largest is not steps[-1] else ""
+        style = "bold red" if largest.diverges else None
         last = steps[-1]
         label = {"output": "logits"}.get(name, name)
-        table.add_row(label, f"{most.worst:.2e}", where, f"{last.mean:.2e}", f"{last.std:.3g}", style=style)
+        table.add_row(label, f"{largest.worst:.2e}", where, f"{last.mean:.2e}", f"{last.std:.3g}", style=style)
     console = Console(markup=False, highlight=False)
     console.print(table)
     console.print(f"|difference| in standard deviations; same likeliest token: {top1:.1%}")

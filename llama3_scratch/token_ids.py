@@ -38,8 +38,8 @@ def as_batch(tokens: Ids, params: Params) -> Tensor:
         raise UsageError(f"the tokens are on {tokens.device}, the model is on {device}; move one of them with .to(…)")
     seen = device.type == "cpu" and not torch.compiler.is_compiling() and not dispatch_mode_is_on()
     if seen and tokens.numel():
-        least, most = (int(end) for end in tokens.aminmax())
-        if least < 0 or most >= rows:
-            bad = least if least < 0 else most
+        lowest, highest = (int(end) for end in tokens.aminmax())
+        if lowest < 0 or highest >= rows:
+            bad = lowest if lowest < 0 else highest
             raise UsageError(f"token id {bad}, expected 0 to {rows - 1}: the model's embedding has no other rows")
     return tokens if tokens.ndim == 2 else tokens[None]

@@ -19,9 +19,10 @@ from llama3_scratch.documents.notebook import notebook
 from llama3_scratch.documents.runner import loads_default, run_in_view, updated, with_model
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.system import cli
-from llama3_scratch.system.files import write_whole
+from llama3_scratch.system.writing import write_whole
 
 log = logging.getLogger("llama3_scratch")
+
 NAMES = {"en": "walkthrough.md", "zh": "walkthrough.zh.md"}
 
 

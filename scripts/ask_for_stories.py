@@ -29,7 +29,7 @@ log = logging.getLogger("llama3_scratch")
 
 def _parser() -> cli.Parser:
     parser = cli.script("ask_for_stories", __doc__)
-    count = cli.number(int, least=1)
+    count = cli.number(int, minimum=1)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="stories with the words to ask for")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL to write or to go on with")
     parser.add_argument("--count", type=count, default=1000, metavar="N", help="answers to ask for (%(default)s)")
@@ -41,7 +41,7 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--temperature", type=cli.number(float, above=0), default=0.7, metavar="X", help="(%(default)s)"
     )
-    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
+    parser.add_argument("--seed", type=cli.number(int, minimum=0), default=0, metavar="N", help="(%(default)s)")
     return parser
 
 
@@ -56,9 +56,9 @@ def requests_of(numbers: Sequence[int], words: Sequence[str], seed: int) -> list
 def main(options: argparse.Namespace) -> int:
     from storyteller.requests import REQUESTED_WORDS, content_words
 
+    from llama3_scratch.checkpoint.adapters import add_adapters
     from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
-    from llama3_scratch.checkpoint.peft import add_adapters
     from llama3_scratch.data.documents import documents
     from llama3_scratch.inference.answers import answers
     from llama3_scratch.inference.sample import sampler

@@ -42,9 +42,10 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.hf_out import write_hf
     from llama3_scratch.checkpoint.load import load
-    from llama3_scratch.checkpoint.peft import write_peft
+    from llama3_scratch.checkpoint.peft_out import write_peft
     from llama3_scratch.data.batches import IGNORE, Batch
-    from llama3_scratch.data.conversations import encode, read_conversations
+    from llama3_scratch.data.conversation_batches import encode
+    from llama3_scratch.data.conversations import read_conversations
     from llama3_scratch.params.lora import attach, trainable
     from llama3_scratch.training.loss import next_token_loss
     from llama3_scratch.training.optimizer import adamw

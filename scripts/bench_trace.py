@@ -33,7 +33,7 @@ WAYS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 def _parser() -> cli.Parser:
     parser = cli.script("bench_trace", __doc__)
     parser.add_argument("model", nargs="?", default=DEFAULT, metavar="MODEL", help="(%(default)s)")
-    parser.add_argument("--rounds", type=cli.number(int, least=1), default=15, metavar="N", help="(%(default)s)")
+    parser.add_argument("--rounds", type=cli.number(int, minimum=1), default=15, metavar="N", help="(%(default)s)")
     return parser
 
 

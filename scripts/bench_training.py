@@ -24,7 +24,7 @@ OURS = "llama3_scratch"
 
 def _parser() -> cli.Parser:
     parser = cli.script("bench_training", __doc__)
-    count = cli.number(int, least=1)
+    count = cli.number(int, minimum=1)
     flags.add_flags(parser, helps={"compile": "our step by torch.compile too"}, length=512, size=4, compile=False)
     for name, default, what in (
         ("dim", 384, "width"),

@@ -32,7 +32,7 @@ RATES = {"head": 1e-3, "last-block": 2e-4, "all": 5e-5, "lora": 2e-4}
 
 def _parser() -> cli.Parser:
     parser = cli.script("finetune_classifier", __doc__)
-    count = cli.number(int, least=1)
+    count = cli.number(int, minimum=1)
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
     job = parser.add_mutually_exclusive_group(required=True)
     job.add_argument("--data", type=Path, metavar="FILE", help="texts with a class each, to learn from")

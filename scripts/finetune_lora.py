@@ -17,35 +17,34 @@ from pathlib import Path
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system import cli
+from llama3_scratch.terminal.flags import add_chat_format_flag, add_date_flag
 from llama3_scratch.training import flags
 
 
 def _parser() -> cli.Parser:
     parser = cli.script("finetune_lora", __doc__)
-    count = cli.number(int, least=1)
+    count = cli.number(int, minimum=1)
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help=".jsonl, or a .json list")
     flags.add_folder_flags(parser)
     parser.add_argument("--validation-data", type=Path, metavar="FILE", help="held-out conversations")
     parser.add_argument(
         "--validation",
-        type=cli.number(float, least=0, most=0.5),
+        type=cli.number(float, minimum=0, maximum=0.5),
         default=0.05,
         metavar="X",
         help="else this share of --data",
     )
     parser.add_argument(
         "--test",
-        type=cli.number(float, least=0, most=0.5),
+        type=cli.number(float, minimum=0, maximum=0.5),
         default=0.0,
         metavar="X",
         help="leave this share of --data out and write it to test.jsonl, for python -m llama3_scratch.evaluate",
     )
     parser.add_argument("--rows", type=count, metavar="N", help="learn from the first N (after shuffling) only")
-    parser.add_argument("--chat-format", choices=("llama3", "chatml", "template"), help="lay chats out so")
-    parser.add_argument(
-        "--date", metavar="DATE", help='"26 Jul 2024": today for a chat template that asks, on all days'
-    )
+    add_chat_format_flag(parser)
+    add_date_flag(parser)
     what = parser.add_argument_group("what learns")
     flags.add_flags(what, method="lora", rank=16, alpha=32.0, rslora=False)
     what.add_argument(
@@ -75,8 +74,8 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.conversations import read_conversations, split
     from llama3_scratch.inference.opening import check_device
-    from llama3_scratch.system.files import write_whole
     from llama3_scratch.system.timings import duration
+    from llama3_scratch.system.writing import write_whole
     from llama3_scratch.training.finetuning import finetune
 
     found = read_conversations(options.data)

@@ -40,12 +40,12 @@ def _parser() -> cli.Parser:
     parser.add_argument("--field", default="text", metavar="NAME", help="of a JSON line (%(default)s)")
     parser.add_argument(
         "--validation",
-        type=cli.number(float, least=0, most=1),
+        type=cli.number(float, minimum=0, maximum=1),
         default=0.01,
         metavar="X",
         help="held out (%(default)s)",
     )
-    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="of what's held out")
+    parser.add_argument("--seed", type=cli.number(int, minimum=0), default=0, metavar="N", help="of what's held out")
     parser.add_argument("--clean", default="", metavar="RULES", help="drop what breaks these rules: gopher, c4 or both")
     parser.add_argument(
         "--near", type=cli.number(float, above=0), metavar="X", help="drop what has this share of its text in common"
@@ -61,7 +61,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.data.report import Report, cleaned
     from llama3_scratch.data.shards import write_shards
     from llama3_scratch.errors import FileError, UsageError
-    from llama3_scratch.system.files import write_whole
+    from llama3_scratch.system.writing import write_whole
     from llama3_scratch.text.tokenizer_file import read_tokenizer
 
     rules = [name for name in options.clean.split(",") if name]

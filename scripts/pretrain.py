@@ -20,7 +20,7 @@ from llama3_scratch.training import flags
 
 def _parser() -> cli.Parser:
     parser = cli.script("pretrain", __doc__)
-    count = cli.number(int, least=1)
+    count = cli.number(int, minimum=1)
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder that scripts/prepare_data.py wrote")
     flags.add_folder_flags(parser)
     parser.add_argument(

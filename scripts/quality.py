@@ -32,7 +32,9 @@ def _parser() -> cli.Parser:
     parser = cli.script("quality", __doc__)
     parser.add_argument("text", metavar="TEXT", type=Path, help="a file of UTF-8")
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="float weights (%(default)s)")
-    parser.add_argument("--tokens", type=cli.number(int, least=WINDOW), default=8192, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--tokens", type=cli.number(int, minimum=WINDOW), default=8192, metavar="N", help="(%(default)s)"
+    )
     parser.add_argument("--noise", action="store_true", help="move the weights by up to half a step of 4 bits first")
     parser.add_argument("--through-kernels", action="store_true", help="multiply by the forms as they're stored")
     parser.add_argument(

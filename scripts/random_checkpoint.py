@@ -25,16 +25,16 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the weights (%(default)s)"
     )
-    parser.add_argument("--layers", type=cli.number(int, least=1), metavar="N", help="fewer layers than the official")
+    parser.add_argument("--layers", type=cli.number(int, minimum=1), metavar="N", help="fewer layers than the official")
     parser.add_argument(
         "--shards",
-        type=cli.number(int, least=1),
+        type=cli.number(int, minimum=1),
         default=1,
         metavar="N",
         help="consolidated.NN.pth files (%(default)s)",
     )
     parser.add_argument(
-        "--seed", type=cli.number(int, least=0, most=2**64 - 1), default=0, metavar="N", help="(%(default)s)"
+        "--seed", type=cli.number(int, minimum=0, maximum=2**64 - 1), default=0, metavar="N", help="(%(default)s)"
     )
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.model to put beside the weights")
     return parser

@@ -34,7 +34,7 @@ def _tried(text: str) -> tuple[str, list[str]]:
 
 def _parser() -> cli.Parser:
     parser = cli.script("search_pretraining", __doc__)
-    count = cli.number(int, least=1)
+    count = cli.number(int, minimum=1)
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder that scripts/prepare_data.py wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of the runs' folders")
     parser.add_argument(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system import cli
-from llama3_scratch.system.files import fresh_file
+from llama3_scratch.system.writing import fresh_file
 
 
 def _parser() -> cli.Parser:
@@ -23,9 +23,9 @@ def _parser() -> cli.Parser:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="stories, JSONL with a text or plain text")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="conversations")
     parser.add_argument(
-        "--count", type=cli.number(int, least=1), metavar="N", help="so many stories, picked by chance (all)"
+        "--count", type=cli.number(int, minimum=1), metavar="N", help="so many stories, picked by chance (all)"
     )
-    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
+    parser.add_argument("--seed", type=cli.number(int, minimum=0), default=0, metavar="N", help="(%(default)s)")
     return parser
 
 

@@ -22,10 +22,10 @@ def _parser() -> cli.Parser:
     parser = cli.script("tell_stories", __doc__)
     parser.add_argument("model", metavar="PATH|NAME")
     parser.add_argument("--text", nargs="*", type=Path, default=[], metavar="FILE", help="what it learnt from")
-    parser.add_argument("--count", type=cli.number(int, least=1), default=10, metavar="N", help="(%(default)s)")
+    parser.add_argument("--count", type=cli.number(int, minimum=1), default=10, metavar="N", help="(%(default)s)")
     parser.add_argument("--begin", type=cli.text, default="", metavar="TEXT", help="how each begins (with nothing)")
     parser.add_argument(
-        "--temperature", type=cli.number(float, least=0), default=0.6, metavar="X", help="(%(default)s)"
+        "--temperature", type=cli.number(float, minimum=0), default=0.6, metavar="X", help="(%(default)s)"
     )
     return parser
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llama3_scratch.system import cli
-from llama3_scratch.system.files import fresh_file, read_text
+from llama3_scratch.system.files import read_text
+from llama3_scratch.system.writing import fresh_file
 
 
 def _parser() -> cli.Parser:

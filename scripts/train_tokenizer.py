@@ -24,7 +24,7 @@ def _parser() -> cli.Parser:
         "files", nargs="+", type=Path, metavar="FILE", help="text, JSON lines (.jsonl) or a JSON list (.json)"
     )
     parser.add_argument(
-        "--size", type=cli.number(int, least=256), default=4096, metavar="N", help="tokens (%(default)s)"
+        "--size", type=cli.number(int, minimum=256), default=4096, metavar="N", help="tokens (%(default)s)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--field", default="text", metavar="NAME", help="of a JSON line (%(default)s)")
@@ -35,14 +35,14 @@ def _parser() -> cli.Parser:
 @cli.verb(_parser)
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.data.documents import documents
-    from llama3_scratch.system.files import make_folder
-    from llama3_scratch.text.bpe import learn, learn_with_library, tokenizer_of
+    from llama3_scratch.system.writing import make_folder
+    from llama3_scratch.text.bpe import tokenizer_of, train_bpe, train_bpe_with_library
     from llama3_scratch.text.tokenizer_file import write_tokenizer
 
     def texts():
         return documents(options.files, field=options.field)
 
-    ranks = (learn_with_library if options.library else learn)(texts(), options.size)
+    ranks = (train_bpe_with_library if options.library else train_bpe)(texts(), options.size)
     tokenizer = tokenizer_of(ranks)
     make_folder(options.out)
     write_tokenizer(tokenizer, options.out)

@@ -17,13 +17,13 @@ from storyteller.stories import stories
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system import cli
-from llama3_scratch.system.files import fresh_file
+from llama3_scratch.system.writing import fresh_file
 
 
 def _parser() -> cli.Parser:
     parser = cli.script("write_stories", __doc__)
-    parser.add_argument("--count", type=cli.number(int, least=1), default=10, metavar="N", help="(%(default)s)")
-    parser.add_argument("--seed", type=cli.number(int, least=0), default=0, metavar="N", help="(%(default)s)")
+    parser.add_argument("--count", type=cli.number(int, minimum=1), default=10, metavar="N", help="(%(default)s)")
+    parser.add_argument("--seed", type=cli.number(int, minimum=0), default=0, metavar="N", help="(%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to (stdout); text if it ends in .txt")
     parser.add_argument("--show", action="store_true", help="as text instead of JSON lines")
     return parser

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llama3_scratch.checkpoint import fetch
-from llama3_scratch.checkpoint.gguf import read_header
+from llama3_scratch.checkpoint.gguf_header import read_header
 from llama3_scratch.errors import FileError
 from llama3_scratch.text.byte_level import byte_level_tokenizer
 from llama3_scratch.text.chat_format import chat_settings

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from llama3_scratch import chat, convert, generate
+from llama3_scratch.checkpoint.adapters import add_adapters
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import write_meta
-from llama3_scratch.checkpoint.peft import add_adapters, write_peft
+from llama3_scratch.checkpoint.peft_out import write_peft
 from llama3_scratch.inference.choices import ModelChoice
 from llama3_scratch.inference.opening import open_model
 from llama3_scratch.model import forward

@@ -154,7 +154,7 @@ def test_a_message_that_no_context_holds_is_refused_with_a_remedy(converse):
 
 
 def test_what_could_never_be_said_is_told_at_the_start(talk):
-    assert "the message and its frame are" in talk(options=["--max-seq-len", "99", "--system", "x" * 99])[2]
+    assert "the message in its chat format is" in talk(options=["--max-seq-len", "99", "--system", "x" * 99])[2]
     assert "this model chats in ChatML" in talk(options=["--date", "26 Jul 2024"])[2]
 
 

@@ -283,7 +283,7 @@ def test_the_table_says_what_was_measured(model, tmp_path, capsys):
     ("arguments", "code", "said"),
     [
         ([], 2, "nothing to evaluate on; give --text, --choices, --samples or --instructions"),
-        (["--choices", "x.jsonl", "--against", "x"], 2, "held against each other on --text"),
+        (["--choices", "x.jsonl", "--against", "x"], 2, "compared on --text"),
         (["--text", "missing.txt"], 3, "missing.txt: no such file in "),
         (["--text", "t.txt", "--window", "99999"], 2, "--window 99999: the model was trained for"),
         (

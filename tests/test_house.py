@@ -41,6 +41,11 @@ def test_the_core_is_about_450_lines_and_knows_nothing_of_files():
         assert house.imports(module) <= set(house.CORE)
 
 
+@pytest.mark.parametrize("verb", house.VERBS)
+def test_a_verb_is_a_parser_and_a_call(verb):
+    assert len((house.PACKAGE / f"{verb}.py").read_text(encoding="utf-8").splitlines()) <= 120
+
+
 @pytest.mark.parametrize("documents", ["README*.md */README*.md llama3_scratch/*/README*.md", "walkthrough*.md"])
 def test_generated_parts_of_documents_are_current(documents):
     root = house.PACKAGE.parent

@@ -14,6 +14,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from llama3_scratch.cache import ALL, CAUSAL, NO_CACHE, Cache, NoCache, visible
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
+from llama3_scratch.inference.sample import sampler
+from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import attend, attend_fused, block, forward, fused_block
 from llama3_scratch.training.loss import document_mask
 from tests import tiny
@@ -164,3 +166,27 @@ def test_a_query_that_is_no_number_shows(attending, mask):
     assert attending(q_BTGRK, k_BSGK, v_BSGK, mask).isnan().flatten(2).all(2).tolist() == [
         [False] * 2 + [True] + [False] * 3
     ]
+
+
+class Window(Cache):
+    """A caller's own cache: each token sees itself and the two before it."""
+
+    def mask(self, tokens, device):
+        slots_S = torch.arange(self.span(tokens), device=device)
+        positions_BT1 = self.positions(tokens, device)[..., None]
+        return (slots_S <= positions_BT1) & (slots_S > positions_BT1 - 3)
+
+
+def test_the_token_loop_obeys_a_mask_of_a_callers_own_cache():
+    params, prompt = tiny.params(CONFIG), tiny.tokens(1, 7)[0].tolist()
+    answers = [
+        [
+            token.token
+            for token in stream([prompt], params, CONFIG, samplers=[sampler()], max_tokens=12, cache=cache, block=layer)
+        ]
+        for cache, layer in [(Window(50), None), (Window(50), block), (Cache(50), None)]
+    ]
+    assert answers[0] == answers[1] != answers[2]
+    assert not Window.by_position
+    assert RaggedCache.by_position
+    assert SlidingCache.by_position

@@ -56,11 +56,11 @@ class BenchChoice(Checked):
     dtype: str = text("auto")
     kv: tuple[int | None, ...] = (None,)  # bits of the cache; None: the activations' dtype
     batch: tuple[int, ...] = (1,)
-    pp: int = whole(512, least=0)  # tokens of a prompt, 0: none
-    tg: int = whole(128, least=0)  # new tokens, 0: none
+    pp: int = whole(512, minimum=0)  # tokens of a prompt, 0: none
+    tg: int = whole(128, minimum=0)  # new tokens, 0: none
     contexts: tuple[int, ...] = (0,)  # tokens before the new ones
-    repeats: int = whole(5, least=1)
-    threads: int | None = whole(None, least=1)  # None: torch's own number
+    repeats: int = whole(5, minimum=1)
+    threads: int | None = whole(None, minimum=1)  # None: torch's own number
     against: tuple[str, ...] = ()
     llama_bench: str | None = text()  # llama.cpp's own program in the place of its wheel
 

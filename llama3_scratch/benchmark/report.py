@@ -11,7 +11,7 @@ from typing import Any
 from llama3_scratch.benchmark.peers import llama_cpp_form
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError
-from llama3_scratch.system.files import unwritable
+from llama3_scratch.system.writing import unwritable
 
 OURS = "llama3_scratch"
 Rates = dict[str, float]  # "bandwidth" in bytes/s, and FLOP/s by type: "f32", "bf16", "int8"
@@ -69,12 +69,8 @@ def _types(form: str) -> tuple[str, ...]:
 
 
 def prefill_flops(config: Config, tokens: int, batch: int) -> int:
-    """FLOPs of `tokens` tokens of each prompt: all layers' products, attention up to each token, the head once."""
-    D, F = config.dim, config.hidden_dim
-    HK, GK = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    products = 2 * tokens * (2 * D * HK + 2 * D * GK + 3 * D * F)
-    attention = 4 * HK * tokens * (tokens + 1) // 2
-    return batch * (config.n_layers * (products + attention) + 2 * D * config.vocab_size)
+    """FLOPs of `tokens` tokens of each prompt: all layers, the head once."""
+    return batch * (config.layer_flops(tokens) + 2 * config.dim * config.vocab_size)
 
 
 def step_bytes(read_bytes: int, slot_bytes: int, test: Trial, batch: int) -> float:
@@ -86,7 +82,7 @@ def step_bytes(read_bytes: int, slot_bytes: int, test: Trial, batch: int) -> flo
 def report(rows: Sequence[Row], tests: Sequence[Trial], roofs: Sequence[Rates], **about: Any) -> dict:
     """All that was found, as JSON holds it. The machine's limits are medians of those measured between the runs."""
     machine = {name: median(roof[name] for roof in roofs) for name in roofs[0]}
-    told = []
+    row_dicts = []
     for row in rows:
         found = {}
         for test in tests:
@@ -103,7 +99,7 @@ def report(rows: Sequence[Row], tests: Sequence[Trial], roofs: Sequence[Rates], 
                     "percent_of_limit": 100 * median(rates) / limit,
                     "ratios": dict(_ratios(row, rows, test)) if row.engine == OURS else {},
                 }
-        told.append(
+        row_dicts.append(
             {
                 **{name: getattr(row, name) for name in ("model", "engine", "form", "dtype", "kv", "batch")},
                 **{name: getattr(row, name) for name in ("load_s", "peak_bytes", "read_bytes", "slot_bytes")},
@@ -115,7 +111,7 @@ def report(rows: Sequence[Row], tests: Sequence[Trial], roofs: Sequence[Rates], 
         "builds": builds,
         "machine": machine | {"samples": list(roofs)},
         "tests": [test.name for test in tests],
-        "rows": told,
+        "rows": row_dicts,
     }
 
 
@@ -199,10 +195,10 @@ def draw(found: dict, path: Path) -> None:
         f"batch ({context} tokens in the cache)",
         [(name, b, rate) for name, b, c, rate in points if c == context],
     )
-    told = [(label, seen) for label, seen in (by_context, by_batch) if len({at for _, at, _ in seen}) > 1]
-    told = told or [by_context]
-    figure, axes = pyplot.subplots(1, len(told), figsize=(5 * len(told), 4), sharey=True, squeeze=False)
-    for (label, seen), panel in zip(told, axes[0], strict=True):
+    panels = [(label, seen) for label, seen in (by_context, by_batch) if len({at for _, at, _ in seen}) > 1]
+    panels = panels or [by_context]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), sharey=True, squeeze=False)
+    for (label, seen), panel in zip(panels, axes[0], strict=True):
         for line in dict.fromkeys(name for name, _, _ in seen):
             panel.plot(
                 *zip(*sorted((at, rate) for name, at, rate in seen if name == line), strict=True), "o-", label=line

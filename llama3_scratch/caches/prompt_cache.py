@@ -25,7 +25,8 @@ from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError
 from llama3_scratch.stored import Params, dtype_name
-from llama3_scratch.system.files import fresh_file, listed, require_file, unwritable
+from llama3_scratch.system.files import listed, require_file
+from llama3_scratch.system.writing import fresh_file, unwritable
 
 log = logging.getLogger("llama3_scratch")
 

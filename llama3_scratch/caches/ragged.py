@@ -18,6 +18,8 @@ class RaggedCache(Cache):
     `rewind_rows` has been told the true lengths; no query sees it, and the row's next tokens overwrite it.
     """
 
+    by_position = True
+
     def __init__(self, limit: int, batch: int, *, keys: Keep = Kept, values: Keep = Kept) -> None:
         super().__init__(limit, keys=keys, values=values)
         self.lengths = torch.zeros(batch, dtype=torch.long)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from llama3_scratch.errors import FileError, MismatchError
-from llama3_scratch.system.files import read_text, write_whole
+from llama3_scratch.system.files import read_text
 from llama3_scratch.system.progress import progress
+from llama3_scratch.system.writing import write_whole
 
 CHECKLIST = "checklist.chk"
 _ALGORITHM = {32: "md5", 64: "sha256"}  # by hex digits: Meta lists MD5, other tools SHA-256

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system.fields import Checked, one_of, whole
-from llama3_scratch.system.files import foreign
+from llama3_scratch.system.writing import foreign
 
 if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
@@ -33,7 +33,7 @@ class Conversion(Checked):
     dtype: str | None = one_of(None, DTYPES)  # of the weights, for meta and hf; makes floats of quantised ones
     quantize: str | None = one_of(None, QUANTIZED)  # the form of the matrices, for meta and gguf
     type: str | None = one_of(None, GGUF_TYPES)  # of the matrices, for gguf
-    shards: int | None = whole(None, least=1)  # how many consolidated.*.pth, for meta; None: one
+    shards: int | None = whole(None, minimum=1)  # how many consolidated.*.pth, for meta; None: one
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,8 +67,8 @@ def check_target(target: Path, *, folder: bool, force: bool) -> None:
 def convert(checkpoint: Checkpoint, target: Path, how: Conversion, *, force: bool = False) -> str:
     """Write the model to `target`, a folder or a .gguf file; returns the form of its layers' weights.
 
-    Adapters beside the weights (`checkpoint.peft.add_adapters`) are merged. Raises UsageError where `target` is there
-    and `force` isn't given, or isn't what a model may replace.
+    Adapters beside the weights (`checkpoint.adapters.add_adapters`) are merged. Raises UsageError where `target` is
+    there and `force` isn't given, or isn't what a model may replace.
     """
     target = target.resolve()
     check_target(target, folder=how.to != "gguf", force=force)

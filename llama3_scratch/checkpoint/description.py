@@ -17,8 +17,8 @@ from llama3_scratch.system.memory import MemoryPlan, memory_plan
 
 if TYPE_CHECKING:
     from llama3_scratch.text.tokenizer import Tokenizer
-log = logging.getLogger("llama3_scratch")
 
+log = logging.getLogger("llama3_scratch")
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -149,7 +149,8 @@ def _hf(folder: Path) -> Description:
 
 
 def _gguf(path: Path) -> Description:
-    from llama3_scratch.checkpoint.gguf import FLOATS, allocated, form, gguf_name, header_config, read_header
+    from llama3_scratch.checkpoint.gguf import allocated, form, gguf_name, header_config
+    from llama3_scratch.checkpoint.gguf_header import FLOATS, read_header
     from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary
     from llama3_scratch.config import expected
     from llama3_scratch.native import kernels

@@ -22,8 +22,8 @@ from llama3_scratch.checkpoint.checklist import digest, write_checklist
 from llama3_scratch.checkpoint.hub import fetch_from_hub, hub_repo
 from llama3_scratch.checkpoint.names import BLOCKS, DEFAULT, ELSEWHERE, canonical, weights_dir
 from llama3_scratch.errors import FileError, MismatchError, ResourceError
-from llama3_scratch.system.files import move_into_place, require_space
 from llama3_scratch.system.progress import progress
+from llama3_scratch.system.writing import move_into_place, require_space
 
 log = logging.getLogger("llama3_scratch")
 

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from llama3_scratch.checkpoint import names
 from llama3_scratch.stored import Params, dtype_name, n_bytes
-from llama3_scratch.system.files import write_whole
 from llama3_scratch.system.progress import progress
+from llama3_scratch.system.writing import write_whole
 
 log = logging.getLogger("llama3_scratch")
 
 FILE = "fingerprints.json"
-_MOST = 256  # hashes that are remembered
+_MAX_REMEMBERED = 256  # hashes
 _TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a file system (FAT's) shows two changes within it as one
 _SUFFIXES = (".pth", ".safetensors", ".json", ".bin")  # what decides a folder's numbers, sizes and scales too
 State = tuple[str, int, int, int, int, int]
@@ -128,7 +128,7 @@ def _write(known: dict[str, str]) -> None:
     try:
         path = names.user_cache() / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(dict(list(known.items())[-_MOST:]), indent=0))
+        write_whole(path, json.dumps(dict(list(known.items())[-_MAX_REMEMBERED:]), indent=0))
     except (OSError, RuntimeError) as error:
         log.debug("%s can't be remembered: %s", FILE, error)
 

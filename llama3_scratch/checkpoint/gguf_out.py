@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from llama3_scratch.checkpoint.ggml_blocks import block_format, blocks_of_tiles
-from llama3_scratch.checkpoint.gguf import ROPE_FREQS, gguf_name, scaling_divisors
+from llama3_scratch.checkpoint.gguf import gguf_name
+from llama3_scratch.checkpoint.gguf_rope import ROPE_FREQS, scaling_divisors
 from llama3_scratch.checkpoint.gguf_vocab import vocabulary
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.stored import TILE_COLUMNS, Floats, Params, Tiles, stored, units
-from llama3_scratch.system.files import fresh_file, listed, unwritable
+from llama3_scratch.system.files import listed
+from llama3_scratch.system.writing import fresh_file, unwritable
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.tied import tie
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.system.files import text_field
+from llama3_scratch.system.json_fields import text_field
 from llama3_scratch.text.byte_level import byte_level_tokenizer, merges, to_alphabet
 from llama3_scratch.text.chat_format import adopt_template, chat_settings, written_template
 from llama3_scratch.text.hf_added_tokens import control_names

@@ -16,7 +16,7 @@ from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.params.hf_layout import half_split, hf_name, rotated_heads
 from llama3_scratch.stored import FLOATS, Params, dtype_name
-from llama3_scratch.system.files import fresh_folder
+from llama3_scratch.system.writing import fresh_folder
 from llama3_scratch.text.hf_tokenizer import write_tokenizer_json
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.tied import tie
@@ -63,12 +63,12 @@ def write_hf(
             _write_json(temporary / "model.safetensors.index.json", index)
 
 
-def _groups(params: Params, names: list[str], most: int) -> Iterator[list[str]]:
-    """The names in runs of at most `most` bytes of weights; a tensor larger than that stands alone."""
+def _groups(params: Params, names: list[str], max_bytes: int) -> Iterator[list[str]]:
+    """The names in runs of at most `max_bytes` bytes of weights; a tensor larger than that stands alone."""
     group: list[str] = []
     size = 0
     for name in names:
-        if group and size + params[name].nbytes > most:
+        if group and size + params[name].nbytes > max_bytes:
             yield group
             group, size = [], 0
         group.append(name)

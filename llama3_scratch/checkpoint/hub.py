@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from llama3_scratch.checkpoint.checklist import CHECKLIST, digest, write_checklist
 from llama3_scratch.checkpoint.names import ELSEWHERE, weights_dir
 from llama3_scratch.errors import FileError, MismatchError, UsageError
-from llama3_scratch.system.files import move_into_place, require_space
+from llama3_scratch.system.writing import move_into_place, require_space
 
 log = logging.getLogger("llama3_scratch")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from llama3_scratch.checkpoint import gguf, hf, llama2c, meta
+from llama3_scratch.checkpoint import gguf, gguf_header, hf, llama2c, meta
 from llama3_scratch.checkpoint.check import SCAN_LIMIT, check, scan
 from llama3_scratch.checkpoint.fingerprint import Origin
 from llama3_scratch.checkpoint.names import resolve
@@ -55,7 +55,7 @@ def layout(path: Path) -> str:
     if not path.exists():
         raise FileError(f"{path}: not found; expected a folder with weights, a .gguf or .bin file, or a known name")
     if path.is_file():
-        if path.suffix.lower() == ".gguf" or gguf.is_gguf(path):
+        if path.suffix.lower() == ".gguf" or gguf_header.is_gguf(path):
             return "gguf"
         if path.suffix == ".bin":
             return "llama2c"

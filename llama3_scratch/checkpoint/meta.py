@@ -21,8 +21,10 @@ from llama3_scratch.checkpoint.params_json import params_json, read_params_json
 from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.stored import FORM_KEYS, SIBLINGS, Params
-from llama3_scratch.system.files import float_field, fresh_folder, read_json, require_file
+from llama3_scratch.system.files import read_json, require_file
+from llama3_scratch.system.json_fields import float_field
 from llama3_scratch.system.memory import MemoryPlan, available_memory, require_memory
+from llama3_scratch.system.writing import fresh_folder
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.text.tokenizer_file import write_tokenizer
 from llama3_scratch.tied import tie

@@ -12,7 +12,8 @@ from torch import Tensor
 from llama3_scratch.config import Config, RopeScaling, hidden_dim, rope_factor
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.stored import Params
-from llama3_scratch.system.files import float_field, int_field, read_json
+from llama3_scratch.system.files import read_json
+from llama3_scratch.system.json_fields import float_field, int_field
 
 log = logging.getLogger("llama3_scratch")
 

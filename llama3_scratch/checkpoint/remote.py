@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llama3_scratch.errors import FileError, MismatchError, UsageError
-from llama3_scratch.system.files import fresh_file, require_space, unwritable, write_whole
 from llama3_scratch.system.progress import progress
+from llama3_scratch.system.writing import fresh_file, require_space, unwritable, write_whole
 
 _WANTED = re.compile(r"consolidated\..*\.pth|params\.json|tokenizer\.model|tokenizer_extra\.json|checklist\.chk")
 _CHUNK = 1 << 20

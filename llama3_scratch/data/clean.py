@@ -96,12 +96,12 @@ class WebPage:
 Rule = Callable[[WebPage], bool]  # whether a page may stay
 
 
-def _top(n: int, most: float) -> Rule:
-    return lambda page: page.top_ngram(n) <= most
+def _top(n: int, limit: float) -> Rule:
+    return lambda page: page.top_ngram(n) <= limit
 
 
-def _repeated(n: int, most: float) -> Rule:
-    return lambda page: page.repeated_ngrams(n) <= most
+def _repeated(n: int, limit: float) -> Rule:
+    return lambda page: page.repeated_ngrams(n) <= limit
 
 
 GOPHER: dict[str, Rule] = {
@@ -125,11 +125,12 @@ GOPHER: dict[str, Rule] = {
     "at most 20% in repeated lines": lambda page: page.repeated(page.lines, by_characters=True) <= 0.2,
     "at most 20% in repeated paragraphs": lambda page: page.repeated(page.paragraphs, by_characters=True) <= 0.2,
     **{
-        f"at most {most:.0%} in the top run of {n} words": _top(n, most) for n, most in ((2, 0.2), (3, 0.18), (4, 0.16))
+        f"at most {limit:.0%} in the top run of {n} words": _top(n, limit)
+        for n, limit in ((2, 0.2), (3, 0.18), (4, 0.16))
     },
     **{
-        f"at most {most:.0%} in repeated runs of {n} words": _repeated(n, most)
-        for n, most in ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
+        f"at most {limit:.0%} in repeated runs of {n} words": _repeated(n, limit)
+        for n, limit in ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
     },
 }
 

@@ -21,7 +21,8 @@ import numpy as np
 from llama3_scratch.data.documents import placed
 from llama3_scratch.data.windows import Windows
 from llama3_scratch.errors import FileError, MissingFileError, UsageError
-from llama3_scratch.system.files import make_folder, read_json, require_file, unwritable, write_whole
+from llama3_scratch.system.files import read_json, require_file
+from llama3_scratch.system.writing import make_folder, unwritable, write_whole
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.text.tokenizer_file import FILE, read_tokenizer, write_tokenizer
 

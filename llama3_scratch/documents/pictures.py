@@ -17,7 +17,7 @@ from llama3_scratch.config import OFFICIAL, Config, RopeScaling, expected
 from llama3_scratch.errors import FileError
 from llama3_scratch.inference.sample import at_temperature
 from llama3_scratch.model import block, forward, rope_frequencies
-from llama3_scratch.system.files import write_whole
+from llama3_scratch.system.writing import write_whole
 from llama3_scratch.trace.tracer import TracedTensor, watch
 
 FOLDER, DATA_FILE = ".pictures", "walkthrough.json"

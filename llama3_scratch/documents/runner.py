@@ -26,7 +26,6 @@ from llama3_scratch.system.progress import steps_bar
 
 log = logging.getLogger("llama3_scratch")
 
-
 _LOAD = f'l3.load("{DEFAULT}")'
 _FLOAT = re.compile(r"-?(?:\d+\.\d*(?:e[-+]?\d+)?|\d+e[-+]?\d+)")
 

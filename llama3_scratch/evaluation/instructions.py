@@ -15,12 +15,11 @@ from llama3_scratch.errors import FileError, Llama3Error, UsageError
 from llama3_scratch.evaluation.judge import Judge, RefusedError
 from llama3_scratch.evaluation.scoring import estimate
 from llama3_scratch.inference.answers import answers
+from llama3_scratch.inference.choices import BATCH_SIZE
 from llama3_scratch.system.timings import remaining
 from llama3_scratch.text.dialog import encode_dialog
 
 log = logging.getLogger("llama3_scratch")
-
-_BATCH = 16  # prompts answered at once
 
 
 def on_samples(path: Path, models: dict[str, Checkpoint], *, max_tokens: int) -> dict[str, Any]:
@@ -98,12 +97,15 @@ def _answer(
                 asked.append(tokenizer.encode(dialog[-1]["content"], bos=tokenizer.add_bos, eos=False))
             else:
                 asked.append(encode_dialog(dialog, tokenizer))
-    said: list[str] = []
-    begun = time.perf_counter()
-    for first in range(0, len(asked), _BATCH):
-        part = answers([ids[-room:] for ids in asked[first : first + _BATCH]], checkpoint, max_tokens=max_tokens)
-        said += [answer.text.strip() for answer in part]
-        log.info("%s: %d of %d answers · %s", name, len(said), len(asked), remaining(begun, len(said), len(asked)))
-    for row, text in zip(rows, said, strict=True):
-        row[name] = text
+    begun, done = time.perf_counter(), 0
+
+    def count(prompt: int) -> None:
+        nonlocal done
+        done += 1
+        if done % BATCH_SIZE == 0 or done == len(asked):
+            log.info("%s: %d of %d answers · %s", name, done, len(asked), remaining(begun, done, len(asked)))
+
+    said = answers([ids[-room:] for ids in asked], checkpoint, max_tokens=max_tokens, on_done=count)
+    for row, answer in zip(rows, said, strict=True):
+        row[name] = answer.text.strip()
     return sum(len(ids) > room for ids in asked)

@@ -10,11 +10,10 @@ import torch
 from llama3_scratch.cache import Cache
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.checkpoint.load import Checkpoint
+from llama3_scratch.inference.choices import BATCH_SIZE
 from llama3_scratch.inference.sample import Sampler, sampler
 from llama3_scratch.inference.stream import stream
 from llama3_scratch.text.detokenizer import text_of
-
-BATCH_ROWS = 16  # prompts answered at once, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def answers(
     *,
     max_tokens: int,
     samplers: Sequence[Sampler] | None = None,
-    batch: int = BATCH_ROWS,
+    batch: int = BATCH_SIZE,
     dtype: torch.dtype = torch.float32,
     on_done: Callable[[int], None] = lambda prompt: None,
 ) -> list[Completion]:

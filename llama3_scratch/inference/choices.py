@@ -1,7 +1,7 @@
-"""Which model, which cache, which draft tokens, how a prompt is framed, how tokens are sampled: small frozen values.
+"""Which model, which cache, which draft tokens, which chat format, how tokens are sampled: small frozen values.
 
 A command line, a notebook, a test and a server build them alike, and each is checked as it is made: UsageError names
-the field. Model, cache and drafts are a process's, framing and sampling a request's. `opening` opens the model and
+the field. Model, cache and drafts are a process's, prompt and sampling a request's. `opening` opens the model and
 `making` makes the rest. No torch here.
 """
 
@@ -13,17 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llama3_scratch.checkpoint.conversion import QUANTIZED
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system.fields import Checked, number, one_of, switch, text, whole
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 CHAT_FORMATS = ("llama3", "chatml", "template")  # those of `text.tokenizer`, told without its imports; a test compares
-QUANTIZED = ("int8-row", "int8", "int4", "int4-sym", "nf4")  # those of `params.quantize`, likewise
 KV_BITS = (16, 8, 4)  # those of `caches.quantized`, likewise
 
-MAX_TOKENS = (
-    512  # of an answer, unless told otherwise: where the context is shorter it ends there, and nobody is warned
-)
+MAX_TOKENS = 512  # of an answer, unless told otherwise; where the context is shorter it ends there without a warning
+BATCH_SIZE = 16  # prompts answered at once, unless told otherwise
 SINKS = 4  # tokens of the beginning that a sliding cache keeps, unless told otherwise (arXiv:2309.17453)
 REPEAT_LAST_N = 64  # tokens that a repeat penalty looks back at, unless told otherwise: llama.cpp's
 MAX_DRAFT_TOKENS = 15  # that a pass can check
@@ -59,13 +58,13 @@ class ModelChoice(Checked):
 class CacheChoice(Checked):
     """How many tokens the KV cache holds, and in which form."""
 
-    max_seq_len: int | None = whole(None, least=2)  # the context in use; None: the model's own
+    max_seq_len: int | None = whole(None, minimum=2)  # the context in use; None: the model's own
     kv_bits: int | None = one_of(None, KV_BITS)  # of a number of keys and values; None: the activations' dtype
     kv_k_bits: int | None = one_of(None, KV_BITS)  # of keys, in the place of kv_bits
     kv_v_bits: int | None = one_of(None, KV_BITS)  # of values, likewise
-    kv_group_size: int | None = whole(None, least=1)  # of 8 or 4 bits: numbers that share a scale
-    sliding: int | None = whole(None, least=1)  # go on where the context is full, with its beginning and the last N
-    sinks: int | None = whole(None, least=0)  # of a sliding cache: tokens of the beginning that stay; None: SINKS
+    kv_group_size: int | None = whole(None, minimum=1)  # of 8 or 4 bits: numbers that share a scale
+    sliding: int | None = whole(None, minimum=1)  # go on where the context is full, with its beginning and the last N
+    sinks: int | None = whole(None, minimum=0)  # of a sliding cache: tokens of the beginning that stay; None: SINKS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +84,7 @@ class DraftChoice(Checked):
     """Where draft tokens come from, which one pass checks together."""
 
     speculate: str | None = text()  # "lookup", or a smaller model's path or name; None: no draft tokens
-    draft_tokens: int | None = whole(None, least=1, most=MAX_DRAFT_TOKENS)  # at once, at most; None: 8
+    draft_tokens: int | None = whole(None, minimum=1, maximum=MAX_DRAFT_TOKENS)  # at once, at most; None: 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,15 +94,15 @@ class DraftChoice(Checked):
 
 @dataclass(frozen=True)
 class PromptChoice(Checked):
-    """How a prompt is framed."""
+    """How a prompt is laid out: in the model's chat format, or as it is."""
 
     system: str | None = text()  # the system message of a chat
-    raw: bool = switch()  # no frame, whatever the model
-    raw_special: bool = switch()  # no frame, and names of special tokens are those tokens
+    raw: bool = switch()  # no chat format, whatever the model
+    raw_special: bool = switch()  # no chat format, and names of special tokens are those tokens
     date: str | None = text()  # "26 Jul 2024": today for a chat template that asks
 
     @property
-    def unframed(self) -> bool:
+    def without_chat_format(self) -> bool:
         return self.raw or self.raw_special
 
 
@@ -111,14 +110,14 @@ class PromptChoice(Checked):
 class SamplingChoice(Checked):
     """How the next token is chosen, and where an answer ends."""
 
-    temperature: float = number(0.0, least=0)  # 0: the likeliest token
-    top_p: float = number(1.0, above=0, most=1)  # keep the likeliest tokens that hold this much probability
-    top_k: int = whole(0, least=0)  # keep the likeliest; 0: all
-    min_p: float = number(0.0, least=0, most=1)  # keep tokens at least this share as likely as the likeliest
+    temperature: float = number(0.0, minimum=0)  # 0: the likeliest token
+    top_p: float = number(1.0, above=0, maximum=1)  # keep the likeliest tokens that hold this much probability
+    top_k: int = whole(0, minimum=0)  # keep the likeliest; 0: all
+    min_p: float = number(0.0, minimum=0, maximum=1)  # keep tokens at least this share as likely as the likeliest
     repeat_penalty: float = number(1.0, above=0)  # above 1 makes tokens seen lately less likely
-    repeat_last_n: int = whole(REPEAT_LAST_N, least=-1)  # how many of the last tokens count, 0: none, -1: all
-    seed: int = whole(-1, least=-1, most=2**64 - 1)  # -1: a random one
-    max_tokens: int | None = whole(None, least=1)  # None: MAX_TOKENS, or as many as the context has room for
+    repeat_last_n: int = whole(REPEAT_LAST_N, minimum=-1)  # how many of the last tokens count, 0: none, -1: all
+    seed: int = whole(-1, minimum=-1, maximum=2**64 - 1)  # -1: a random one
+    max_tokens: int | None = whole(None, minimum=1)  # None: MAX_TOKENS, or as many as the context has room for
     stop: tuple[str, ...] = ()  # texts before which an answer ends
 
     def __post_init__(self) -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.choices import CacheChoice, DraftChoice, ModelChoice, PromptChoice, SamplingChoice
-from llama3_scratch.inference.prompt_file import PromptFile
-from llama3_scratch.system.files import read_json, unwritable, write_whole
+from llama3_scratch.inference.prompt_cache_file import PromptCacheFile
+from llama3_scratch.system.files import read_json
 from llama3_scratch.system.timings import Timings
+from llama3_scratch.system.writing import unwritable, write_whole
 from llama3_scratch.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
@@ -66,11 +67,11 @@ class Conversation:
     def n_cached(self) -> int:
         return self._cache.length
 
-    def begin_with(self, file: PromptFile) -> None:
+    def begin_with(self, file: PromptCacheFile) -> None:
         """Know what the file holds, before anything is said."""
         self._seen = list(file.fill(self._cache))
 
-    def keep(self, file: PromptFile) -> None:
+    def keep(self, file: PromptCacheFile) -> None:
         """Write to the file what is known of the conversation, unless that would lose any of what it holds."""
         from llama3_scratch.caches.prompt_cache import common_prefix
 
@@ -213,8 +214,8 @@ class Conversation:
             longer = self.checkpoint.config.max_seq_len
             remedy = f", or begin with `max_seq_len={longer}`" if limit < longer else ""
             raise UsageError(
-                f"the message and its frame are {len(prompt)} tokens, the context holds {limit} and wants one for the "
-                f"answer: shorten {'it or the system message' if self._system else 'it'}{remedy}"
+                f"the message in its chat format is {len(prompt)} tokens, the context holds {limit} and needs room for "
+                f"an answer: shorten {'it or the system message' if self._system else 'it'}{remedy}"
             )
         return prompt, begin
 

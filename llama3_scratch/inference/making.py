@@ -68,9 +68,9 @@ def make_drafts(
     """Draft tokens for an answer of this model; a model that makes them is read as `reading` says."""
     if not choice.speculate:
         return speculate.NO_DRAFTS
-    most = choice.draft_tokens or speculate.MAX_DRAFT_TOKENS
+    max_tokens = choice.draft_tokens or speculate.DRAFT_TOKENS
     if choice.speculate == "lookup":
-        return speculate.Drafts(speculate.lookup, most=most)
+        return speculate.Drafts(speculate.lookup, max_tokens=max_tokens)
     draft = read(choice.speculate, reading or ModelChoice(), device=checkpoint.params["tok_embeddings.weight"].device)
     ours, its = checkpoint.tokenizer, draft.tokenizer
     if ours is None or its is None or not ours.same_tokens(its):
@@ -78,4 +78,4 @@ def make_drafts(
     if draft.config.vocab_size != checkpoint.config.vocab_size:
         sizes = f"{draft.config.vocab_size} tokens, {checkpoint.path} {checkpoint.config.vocab_size}"
         raise UsageError(f"`speculate` {choice.speculate}: its vocabulary has {sizes}")
-    return speculate.Drafts(speculate.DraftModel(draft.params, draft.config, dtype=dtype), most=most)
+    return speculate.Drafts(speculate.DraftModel(draft.params, draft.config, dtype=dtype), max_tokens=max_tokens)

@@ -10,9 +10,9 @@ from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.choices import CHAT_SAMPLING, CacheChoice, DraftChoice, PromptChoice, SamplingChoice
 from llama3_scratch.inference.conversation import Conversation
-from llama3_scratch.inference.framing import encode_prompt
 from llama3_scratch.inference.making import make_cache, make_drafts
 from llama3_scratch.inference.opening import activations
+from llama3_scratch.inference.prompt_encoding import encode_prompt
 from llama3_scratch.inference.timed import timed_stream
 from llama3_scratch.system.cli import meant
 from llama3_scratch.system.fields import updated
@@ -20,6 +20,8 @@ from llama3_scratch.system.timings import Timings
 from llama3_scratch.text.detokenizer import Detokenizer
 
 Choices = tuple[PromptChoice, SamplingChoice, CacheChoice, DraftChoice]
+
+NOT_IN_A_CHAT = ("raw", "raw_special")  # a chat always has its chat format
 
 
 def answer(checkpoint: Checkpoint, prompt: str, **settings: Any) -> str:
@@ -33,10 +35,10 @@ def answer(checkpoint: Checkpoint, prompt: str, **settings: Any) -> str:
 
 def stream_answer(checkpoint: Checkpoint, prompt: str, **settings: Any) -> Iterator[str]:
     """`answer` piece by piece, as it comes: for piece in stream_answer(ck, "…"): print(piece, end="", flush=True)."""
-    framing, sampling, cache, drafts = _chosen(checkpoint, settings, SamplingChoice())
+    prompt_choice, sampling, cache, drafts = _chosen(checkpoint, settings, SamplingChoice())
     if not isinstance(prompt, str):
         raise UsageError(f"expected a text as the prompt, got {prompt!r:.99}; a conversation is a Talk")
-    ids = encode_prompt(prompt, checkpoint.require_tokenizer(), framing)
+    ids = encode_prompt(prompt, checkpoint.require_tokenizer(), prompt_choice)
     return _pieces(checkpoint, ids, sampling, cache, drafts)
 
 
@@ -68,9 +70,9 @@ class Talk(Conversation):
     """
 
     def __init__(self, checkpoint: Checkpoint, **settings: Any) -> None:
-        framing, sampling, cache, drafts = _chosen(checkpoint, settings, CHAT_SAMPLING)
+        prompt_choice, sampling, cache, drafts = _chosen(checkpoint, settings, CHAT_SAMPLING, unknown=NOT_IN_A_CHAT)
         dtype = activations(checkpoint.params)
-        super().__init__(checkpoint, dtype, prompt=framing, sampling=sampling, cache=cache, drafts=drafts)
+        super().__init__(checkpoint, dtype, prompt=prompt_choice, sampling=sampling, cache=cache, drafts=drafts)
 
     def say(self, text: str) -> str:
         """The model's answer to `text`, which it remembers."""
@@ -80,18 +82,20 @@ class Talk(Conversation):
         return f"Talk({self.checkpoint.path.name}, {len(self.messages)} messages, {self.n_cached} tokens in the cache)"
 
 
-def _chosen(checkpoint: Checkpoint, settings: Mapping[str, Any], sampling: SamplingChoice) -> Choices:
-    """The choices that these settings make; UsageError for one that none of them has."""
+def _chosen(
+    checkpoint: Checkpoint, settings: Mapping[str, Any], sampling: SamplingChoice, *, unknown: tuple[str, ...] = ()
+) -> Choices:
+    """The choices that these settings make; UsageError for one that none of them has, or that is `unknown` here."""
     if not isinstance(checkpoint, Checkpoint):
         raise UsageError(f"expected a Checkpoint, which `load` returns, got {type(checkpoint).__name__}")
     defaults = PromptChoice(), sampling, CacheChoice(), DraftChoice()
-    known = [field.name for default in defaults for field in fields(default)]
+    known = [field.name for default in defaults for field in fields(default) if field.name not in unknown]
     for name in settings:
         if name not in known:
             raise UsageError(f"no setting {name}; {meant(name, known)}")
-    framing, sampling, cache, drafts = defaults
+    prompt_choice, sampling, cache, drafts = defaults
     return (
-        updated(framing, settings),
+        updated(prompt_choice, settings),
         updated(sampling, settings).seeded(),
         updated(cache, settings),
         updated(drafts, settings),

@@ -159,7 +159,7 @@ def activations(params: Params) -> torch.dtype:
 
 def _adapted(checkpoint: Checkpoint, folders: Sequence[Path]) -> Checkpoint:
     """The model with these adapters, merged unless that would cost a weight its form or change a tied embedding."""
-    from llama3_scratch.checkpoint.peft import add_adapters
+    from llama3_scratch.checkpoint.adapters import add_adapters
     from llama3_scratch.params.lora import merge, on_tied_head
     from llama3_scratch.stored import quantised
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.errors import Llama3Error, UsageError
+from llama3_scratch.inference.choices import REPEAT_LAST_N
 
-REPEAT_LAST_N = 64  # tokens that a repeat penalty looks back at, unless told otherwise: llama.cpp's
-_FEW = 256  # tokens among which those that hold p are looked for first
+_CANDIDATES = 256  # tokens among which those that hold p are looked for first
 
 Filter = Callable[[Tensor, Sequence[int]], Tensor]
 Sampler = Callable[[Tensor, Sequence[int]], int]
@@ -60,9 +60,9 @@ def keep_top_p(p: float) -> Filter:
     def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
         probabilities_V = logits_V.softmax(-1)
         # Nearly always a few tokens hold p, and all needn't be sorted, unless the last of the few has equals.
-        few_V, ids_V = logits_V.topk(min(_FEW, len(logits_V)))
+        top_V, ids_V = logits_V.topk(min(_CANDIDATES, len(logits_V)))
         n = kept(probabilities_V[ids_V])
-        if n == len(few_V) or few_V[n - 1] == few_V[n]:
+        if n == len(top_V) or top_V[n - 1] == top_V[n]:
             ids_V = logits_V.argsort(descending=True, stable=True)
             n = kept(probabilities_V[ids_V])
         return torch.full_like(logits_V, -math.inf).index_copy(0, ids_V[:n], logits_V[ids_V[:n]])

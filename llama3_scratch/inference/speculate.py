@@ -20,10 +20,10 @@ from llama3_scratch.inference.prefill import prefill, step
 from llama3_scratch.native.decode import FastForward
 from llama3_scratch.stored import Params
 
-# Tokens so far, how many are wanted at most → the tokens that may follow.
+# Tokens so far, how many may follow at most → the tokens that may follow.
 Propose = Callable[[Sequence[int], int], list[int]]
 
-MAX_DRAFT_TOKENS = 8  # draft tokens that a pass checks at most
+DRAFT_TOKENS = 8  # draft tokens that a pass checks at most, unless told otherwise
 _FADING = 0.8  # of an average at each new pass: about the last five count
 _PAUSE, _LONGEST_PAUSE = 16, 256  # tokens without drafts, once they have cost more than they brought
 
@@ -33,8 +33,8 @@ class NoDrafts:
 
     proposed = accepted = 0
 
-    def propose(self, seen: Sequence[int], most: int) -> list[int]:
-        """At most `most` tokens that may follow `seen`."""
+    def propose(self, seen: Sequence[int], max_tokens: int) -> list[int]:
+        """At most `max_tokens` tokens that may follow `seen`."""
         return []
 
     def observe(self, proposed: int, accepted: int, seconds: float) -> None:
@@ -51,21 +51,21 @@ class Drafts(NoDrafts):
     """
 
     def __init__(
-        self, propose: Propose, *, most: int = MAX_DRAFT_TOKENS, clock: Callable[[], float] = time.perf_counter
+        self, propose: Propose, *, max_tokens: int = DRAFT_TOKENS, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self._propose, self._most, self._clock = propose, most, clock
+        self._propose, self._max_tokens, self._clock = propose, max_tokens, clock
         self.proposed = self.accepted = 0
-        self._wanted = min(4, most)
+        self._wanted = min(4, max_tokens)
         self._plain = self._drafted = 0.0  # seconds a token, averaged: without drafts and with them
         self._drafting = 0.0  # seconds that the drafts of the coming pass took
         self._paused, self._pause = 1, _PAUSE  # the first pass is without drafts, to know what one takes
 
-    def propose(self, seen: Sequence[int], most: int) -> list[int]:
+    def propose(self, seen: Sequence[int], max_tokens: int) -> list[int]:
         if self._paused:
             self._paused -= 1
             return []
         begun = self._clock()
-        drafted = self._propose(seen, min(self._wanted, most))
+        drafted = self._propose(seen, min(self._wanted, max_tokens))
         self._drafting = self._clock() - begun
         return drafted
 
@@ -75,7 +75,7 @@ class Drafts(NoDrafts):
         if not proposed:
             self._plain = self._faded(self._plain, seconds)
             return
-        self._wanted = min(self._most, 2 * self._wanted) if accepted == proposed else max(1, accepted + 1)
+        self._wanted = min(self._max_tokens, 2 * self._wanted) if accepted == proposed else max(1, accepted + 1)
         self._drafted = self._faded(self._drafted, (seconds + self._drafting) / (accepted + 1))
         if self._plain and self._drafted > self._plain:
             self._paused, self._drafted = self._pause, 0.0
@@ -88,7 +88,7 @@ class Drafts(NoDrafts):
         return _FADING * average + (1 - _FADING) * new if average else new
 
 
-def lookup(seen: Sequence[int], most: int, *, longest: int = 3) -> list[int]:
+def lookup(seen: Sequence[int], max_tokens: int, *, longest: int = 3) -> list[int]:
     """What followed the last tokens where they stood before: no second model, good for texts that repeat or quote.
 
     The latest place counts at which the last `longest` tokens stood, or else the last two, or the last one.
@@ -97,7 +97,7 @@ def lookup(seen: Sequence[int], most: int, *, longest: int = 3) -> list[int]:
         last = list(seen[-n:])
         for begin in range(len(seen) - n - 1, -1, -1):
             if seen[begin] == last[0] and list(seen[begin : begin + n]) == last:
-                return list(seen[begin + n : begin + n + most])
+                return list(seen[begin + n : begin + n + max_tokens])
     return []
 
 
@@ -110,11 +110,11 @@ class DraftModel:
         self._cached: list[int] = []
 
     @torch.inference_mode()
-    def __call__(self, seen: Sequence[int], most: int) -> list[int]:
+    def __call__(self, seen: Sequence[int], max_tokens: int) -> list[int]:
         same = min(common_prefix(seen, self._cached), len(seen) - 1)
         self._cache.rewind(same)
         drafted: list[int] = []
-        for _ in range(min(most, self._config.max_seq_len - len(seen))):
+        for _ in range(min(max_tokens, self._config.max_seq_len - len(seen))):
             if drafted:
                 logits_BTV = step(self._model, self._cache, [drafted[-1:]])
             else:

@@ -45,7 +45,7 @@ class _Row:
 
     prompt: int  # its place among the prompts
     seen: list[int]
-    most: int  # how many tokens there may be in all
+    max_length: int  # tokens that there may be in all, the prompt included
     logits_TV: Tensor | None = None  # of the last pass, until the tokens that follow are drawn
     finish_reason: str | None = None
 
@@ -107,7 +107,7 @@ def stream(
                         raise _located(error, row.seen, params, config, dtype, cache) from None
                     row.seen.append(token)
                     right += drafted[place : place + 1] == [token]
-                    ends = "stop" if stop(row.prompt, token) else "length" if len(row.seen) >= row.most else None
+                    ends = "stop" if stop(row.prompt, token) else "length" if len(row.seen) >= row.max_length else None
                     row.finish_reason = ends
                     yield GeneratedToken(row.prompt, token, logits_V, ends)
                     if ends or right <= place:
@@ -126,7 +126,7 @@ def stream(
                 cache.keep(going)
             if drafted:
                 cache.rewind(len(rows[0].seen) - 1)
-            drafted = drafts.propose(rows[0].seen, rows[0].most - len(rows[0].seen) - 1) if len(rows) == 1 else []
+            drafted = drafts.propose(rows[0].seen, rows[0].max_length - len(rows[0].seen) - 1) if len(rows) == 1 else []
             begun = time.perf_counter()
             _share(step(model, cache, [[row.seen[-1], *drafted] for row in rows]), rows)
             seconds = time.perf_counter() - begun

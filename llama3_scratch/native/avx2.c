@@ -218,8 +218,9 @@ static void round_groups(const float *x, int columns, int8_t *high, int8_t *low,
         _mm256_storeu_si256((__m256i *)low, _mm256_permutevar8x32_epi32(bytes[1], order));
         __m128i four = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
         four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-        sums[g] = _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
-        scales[g] = largest / MAX_ROUNDED + sum_of(zero_or_nan);
+        float nan = sum_of(zero_or_nan); /* then the scale says it all, and the rounded values mean nothing */
+        sums[g] = nan == 0 ? _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1))) : 0;
+        scales[g] = largest / MAX_ROUNDED + nan;
     }
 }
 

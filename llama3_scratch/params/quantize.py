@@ -69,8 +69,8 @@ def int4(x_CN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         q_CN = _nearest(x_CN - min_N, scale_N, 0, 15)
         weighed_CN = weights_CN * q_CN
         sum_q_N, sum_qq_N, sum_qx_N = weighed_CN.sum(0), (weighed_CN * q_CN).sum(0), (weighed_CN * x_CN).sum(0)
-        spread_N = sum_w_N * sum_qq_N - sum_q_N.square()
-        scale_N = torch.where(spread_N > 0, (sum_w_N * sum_qx_N - sum_q_N * sum_x_N) / spread_N, scale_N)
+        variance_N = sum_w_N * sum_qq_N - sum_q_N.square()
+        scale_N = torch.where(variance_N > 0, (sum_w_N * sum_qx_N - sum_q_N * sum_x_N) / variance_N, scale_N)
         min_N = (sum_x_N - scale_N * sum_q_N) / sum_w_N
         error_N = sum_xx_N - min_N * sum_x_N - scale_N * sum_qx_N
         better_N = error_N < best_N
@@ -114,8 +114,8 @@ def _inverse(scales_N: Tensor) -> Tensor:
     return torch.where(scales_N == 0, 0, 1 / scales_N)
 
 
-def _nearest(x_CN: Tensor, scales_N: Tensor, least: int, most: int) -> Tensor:
-    return (x_CN * _inverse(scales_N)).round_().clamp_(least, most)
+def _nearest(x_CN: Tensor, scales_N: Tensor, low: int, high: int) -> Tensor:
+    return (x_CN * _inverse(scales_N)).round_().clamp_(low, high)
 
 
 def _halves(q_CN: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def _in_pieces(weight: Floats, name: str, form: Form) -> dict[str, Tensor]:
 
 
 def _pieces(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of rows, whole tiles, of about _CHUNK weights each."""
+    """Slices of rows, whole tiles, of about _PIECE_ELEMENTS weights each."""
     n_rows, n_columns = shape
     step = max(TILE_ROWS, _PIECE_ELEMENTS // n_columns // TILE_ROWS * TILE_ROWS)
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))

@@ -22,9 +22,11 @@ from typing import Any, NoReturn
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
 from llama3_scratch.system import stdio
 from llama3_scratch.system.fields import Number
-from llama3_scratch.system.files import DISK_FULL
+from llama3_scratch.system.writing import DISK_FULL
 
 log = logging.getLogger("llama3_scratch")
+
+Group = argparse._ActionsContainer  # a parser or a group of its flags, which argparse has no public name for
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,7 +64,7 @@ def script(name: str, doc: str | None) -> Parser:
 
 
 def number(kind: type, **bounds: float) -> Callable[[str], Any]:
-    """An argparse `type`: a finite int or float within bounds, least=, above=, most=; its message says which."""
+    """An argparse `type`: a finite int or float within bounds, minimum=, above=, maximum=; its message says which."""
     return within(Number(kind, **bounds))
 
 

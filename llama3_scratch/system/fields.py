@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True)
     class Choice(Checked):
-        temperature: float = number(0.0, least=0)
+        temperature: float = number(0.0, minimum=0)
 
 A message names the field in backquotes, as a setting of the library; `cli` says its flag in the place of it.
 """
@@ -24,15 +24,15 @@ class Number:
     """A finite number within bounds, of `kind` int or float; its text says which."""
 
     kind: type = float
-    least: float | None = None
+    minimum: float | None = None
     above: float | None = None
-    most: float | None = None
+    maximum: float | None = None
 
     def __str__(self) -> str:
         limits = [
-            *([f"at least {self.least:g}"] if self.least is not None else []),
+            *([f"at least {self.minimum:g}"] if self.minimum is not None else []),
             *([f"above {self.above:g}"] if self.above is not None else []),
-            *([f"at most {self.most:g}"] if self.most is not None else []),
+            *([f"at most {self.maximum:g}"] if self.maximum is not None else []),
         ]
         return f"a{' whole' if self.kind is int else ''} number" + (" " + " and ".join(limits) if limits else "")
 
@@ -43,9 +43,9 @@ class Number:
         number: Any = value
         return (
             (isinstance(number, numbers.Integral) or math.isfinite(number))  # a huge whole number is no float
-            and (self.least is None or number >= self.least)
+            and (self.minimum is None or number >= self.minimum)
             and (self.above is None or number > self.above)
-            and (self.most is None or number <= self.most)
+            and (self.maximum is None or number <= self.maximum)
         )
 
 
@@ -77,12 +77,12 @@ class Of:
 
 
 def number(default: float | None, kind: type = float, **bounds: float) -> Any:
-    """A field that takes a finite number: least=, above=, most=."""
+    """A field that takes a finite number: minimum=, above=, maximum=."""
     return field(default=default, metadata={"takes": Number(kind, **bounds)})
 
 
 def whole(default: int | None, **bounds: float) -> Any:
-    """A field that takes a whole number: least=, above=, most=."""
+    """A field that takes a whole number: minimum=, above=, maximum=."""
     return number(default, int, **bounds)
 
 

@@ -70,7 +70,7 @@ def available_memory() -> int | None:
 
 
 def require_memory(plan: MemoryPlan, free: int | None) -> None:
-    """Raise ResourceError, with the plan and the flag to lower, if it takes more than `free` bytes; None is unknown."""
+    """Raise ResourceError, with the plan and what to lower, if it takes more than `free` bytes; None is unknown."""
     if free is None or plan.allocated <= free:
         return
     if plan.weights > free:

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.choices import CacheChoice, DraftChoice, ModelChoice, PromptChoice, SamplingChoice
-from llama3_scratch.inference.framing import encode_prompt
+from llama3_scratch.inference.choices import (
+    BATCH_SIZE,
+    CacheChoice,
+    DraftChoice,
+    ModelChoice,
+    PromptChoice,
+    SamplingChoice,
+)
 from llama3_scratch.inference.opening import open_model
-from llama3_scratch.inference.prompt_file import PromptFile, check_path
+from llama3_scratch.inference.prompt_cache_file import PromptCacheFile, check_path
+from llama3_scratch.inference.prompt_encoding import encode_prompt
 from llama3_scratch.system.timings import Timings
 from llama3_scratch.terminal.printer import Printer
 from llama3_scratch.terminal.prompts import Prompt, refuse_empty
@@ -29,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llama3_scratch")
 
-AT_ONCE = 16  # prompts, unless told otherwise
 _MARKS = {"llama3": "<|start_header_id|>", "chatml": "<|im_start|>"}  # tokens without which there's no such chat
 
 
@@ -42,7 +48,7 @@ class Answering:
     drafts: DraftChoice
     prompt: PromptChoice
     sampling: SamplingChoice
-    batch: int | None = None  # prompts at once; None: AT_ONCE
+    batch: int | None = None  # prompts at once; None: BATCH_SIZE
     json: bool = False
     logprobs: int | None = None  # the likeliest tokens to show beside each chosen one; None: show none
     prompt_cache: Path | None = None  # the file of a single prompt's cache
@@ -82,7 +88,7 @@ def answer_prompts(asked: Sequence[Prompt], how: Answering, *, make_watch: MakeW
     prompts = _encoded(asked, checkpoint, how)
     watch = make_watch(checkpoint, dtype, prompts[0], asked[0].text) if make_watch is not None else None
     about = {"seed": sampling.seed, "weights": weights} if how.json else None
-    code, at_once = 0, len(prompts) if traced else how.batch or AT_ONCE
+    code, at_once = 0, len(prompts) if traced else how.batch or BATCH_SIZE
     for first in range(0, len(prompts), at_once):
         batch = slice(first, first + at_once)
         printer = Printer(asked[batch], prompts[batch], first=first, n_prompts=len(prompts), about=about)
@@ -104,9 +110,9 @@ def _encoded(asked: Sequence[Prompt], checkpoint: Checkpoint, how: Answering) ->
     from llama3_scratch.inference.making import context
 
     tokenizer = checkpoint.require_tokenizer()
-    if tokenizer.chat_format is None and not how.prompt.unframed:
-        frames = [f"`chat_format={name}`" for name, mark in _MARKS.items() if mark in tokenizer.special_tokens]
-        hint = f"; if it does, take {' or '.join(frames)}" if frames else ""
+    if tokenizer.chat_format is None and not how.prompt.without_chat_format:
+        formats = [f"`chat_format={name}`" for name, mark in _MARKS.items() if mark in tokenizer.special_tokens]
+        hint = f"; if it does, take {' or '.join(formats)}" if formats else ""
         log.info("completing text, since nothing says that this model chats%s", hint)
     limit = context(how.cache, checkpoint.config)
     prompts = []
@@ -143,7 +149,7 @@ def _answer(
     drafts = make_drafts(how.drafts, checkpoint, dtype, reading=how.model)
     cache = make_cache(how.cache, checkpoint.config, len(prompts))
     warn_if_clamped(max(map(len, prompts)), cache, sampling)
-    file = PromptFile(how.prompt_cache, checkpoint, dtype) if how.prompt_cache is not None else None
+    file = PromptCacheFile(how.prompt_cache, checkpoint, dtype) if how.prompt_cache is not None else None
     if file is not None:
         file.begin(cache, prompts[0])
     answers = [Detokenizer(tokenizer, tokenizer.stop_tokens, sampling.stop) for _ in prompts]

@@ -26,18 +26,9 @@ from llama3_scratch.inference.choices import (
 from llama3_scratch.system import cli
 from llama3_scratch.system.fields import takes, updated
 
-Group = argparse._ActionsContainer
-
 
 def model_choice(options: argparse.Namespace) -> ModelChoice:
     return updated(ModelChoice(), vars(options))
-
-
-def reading_choice(options: argparse.Namespace) -> ModelChoice:
-    """Of `add_reading_flags` alone."""
-    return ModelChoice(
-        rope_scale_factor=options.rope_scale_factor, allow_extra=options.allow_extra, chat_format=options.chat_format
-    )
 
 
 def cache_choice(options: argparse.Namespace) -> CacheChoice:
@@ -73,14 +64,14 @@ def add_model_flags(parser: cli.Parser) -> None:
     add_date_flag(group)
 
 
-def add_reading_flags(group: Group) -> None:
+def add_reading_flags(group: cli.Group) -> None:
     """For files that leave something unsaid or say more than a Llama has."""
     _add_number(group, ModelChoice, "rope_scale_factor", metavar="X", help="override Llama 3.1's")
     group.add_argument("--allow-extra", action="store_true", help="ignore tensors that aren't part of a Llama")
     add_chat_format_flag(group)
 
 
-def add_chat_format_flag(group: Group) -> None:
+def add_chat_format_flag(group: cli.Group) -> None:
     group.add_argument(
         "--chat-format",
         choices=CHAT_FORMATS,
@@ -89,16 +80,16 @@ def add_chat_format_flag(group: Group) -> None:
     )
 
 
-def add_date_flag(group: Group) -> None:
+def add_date_flag(group: cli.Group) -> None:
     group.add_argument(
         "--date",
         metavar="DATE",
-        help="\"26 Jul 2024\": today for a chat template that asks; Meta's own files are then framed as Hugging Face's "
-        "template does, which names it",
+        help='"26 Jul 2024": today for a chat template that asks; Meta\'s own chats are then laid out as Hugging '
+        "Face's template does, which names it",
     )
 
 
-def add_device_flags(group: Group) -> None:
+def add_device_flags(group: cli.Group) -> None:
     group.add_argument("--device", default=ModelChoice.device, help="cpu, cuda, cuda:1, mps … (%(default)s)")
     group.add_argument(
         "--dtype",
@@ -108,7 +99,7 @@ def add_device_flags(group: Group) -> None:
     )
 
 
-def add_quantize_flag(group: Group) -> None:
+def add_quantize_flag(group: cli.Group) -> None:
     group.add_argument(
         "--quantize",
         choices=QUANTIZED,
@@ -117,7 +108,7 @@ def add_quantize_flag(group: Group) -> None:
     )
 
 
-def add_adapter_flag(group: Group, what_becomes: str) -> None:
+def add_adapter_flag(group: cli.Group, what_becomes: str) -> None:
     group.add_argument(
         "--adapter",
         dest="adapters",
@@ -146,7 +137,7 @@ def add_cache_flags(parser: cli.Parser) -> None:
     )
 
 
-def add_sliding_flags(group: Group) -> None:
+def add_sliding_flags(group: cli.Group) -> None:
     _add_number(
         group,
         CacheChoice,
@@ -212,7 +203,7 @@ def add_prompt_flags(parser: cli.Parser) -> None:
     )
     parser.add_argument(
         "--batch",
-        type=cli.number(int, least=1),
+        type=cli.number(int, minimum=1),
         metavar="N",
         help="prompts at once (16; all of them where a trace is asked for, or with --no-weights)",
     )
@@ -226,11 +217,11 @@ def add_prompt_flags(parser: cli.Parser) -> None:
     )
 
 
-def add_system_flag(group: Group) -> None:
+def add_system_flag(group: cli.Group) -> None:
     group.add_argument("--system", type=cli.text, metavar="TEXT", help="the system message of a chat")
 
 
-def add_prompt_cache_flag(group: Group, what_is_kept: str) -> None:
+def add_prompt_cache_flag(group: cli.Group, what_is_kept: str) -> None:
     group.add_argument(
         "--prompt-cache",
         type=Path,
@@ -239,7 +230,7 @@ def add_prompt_cache_flag(group: Group, what_is_kept: str) -> None:
     )
 
 
-def _add_number(group: Group, kind: type, name: str, *, defaults: Any = None, **how: Any) -> None:
+def _add_number(group: cli.Group, kind: type, name: str, *, defaults: Any = None, **how: Any) -> None:
     """The flag of a field of numbers: its default and its bounds."""
     default = getattr(defaults or kind, name)
     group.add_argument(f"--{name.replace('_', '-')}", type=cli.within(takes(kind, name)), default=default, **how)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("llama3_scratch")
 
 QUOTES = '"""'
-_LONGEST = 10_000  # characters of a message that the history keeps
+_MAX_CHARACTERS = 10_000  # characters of a message that the history keeps
 
 
 def history_path() -> Path:
@@ -160,7 +160,7 @@ def _history(path: Path) -> History | None:
 
     class PrivateHistory(FileHistory):
         def store_string(self, string: str) -> None:
-            if len(string) <= _LONGEST:
+            if len(string) <= _MAX_CHARACTERS:
                 with contextlib.suppress(OSError):  # a full disk is no reason to stop talking
                     super().store_string(string.encode("utf-8", "replace").decode())
 

@@ -111,10 +111,10 @@ def _asked(row: dict[str, Any], source: str) -> str | list[dict[str, Any]]:
     raise FileError(f'{source}: expected a text under "prompt", or a list of messages with roles under "messages"')
 
 
-def refuse_empty(prompts: Sequence[Prompt], model: ModelChoice, framing: PromptChoice) -> None:
+def refuse_empty(prompts: Sequence[Prompt], model: ModelChoice, choice: PromptChoice) -> None:
     """Raise UsageError for an empty prompt to a model that chats. A base model begins by itself."""
     empty = next((prompt for prompt in prompts if not prompt.asked), None)
-    if empty is None or framing.unframed:
+    if empty is None or choice.without_chat_format:
         return
     if model.model not in (None, DEFAULT) and not model.chat_format:
         tokenizer = describe_model(model).tokenizer

@@ -24,7 +24,7 @@ from llama3_scratch.inference.choices import (
 )
 from llama3_scratch.inference.conversation import Conversation
 from llama3_scratch.inference.opening import open_model
-from llama3_scratch.inference.prompt_file import PromptFile, check_path
+from llama3_scratch.inference.prompt_cache_file import PromptCacheFile, check_path
 from llama3_scratch.system import cli
 from llama3_scratch.system.fields import Number, takes
 from llama3_scratch.system.files import read_json
@@ -87,7 +87,7 @@ def talk(
             reading=model,
             load_s=time.perf_counter() - started,
         )
-        file = PromptFile(prompt_cache, checkpoint, dtype) if prompt_cache is not None else None
+        file = PromptCacheFile(prompt_cache, checkpoint, dtype) if prompt_cache is not None else None
         if file is not None:
             conversation.begin_with(file)
         log.info("%s, loaded in %.1f s. /help lists the commands.", checkpoint.path.name, conversation.timings.load_s)

@@ -22,7 +22,7 @@ from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 Ranks = dict[bytes, int]
 
 
-def learn(texts: Iterable[str], size: int, *, pattern: str = PATTERN) -> Ranks:
+def train_bpe(texts: Iterable[str], size: int, *, pattern: str = PATTERN) -> Ranks:
     """The ranks of `size` tokens learnt from texts, or of fewer where there is nothing left to merge.
 
     Of pairs that are seen equally often the one of lower ranks is taken, as the `tokenizers` library does.
@@ -105,8 +105,8 @@ def _single_bytes(size: int) -> Ranks:
     return {bytes([BYTE_OF[character]]): rank for rank, character in enumerate(sorted(BYTE_OF))}
 
 
-def learn_with_library(texts: Iterable[str], size: int, *, pattern: str = PATTERN) -> Ranks:
-    """`learn` by the `tokenizers` library, for texts of gigabytes: the same ranks."""
+def train_bpe_with_library(texts: Iterable[str], size: int, *, pattern: str = PATTERN) -> Ranks:
+    """`train_bpe` by the `tokenizers` library, for texts of gigabytes: the same ranks."""
     _single_bytes(size)
     tokenizer = with_library({}, pattern=pattern)
     from tokenizers import pre_tokenizers, trainers

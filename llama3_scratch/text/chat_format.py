@@ -113,10 +113,12 @@ def _gives_the_same_ids(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
     if "tool_calls" in template.source:
         calls = [{"name": "f", "arguments": {"x": "y"}}]
         asked.append([*_chat("u", "Hi"), {"role": "assistant", "tool_calls": calls}, *_chat("t", "Hi")])
-    told = [_chat(roles, " a\n", "Hi") for roles in ("uau", "suau", "uauau")]
+    answered = [_chat(roles, " a\n", "Hi") for roles in ("uau", "suau", "uauau")]
     try:
-        rendered = render([*((chat, True) for chat in asked), *((chat, False) for chat in told)], template, tokenizer)
-        return _same_ids(asked, told, rendered, tokenizer)
+        rendered = render(
+            [*((chat, True) for chat in asked), *((chat, False) for chat in answered)], template, tokenizer
+        )
+        return _same_ids(asked, answered, rendered, tokenizer)
     except (UsageError, FileError):  # what the template or the format refuses, or a byte that the vocabulary lacks
         return False
 
@@ -133,9 +135,9 @@ def _constants(source: str) -> tuple[set[str], set[int]]:
     return texts, numbers
 
 
-def _same_ids(asked: list[Any], told: list[Any], rendered: list[Rendered], tokenizer: Tokenizer) -> bool:
+def _same_ids(asked: list[Any], answered: list[Any], rendered: list[Rendered], tokenizer: Tokenizer) -> bool:
     prompts = (encode_dialog(chat, tokenizer) for chat in asked)
-    whole = (encode_conversation(chat, tokenizer)[0] for chat in told)
+    whole = (encode_conversation(chat, tokenizer)[0] for chat in answered)
     return all(ids == text.ids(tokenizer) for ids, text in zip(itertools.chain(prompts, whole), rendered, strict=True))
 
 

@@ -40,7 +40,7 @@ class Detokenizer:
     def finish(self, reason: str) -> None:
         """Let out what was held back, since no token follows.
 
-        Half a character becomes U+FFFD where the model ended by itself. Where it was cut short, as by --max-tokens, the
+        Half a character becomes U+FFFD where the model ended by itself. Where it was cut short, as by `max_tokens`, the
         text ends before that character, of which only `tokens` has the beginning.
         """
         self.finish_reason = reason

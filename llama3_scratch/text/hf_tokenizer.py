@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.system.files import read_json, write_whole
+from llama3_scratch.system.files import read_json
+from llama3_scratch.system.writing import write_whole
 from llama3_scratch.text import byte_level
 from llama3_scratch.text.byte_level import byte_level_tokenizer, to_alphabet
 from llama3_scratch.text.chat_format import adopt_template, chat_settings, read_template, written_template

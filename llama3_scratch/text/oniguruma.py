@@ -50,11 +50,11 @@ _FOLDED = ("ss", "ff", "fi", "fl", "st")
 
 
 class _Piece(NamedTuple):
-    """A part of the translation, with the least and the most characters that it matches."""
+    """A part of the translation, with the fewest and the most characters that it matches."""
 
     text: str
-    least: int
-    most: int | None
+    shortest: int
+    longest: int | None
 
 
 class _Set(NamedTuple):
@@ -73,7 +73,7 @@ def translate(pattern: str) -> tuple[str, list[str]]:
     whole = reader.alternatives(fold=False)
     if reader.rest:
         raise ValueError("an unmatched )")
-    if whole.least == 0:
+    if whole.shortest == 0:
         raise ValueError("it can match the empty text")
     return whole.text, reader.differing
 
@@ -106,16 +106,16 @@ class _Reader:
         branches = [self.branch(fold=fold)]
         while self.take("|"):
             branches.append(self.branch(fold=fold))
-        most = [branch.most for branch in branches]
+        longest = [branch.longest for branch in branches]
         return _Piece(
             "|".join(branch.text for branch in branches),
-            min(branch.least for branch in branches),
-            None if None in most else max(each for each in most if each is not None),
+            min(branch.shortest for branch in branches),
+            None if None in longest else max(each for each in longest if each is not None),
         )
 
     def branch(self, *, fold: bool) -> _Piece:
-        text, letters, least = "", "", 0
-        most: int | None = 0
+        text, letters, shortest = "", "", 0
+        longest: int | None = 0
         while self.rest and self.rest[0] not in "|)":
             if self.match(r"\(\?#[^)]*\)"):
                 continue
@@ -124,9 +124,9 @@ class _Reader:
             letters = letters + before[0].lower() if fold and before[0].isalpha() else ""
             if letters.endswith(_FOLDED):
                 raise ValueError(f"(?i: with {letters[-2:]}, which is one character's case folding")
-            text, least = text + piece.text, least + piece.least
-            most = None if most is None or piece.most is None else most + piece.most
-        return _Piece(text, least, most)
+            text, shortest = text + piece.text, shortest + piece.shortest
+            longest = None if longest is None or piece.longest is None else longest + piece.longest
+        return _Piece(text, shortest, longest)
 
     def atom(self, *, fold: bool) -> _Piece:
         if self.rest[0] == "(":
@@ -163,7 +163,7 @@ class _Reader:
         inner = self.alternatives(fold=opening == "(?i:" or (fold and opening != "(?-i:"))
         if not self.take(")"):
             raise ValueError("a ( without )")
-        if opening in ("(?<=", "(?<!") and inner.least != inner.most:
+        if opening in ("(?<=", "(?<!") and inner.shortest != inner.longest:
             raise ValueError("a lookbehind without a fixed length")
         opening = "(?:" if "i" in opening else opening
         ahead_or_behind = opening not in ("(?:", "(?>")
@@ -310,25 +310,25 @@ class _Reader:
     def repeated(self, piece: _Piece) -> _Piece:
         """`piece` with the quantifier that follows it."""
         if found := self.match(r"([?*+])([?+]?)"):
-            least, most = {"?": (0, 1), "*": (0, None), "+": (1, None)}[found[1]]
-            piece = _times(piece, found[0], least, most)
+            low, high = {"?": (0, 1), "*": (0, None), "+": (1, None)}[found[1]]
+            piece = _times(piece, found[0], low, high)
         elif found := self.match(r"\{(\d+)\}|\{(\d*),(\d*)\}(?!(?<=\{,\}))"):
             if found[1]:
-                least = most = int(found[1])
+                low = high = int(found[1])
             else:
-                least, most = int(found[2] or 0), int(found[3]) if found[3] else None
+                low, high = int(found[2] or 0), int(found[3]) if found[3] else None
                 if not found[2]:
                     self.differs(found[0])
-            if most is not None and (most < least or most > 1000):
+            if high is not None and (high < low or high > 1000):
                 raise ValueError(f"the interval {found[0]}")
             lazy = "?" if not found[1] and self.take("?") else ""
-            shown = f"{{{least}}}" if found[1] else f"{{{least},{'' if most is None else most}}}"
-            piece = _times(piece, shown + lazy, least, most)
+            shown = f"{{{low}}}" if found[1] else f"{{{low},{'' if high is None else high}}}"
+            piece = _times(piece, shown + lazy, low, high)
             if more := None if lazy else self.match(r"[?*+]"):
                 # Ruby's syntax: no possessive intervals, and {n}? is no lazy one, so this repeats what was repeated.
                 self.differs(found[0] + more[0])
-                least, most = {"?": (0, 1), "*": (0, None), "+": (1, None)}[more[0]]
-                piece = _times(piece._replace(text=f"(?:{piece.text})"), more[0], least, most)
+                low, high = {"?": (0, 1), "*": (0, None), "+": (1, None)}[more[0]]
+                piece = _times(piece._replace(text=f"(?:{piece.text})"), more[0], low, high)
         else:
             return piece
         if again := re.match(r"[?*+]|\{\d*,?\d*\}", self.rest):
@@ -336,11 +336,11 @@ class _Reader:
         return piece
 
 
-def _times(piece: _Piece, quantifier: str, least: int, most: int | None) -> _Piece:
-    if piece.least == 0 and most != 1:
+def _times(piece: _Piece, quantifier: str, low: int, high: int | None) -> _Piece:
+    if piece.shortest == 0 and high != 1:
         raise ValueError(f"{quantifier} after what can match the empty text")
-    longest = None if most is None or piece.most is None else most * piece.most
-    return _Piece(piece.text + quantifier, least * piece.least, longest)
+    product = None if high is None or piece.longest is None else high * piece.longest
+    return _Piece(piece.text + quantifier, low * piece.shortest, product)
 
 
 def _literal(character: str, *, fold: bool = False, within: bool = False) -> str:

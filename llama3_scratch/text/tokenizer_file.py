@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 import regex
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.system.files import read_json, require_file, write_whole
+from llama3_scratch.system.files import read_json, require_file
+from llama3_scratch.system.writing import write_whole
 from llama3_scratch.text.added_tokens import FLAGS
 from llama3_scratch.text.tokenizer import CHAT_TOKENS, PATTERN, ChatTemplate, Tokenizer
 

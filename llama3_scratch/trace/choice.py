@@ -23,7 +23,7 @@ class TraceChoice(Checked):
     trace: bool = switch()  # print every step: those of `trace_layers` in full, of every other layer its output
     trace_layers: tuple[int, ...] | None = None  # the first alone
     trace_steps: tuple[str, ...] = ()  # the tensors to print by name, all where there is none
-    trace_tokens: int = whole(1, least=1)  # the passes that make the first so many tokens
+    trace_tokens: int = whole(1, minimum=1)  # the passes that make the first so many tokens
     trace_values: bool = switch()  # print the tensors too
     trace_cost: bool = switch()  # print what each step, function and layer took
     trace_out: Path | None = None  # a file with one of FILE_ENDINGS
@@ -32,7 +32,7 @@ class TraceChoice(Checked):
     lens: bool = switch()  # the likeliest tokens after each layer
     attention: tuple[int, int] | None = None  # (layer, head) whose scores and weights are shown
     heads: bool = switch()  # of each layer the heads that attend most to some places
-    rope_pair: int | None = whole(None, least=0)  # the pair of each head whose turns are shown
+    rope_pair: int | None = whole(None, minimum=0)  # the pair of each head whose turns are shown
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -69,10 +69,10 @@ def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: floa
 
     def receive(call: int | None, key: str, theirs: Tensor) -> None:
         nonlocal last
-        spared = key == MASK.key() or key.endswith(
+        may_lack = key == MASK.key() or key.endswith(
             ".return"
         )  # a word may do; another dtype's casts make it, or spare it
-        if key not in ours and not spared:
+        if key not in ours and not may_lack:
             lacking[last].append(Row(None, _infinite(key, tolerance), summarise(theirs), "only in the other run"))
         same = [step for step in ours.get(key, ()) if call in (None, step.call) and step.value is not None]
         if same and same[0].dtype.is_complex and not theirs.is_complex():  # a file has complex numbers as pairs
@@ -110,8 +110,8 @@ def lines(rows: Sequence[Row], full: Callable[[TracedTensor], bool]) -> Iterator
         of_layer = list(group)
         chosen = [row for row in of_layer if row is first or row.step is None or layer == parted or full(row.step)]
         if not chosen and layer is not None:
-            most = max(of_layer, key=lambda row: row.difference.mean)
-            shown.append((f"… {most.difference.name}", most))
+            largest = max(of_layer, key=lambda row: row.difference.mean)
+            shown.append((f"… {largest.difference.name}", largest))
         shown += [(row.difference.name, row) for row in chosen]
     width = max(len(label) for label, _ in shown)
     yield f"  {'':{width}}{'this run':>15}{'the other':>20}{'|difference| / std':>25}"

@@ -15,7 +15,7 @@ from torch import Tensor
 from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.errors import FileError
 from llama3_scratch.stored import Params, dtype_name
-from llama3_scratch.system.files import write_whole
+from llama3_scratch.system.writing import fresh_file, write_whole
 from llama3_scratch.trace.tracer import TracedTensor
 
 
@@ -33,12 +33,8 @@ def write(path: Path, steps: Sequence[TracedTensor], params: Params, files: Mapp
         for step in steps
         if step.value is not None and step.kind != "argument"
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with fresh_file(path) as temporary:
         write_safetensors(temporary, tensors)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def require_writable(path: Path) -> None:

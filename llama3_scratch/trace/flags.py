@@ -70,7 +70,7 @@ def add_trace_flags(parser: cli.Parser) -> None:
     group.add_argument(
         "--no-weights", action="store_true", help="shapes and costs alone, of any official size or described model"
     )
-    group.add_argument("--length", type=cli.number(int, least=1), metavar="N", help="tokens, with --no-weights")
+    group.add_argument("--length", type=cli.number(int, minimum=1), metavar="N", help="tokens, with --no-weights")
 
 
 def trace_choice(options: argparse.Namespace) -> TraceChoice:

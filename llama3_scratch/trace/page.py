@@ -43,7 +43,7 @@ from llama3_scratch.compare.tensor_names import (
 )
 from llama3_scratch.config import Config
 from llama3_scratch.stored import Params, dtype_name
-from llama3_scratch.system.files import write_whole
+from llama3_scratch.system.writing import write_whole
 from llama3_scratch.text.detokenizer import legible, piece
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.trace.tracer import TracedTensor
@@ -203,18 +203,18 @@ class TracePage:
         return [self._blob(_numpy(scaled * SCORE_STEPS, np.uint8)), [*map(_short, low_H)], [*map(_short, high_H)]]
 
     def _linear(self, values: np.ndarray) -> list[Any]:
-        most = float(np.abs(np.nan_to_num(values)).max(initial=0)) or 1.0
-        return [self._blob(np.rint(np.nan_to_num(values) / most * 127).astype(np.int8)), _short(most)]
+        peak = float(np.abs(np.nan_to_num(values)).max(initial=0)) or 1.0
+        return [self._blob(np.rint(np.nan_to_num(values) / peak * 127).astype(np.int8)), _short(peak)]
 
     def _heat(self, step: TracedTensor, value: Tensor) -> int:
         """The number of the step's heat map and histogram; tensors that look the same share one."""
         plane, rows, columns, head = _plane(value, step.letters)
         cells, row_block, column_block = _largest(plane, self._heat_rows)
         finite = np.abs(cells[np.isfinite(cells)])
-        most = float(finite.max(initial=0)) or 1.0
+        peak = float(finite.max(initial=0)) or 1.0
         with np.errstate(invalid="ignore"):
-            coded = np.where(np.isfinite(cells), np.rint(np.sign(cells) * np.sqrt(np.abs(cells) / most) * 127), -128)
-        about = [*cells.shape, row_block, column_block, rows, columns, head, _short(most)]
+            coded = np.where(np.isfinite(cells), np.rint(np.sign(cells) * np.sqrt(np.abs(cells) / peak) * 127), -128)
+        about = [*cells.shape, row_block, column_block, rows, columns, head, _short(peak)]
         drawn = json.dumps([self._blob(coded.astype(np.int8)), self._blob(_histogram(value)), *about])
         return self._heats.setdefault(drawn, len(self._heats))
 

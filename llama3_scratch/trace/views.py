@@ -84,9 +84,9 @@ def _table(rows: dict[str, list[str]], columns: int) -> list[str]:
     return lines
 
 
-def _clipped(text: str, most: int = 16) -> str:
+def _clipped(text: str, width: int = 16) -> str:
     """The text, or its beginning and … where it's longer."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def likeliest(x_BTD: Tensor, params: Params, config: Config, n: int) -> tuple[Tensor, Tensor]:

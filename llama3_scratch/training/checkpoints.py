@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from llama3_scratch.errors import FileError
-from llama3_scratch.system.files import make_folder, read_json, unwritable, write_whole
+from llama3_scratch.system.files import read_json
+from llama3_scratch.system.writing import make_folder, unwritable, write_whole
 
 log = logging.getLogger("llama3_scratch")
 

@@ -30,14 +30,14 @@ def _required(kind: type, **bounds: float) -> Any:
 class TrainingPlan(Checked):
     """How weights learn. A run that is resumed must have the plan that it began with."""
 
-    steps: int = _required(int, least=0)
+    steps: int = _required(int, minimum=0)
     lr: float = _required(float, above=0)  # the highest learning rate
-    warmup: int = whole(0, least=0)  # steps
+    warmup: int = whole(0, minimum=0)  # steps
     schedule: str = one_of("cosine", SCHEDULES)
-    weight_decay: float = number(0.1, least=0)
+    weight_decay: float = number(0.1, minimum=0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = number(1.0, above=0)  # the largest norm of the gradient of all weights together
-    accumulate: int = whole(1, least=1)  # batches a step
+    accumulate: int = whole(1, minimum=1)  # batches a step
     dtype: str = one_of("f32", DTYPES)  # of activations: f16 with a scaled loss, fp8 emulated; weights stay in f32
     recompute: bool = switch()  # keep only each layer's input for the backward pass
     compile: bool = switch()  # have torch compile the loss
@@ -47,9 +47,9 @@ class TrainingPlan(Checked):
 class BatchPlan(Checked):
     """Batches of `size` rows of up to `length` tokens; `seed` decides their order, and fresh weights."""
 
-    size: int = _required(int, least=1)
-    length: int = _required(int, least=1)
-    seed: int = whole(0, least=0)
+    size: int = _required(int, minimum=1)
+    length: int = _required(int, minimum=1)
+    seed: int = whole(0, minimum=0)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class RunPlan(Checked):
     """The folder of a run, what it begins with, and after how many steps it saves a checkpoint there."""
 
     folder: Path
-    save_every: int = whole(250, least=1)
+    save_every: int = whole(250, minimum=1)
     resume: bool = switch()  # from the newest checkpoint in the folder
     other_data: bool = switch()  # the data may have changed since
     weights: Path | None = None  # begin with those of this checkpoint of another run
@@ -74,8 +74,8 @@ class RunPlan(Checked):
 class Pretraining(Checked):
     """After how many steps pretraining validates, and writes a sample."""
 
-    validate_every: int = whole(250, least=1)
-    sample_every: int = whole(500, least=1)
+    validate_every: int = whole(250, minimum=1)
+    sample_every: int = whole(500, minimum=1)
     sample: str = text("Once upon a time")  # how samples begin
 
 
@@ -83,7 +83,7 @@ class Pretraining(Checked):
 class Adapters(Checked):
     """The low-rank adapters that are put beside the weights."""
 
-    rank: int = whole(16, least=1)
+    rank: int = whole(16, minimum=1)
     alpha: float = number(32.0, above=0)
     targets: Sequence[str] = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
     rslora: bool = switch()  # scale by alpha/√rank instead of alpha/rank
@@ -95,7 +95,7 @@ class Finetuning(Checked):
 
     method: str = one_of("lora", METHODS)
     adapters: Adapters = Adapters()
-    epochs: int = whole(1, least=1)
+    epochs: int = whole(1, minimum=1)
     mask_prompt: bool = switch(True)  # only answers are targets
     truncate: str = one_of("right", SIDES)  # the side at which what is too long is cut
     date: str | None = text()  # today for a chat template that asks
@@ -107,4 +107,4 @@ class Classification(Checked):
 
     train: str = one_of("last-block", TRAINED)
     read: str = one_of("last", READ)
-    rank: int = whole(16, least=1)  # of adapters, where these learn
+    rank: int = whole(16, minimum=1)  # of adapters, where these learn

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama3_scratch.checkpoint.hf import read_safetensors
 from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.checkpoint.load import Checkpoint
+from llama3_scratch.checkpoint.safetensors_file import read_safetensors
 from llama3_scratch.config import Config
 from llama3_scratch.data.batches import IGNORE, Batch, Batches
 from llama3_scratch.data.labelled import READ
@@ -24,8 +24,9 @@ from llama3_scratch.linear import at_least_f32, embed, linear
 from llama3_scratch.model import decode, fused_block
 from llama3_scratch.params.lora import attach, trainable
 from llama3_scratch.stored import Params, map_tensors, quantised
-from llama3_scratch.system.files import fresh_folder, read_json
+from llama3_scratch.system.files import read_json
 from llama3_scratch.system.timings import remaining
+from llama3_scratch.system.writing import fresh_folder
 from llama3_scratch.training.choices import Classification
 from llama3_scratch.training.loop import ACTIVATIONS
 from llama3_scratch.training.loss import Wrap, cross_entropy, unchanged

@@ -10,8 +10,9 @@ from typing import Any
 
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.data.batches import require_context
-from llama3_scratch.data.labelled import Labelled, LabelledTexts
-from llama3_scratch.system.files import write_whole
+from llama3_scratch.data.labelled import Labelled
+from llama3_scratch.data.labelled_batches import LabelledTexts
+from llama3_scratch.system.writing import write_whole
 from llama3_scratch.training import flops
 from llama3_scratch.training.choices import BatchPlan, Classification, RunPlan, TrainingPlan
 from llama3_scratch.training.classifier import class_loss, confusion, prepare, write_classifier
@@ -54,29 +55,29 @@ class Result:
 
 def finetune(
     checkpoint: Checkpoint,
-    learn: Sequence[Labelled],
-    test: Sequence[Labelled],
+    train_set: Sequence[Labelled],
+    test_set: Sequence[Labelled],
     plan: TrainingPlan,
     batches: BatchPlan,
     run_plan: RunPlan,
     choices: Classification,
 ) -> Result:
-    """Learn the classes of `learn`, on the device of the checkpoint's weights, then test.
+    """Learn the classes of `train_set`, on the device of the checkpoint's weights, then test.
 
     The run's folder gets the log, checkpoints, `classifier/`, and `result.json`.
     """
     tokenizer, config = checkpoint.require_tokenizer(), checkpoint.config
     require_context(batches.length, config)
-    classes = sorted({row.label for row in learn})
+    classes = sorted({row.label for row in train_set})
     how: dict[str, Any] = {"length": batches.length, "read": choices.read}
-    texts = LabelledTexts(learn, classes, tokenizer, size=batches.size, seed=batches.seed, **how)
+    texts = LabelledTexts(train_set, classes, tokenizer, size=batches.size, seed=batches.seed, **how)
     run = Run(run_plan)
     params, learning = prepare(checkpoint, choices, len(classes), dtype=plan.dtype, seed=batches.seed)
     about: dict[str, Any] = {"model": checkpoint.path.name, "train": choices.train, "classes": classes}
     about["read"] = choices.read
     training = Training(params, config, learning, texts, plan, about=about, loss=class_loss)
     run.begin(training)
-    log.info("%s parameters learn from %d texts of %s", f"{training.n_trainable:,}", len(learn), ", ".join(classes))
+    log.info("%s parameters learn from %d texts of %s", f"{training.n_trainable:,}", len(train_set), ", ".join(classes))
     passes = {
         "head": flops.HEAD,
         "last-block": flops.last_block(config),
@@ -88,7 +89,7 @@ def finetune(
         return Result(outcome, classes, training.n_trainable, [[0] * len(classes) for _ in classes])
     constants = {name: tensor for name, tensor in params.items() if name.endswith(".adaptor.scale")}
     write_classifier(run.folder / "classifier", training.trainable | constants, about)
-    held_out = LabelledTexts(test, classes, tokenizer, size=TEST_BATCH, seed=None, **how)
+    held_out = LabelledTexts(test_set, classes, tokenizer, size=TEST_BATCH, seed=None, **how)
     counts = confusion(training.params, config, held_out, len(classes), dtype=ACTIVATIONS[plan.dtype]).tolist()
     result = Result(outcome, classes, training.n_trainable, counts)
     numbers = {

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama3_scratch.system.files import unwritable
+from llama3_scratch.system.writing import unwritable
 from llama3_scratch.training.record import FILE, read
 
 log = logging.getLogger("llama3_scratch")

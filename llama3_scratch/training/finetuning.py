@@ -9,9 +9,10 @@ from typing import Any
 
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.checkpoint.meta import write_meta
-from llama3_scratch.checkpoint.peft import write_peft
+from llama3_scratch.checkpoint.peft_out import write_peft
 from llama3_scratch.data.batches import require_context
-from llama3_scratch.data.conversations import Conversations, Dialog
+from llama3_scratch.data.conversation_batches import Conversations
+from llama3_scratch.data.conversations import Dialog
 from llama3_scratch.errors import UsageError
 from llama3_scratch.params.lora import adapted, attach, trainable
 from llama3_scratch.params.quantize import quantize
@@ -72,7 +73,7 @@ def prepare(checkpoint: Checkpoint, choices: Finetuning, *, dtype: str, seed: in
 
 def finetune(
     checkpoint: Checkpoint,
-    learn: Sequence[Dialog],
+    train_set: Sequence[Dialog],
     held_out: Sequence[Dialog],
     plan: TrainingPlan,
     batches: BatchPlan,
@@ -90,7 +91,7 @@ def finetune(
     require_context(batches.length, config)
     how: dict[str, Any] = {"size": batches.size, "length": batches.length, "date": choices.date}
     how |= {"mask_prompt": choices.mask_prompt, "truncate": choices.truncate}
-    conversations = Conversations(learn, tokenizer, seed=batches.seed, **how)
+    conversations = Conversations(train_set, tokenizer, seed=batches.seed, **how)
     check = Conversations(held_out, tokenizer, seed=0, what="held-out conversations", **how) if held_out else None
     if check is None:
         log.warning("no conversation is held out, so there will be no held-out loss")

@@ -23,8 +23,6 @@ from llama3_scratch.training.choices import (
     TrainingPlan,
 )
 
-Group = argparse._ActionsContainer
-
 # The choice that a flag is a field of, and its help.
 _FLAGS: dict[str, tuple[type, str]] = {
     "steps": (TrainingPlan, "(%(default)s)"),
@@ -55,7 +53,7 @@ _FLAGS: dict[str, tuple[type, str]] = {
 _NAMED = {"size": "--batch"}  # flags that aren't called as their field is
 
 
-def add_flags(group: Group, *, helps: Mapping[str, str] | None = None, **defaults: Any) -> None:
+def add_flags(group: cli.Group, *, helps: Mapping[str, str] | None = None, **defaults: Any) -> None:
     """Add the flags of these fields, in this order, with these defaults; `helps` are said instead of the usual."""
     for name, default in defaults.items():
         kind, usual = _FLAGS[name]
@@ -70,14 +68,14 @@ def add_flags(group: Group, *, helps: Mapping[str, str] | None = None, **default
             group.add_argument(flag, dest=name, default=default, help=help)
 
 
-def add_folder_flags(group: Group, *, required: bool = True) -> None:
+def add_folder_flags(group: cli.Group, *, required: bool = True) -> None:
     """The folder of a run, and whether it's resumed."""
     group.add_argument("--out", dest="folder", type=Path, required=required, metavar="DIR", help="the run's folder")
     group.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     group.add_argument("--other-data", action="store_true", help="with --resume: the data may have changed")
 
 
-def add_device_flag(group: Group) -> None:
+def add_device_flag(group: cli.Group) -> None:
     group.add_argument("--device", default="cpu", help="where it's computed: cpu, cuda, cuda:1, mps … (%(default)s)")
 
 

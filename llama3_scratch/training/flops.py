@@ -16,12 +16,5 @@ def last_block(config: Config) -> float:
 
 
 def flops_per_token(config: Config, length: int, *, passes: float = ALL_WEIGHTS) -> float:
-    """FLOPs of training on one token, of `passes` times a forward pass's.
-
-    A forward pass takes 2 for each weight of a matrix, and 4 · H · K for each token that is seen, half of `length` on
-    average (arXiv:2204.02311, appendix B).
-    """
-    D, F = config.dim, config.hidden_dim
-    HK, GK = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    weights = config.n_layers * (2 * D * HK + 2 * D * GK + 3 * D * F) + D * config.vocab_size
-    return passes * (2 * weights + config.n_layers * 4 * HK * (length + 1) / 2)
+    """FLOPs of training on one token of rows of `length`: `passes` times a forward pass's, the head at every token."""
+    return passes * (config.layer_flops(length) / length + 2 * config.dim * config.vocab_size)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from llama3_scratch.system.files import write_whole
 from llama3_scratch.system.machine import measure, peak_flops
 from llama3_scratch.system.progress import Show
 from llama3_scratch.system.timings import duration
+from llama3_scratch.system.writing import write_whole
 from llama3_scratch.training.choices import TrainingPlan
 from llama3_scratch.training.loop import TrainingStep
 

@@ -20,7 +20,7 @@ from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import write_meta
-from llama3_scratch.checkpoint.peft import write_peft
+from llama3_scratch.checkpoint.peft_out import write_peft
 from llama3_scratch.inference.choices import ModelChoice
 from llama3_scratch.inference.opening import open_model
 from llama3_scratch.params.lora import attach

@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 
 from llama3_scratch.cache import Cache
 from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize
-from llama3_scratch.checkpoint.gguf import gguf_name, read_gguf, read_header, scaling_divisors
+from llama3_scratch.checkpoint.gguf import gguf_name, read_gguf
+from llama3_scratch.checkpoint.gguf_header import read_header
 from llama3_scratch.checkpoint.gguf_out import write_gguf
+from llama3_scratch.checkpoint.gguf_rope import scaling_divisors
 from llama3_scratch.checkpoint.llama2c import read_llama2c
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, ResourceError, UsageError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama3_scratch.checkpoint.gguf import read_header
+from llama3_scratch.checkpoint.gguf_header import read_header
 from llama3_scratch.checkpoint.gguf_vocab import read_vocabulary, vocabulary
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.text.byte_level import to_alphabet

@@ -12,7 +12,7 @@ import llama3_scratch as l3
 from llama3_scratch import bench, chat, convert, describe, evaluate, generate, parity, verify
 from llama3_scratch.checkpoint import load as module
 from llama3_scratch.checkpoint import meta
-from llama3_scratch.checkpoint.gguf import read_header
+from llama3_scratch.checkpoint.gguf_header import read_header
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.load import find_tokenizer, layout, load, weight_files

@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llama3_scratch.checkpoint.adapters import add_adapters
 from llama3_scratch.checkpoint.check import check as check_names
 from llama3_scratch.checkpoint.load import Checkpoint
-from llama3_scratch.checkpoint.peft import add_adapters, read_peft, write_peft
+from llama3_scratch.checkpoint.peft import read_peft
+from llama3_scratch.checkpoint.peft_out import write_peft
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.model import forward
 from llama3_scratch.params.hf_layout import half_split, interleaved

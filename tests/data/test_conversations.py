@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from llama3_scratch.data.batches import IGNORE
-from llama3_scratch.data.conversations import Conversations, encode, read_conversations, split
+from llama3_scratch.data.conversation_batches import Conversations, encode
+from llama3_scratch.data.conversations import read_conversations, split
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.text.chat_format import format_template
 from llama3_scratch.text.dialog import encode_dialog, encode_message

@@ -22,26 +22,27 @@ CHINESE: dict[str, str] = json.loads((Path(__file__).parent / "chinese.json").re
 # The files of the core, of each room and of scripts/, in reading order; test_pages.py holds that none is missing.
 READING = {
     "core": " ".join(f"{name}.py" for name in CORE),
-    "native": "kernels.py layout.py decode.py native.h matmul.c portable.c avx2.c avx512.c decode.c pool.c constants.c",
-    "system": "cli.py fields.py stdio.py signals.py files.py memory.py machine.py timings.py progress.py "
-    "wait_policy.py",
+    "native": "kernels.py layout.py decode.py native.h portable.c avx2.c avx512.c matmul.c decode.c pool.c constants.c",
+    "system": "cli.py fields.py stdio.py signals.py files.py json_fields.py writing.py memory.py machine.py "
+    "timings.py progress.py wait_policy.py",
     "text": "tokenizer.py tokenizer_file.py byte_level.py bpe.py merge_order.py pre_tokenizers.py oniguruma.py "
     "hf_tokenizer.py added_tokens.py hf_added_tokens.py detokenizer.py dialog.py tool_calls.py "
     "chat_format.py chat_template.py marks.py chat_template_process.py chat_template_worker.py",
     "params": "quantize.py lora.py hf_layout.py",
-    "checkpoint": "load.py names.py check.py params_json.py meta.py hf.py hf_out.py gguf.py ggml_blocks.py "
-    "gguf_vocab.py gguf_out.py llama2c.py peft.py conversion.py description.py description_table.py "
+    "checkpoint": "load.py names.py check.py params_json.py meta.py hf.py config_json.py safetensors_file.py "
+    "hf_out.py gguf.py gguf_header.py gguf_rope.py ggml_blocks.py gguf_vocab.py gguf_out.py llama2c.py peft.py "
+    "peft_config.py peft_out.py adapters.py conversion.py description.py description_table.py "
     "fetch.py hub.py remote.py checklist.py fingerprint.py",
     "caches": "quantized.py sliding.py ragged.py prompt_cache.py",
     "data": "documents.py clean.py duplicates.py report.py shards.py windows.py batches.py conversations.py "
-    "labelled.py",
-    "inference": "sample.py prefill.py stream.py speculate.py choices.py opening.py making.py framing.py timed.py "
-    "answers.py notebook.py conversation.py prompt_file.py",
+    "conversation_batches.py labelled.py labelled_batches.py",
+    "inference": "sample.py prefill.py stream.py speculate.py choices.py opening.py making.py prompt_encoding.py "
+    "timed.py answers.py notebook.py conversation.py prompt_cache_file.py",
     "terminal": "flags.py prompts.py batches.py printer.py repl.py line_editor.py word_wrap.py",
     "compare": "difference.py tensor_names.py hf_layers.py parity.py",
     "trace": "tracer.py table.py shapes.py files.py page.py page.html page.css page.js views.py cost.py "
     "roofline.py compare.py references.py choice.py session.py flags.py",
-    "evaluation": "scoring.py perplexity.py multiple_choice.py instructions.py judge.py table.py",
+    "evaluation": "reference.py scoring.py perplexity.py multiple_choice.py instructions.py judge.py table.py",
     "benchmark": "measure.py ours.py peers.py worker.py environment.py report.py startup.py",
     "training": "loop.py loss.py optimizer.py choices.py run.py checkpoints.py record.py curve.py flops.py "
     "pretraining.py finetuning.py classifier.py classifying.py compiled.py fp8.py flags.py",

@@ -216,3 +216,9 @@ def test_a_head_that_would_be_lost_is_not_written(tmp_path):
     with pytest.raises(UsageError, match=r"output\.weight differs from its"):
         write_gguf(tmp_path / "model.gguf", other, TIED, None, kind="F32")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["raw", "raw_special"])
+def test_a_talk_always_has_a_frame(name, ck):
+    with pytest.raises(UsageError, match=f"no setting {name}; there are system, date,"):
+        l3.Talk(ck, **{name: True})

@@ -64,7 +64,7 @@ def oracle(right: int):
 @pytest.mark.parametrize("most", [1, 5, 15])
 def test_greedy_text_and_logits_are_those_without_drafts(right, most):
     tokens, reason, logits_NV = run()
-    drafts = eager(oracle(right), most=most)
+    drafts = eager(oracle(right), max_tokens=most)
     drafted, its_reason, its_logits_NV = run(drafts=drafts)
     assert (drafted, its_reason) == (tokens, reason)
     check(its_logits_NV, logits_NV, 1e-9)
@@ -209,7 +209,7 @@ def test_drafting_stops_where_it_loses_and_is_tried_again():
 
 
 def test_drafting_goes_on_and_grows_where_it_gains():
-    drafts = Drafts(lambda seen, most: [0] * most, most=8, clock=lambda: 0.0)
+    drafts = Drafts(lambda seen, most: [0] * most, max_tokens=8, clock=lambda: 0.0)
     drafts.propose([1], 9)
     drafts.observe(0, 0, 1.0)
     sizes = []

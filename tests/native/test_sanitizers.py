@@ -51,7 +51,8 @@ def test_no_warning(tmp_path, level):
 @pytest.mark.skipif(importlib.util.find_spec("clang_format") is None, reason="no clang-format: it comes with [dev]")
 def test_the_format():
     files = [str(path) for path in (*NATIVE.glob("*.[ch]"), *HERE.glob("*.c"))]
-    run(sys.executable, "-m", "clang_format", "--dry-run", "--Werror", *files)
+    command = "import clang_format; raise SystemExit(clang_format.clang_format())"
+    run(sys.executable, "-c", command, "--dry-run", "--Werror", *files)
 
 
 @pytest.mark.slow
@@ -80,7 +81,7 @@ def test_the_tests_in_python_under_address_sanitizer(tmp_path):
         pytest.skip("no libasan.so to load before Python")
     tests = [HERE / "test_native.py", HERE / "test_properties.py"]
     run(
-        *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--kernels", library, *tests),
+        *(sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "--kernels", library, *tests),
         LD_PRELOAD=runtime,
         ASAN_OPTIONS="detect_leaks=0",
         PYTHONPATH=str(house.PACKAGE.parent),

@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 
 from llama3_scratch.errors import FileError, ResourceError, UsageError
-from llama3_scratch.system.files import (
-    float_field,
-    fresh_folder,
-    int_field,
-    read_json,
-    require_file,
-    text_field,
-    write_whole,
-)
+from llama3_scratch.system.files import read_json, require_file
+from llama3_scratch.system.json_fields import float_field, int_field, text_field
+from llama3_scratch.system.writing import fresh_folder, write_whole
 
 
 def refused(call, *said):

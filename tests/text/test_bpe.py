@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from storyteller.stories import stories
 
 from llama3_scratch.errors import UsageError
-from llama3_scratch.text.bpe import encode, learn, learn_with_library, tokenizer_of
+from llama3_scratch.text.bpe import encode, tokenizer_of, train_bpe, train_bpe_with_library
 from llama3_scratch.text.tokenizer_file import read_tokenizer, write_tokenizer
 from tests.recipes import script
 
@@ -28,8 +28,8 @@ SAMPLES = ["", " ", "Once upon a time", "naïve 🎈 x\r\n\r\n\ty 1234567", "小
 @pytest.mark.parametrize("size", [256, 300, 700])
 def test_ours_and_the_librarys_merges_are_the_same(texts, size):
     pytest.importorskip("tokenizers")
-    ours = learn(texts, size)
-    assert ours == learn_with_library(texts, size)
+    ours = train_bpe(texts, size)
+    assert ours == train_bpe_with_library(texts, size)
     assert len(ours) == size or texts is CHINESE, "where no pair is left, fewer"
     assert list(ours.values()) == list(range(len(ours)))
 
@@ -38,12 +38,12 @@ def test_ours_and_the_librarys_merges_are_the_same(texts, size):
 @given(st.lists(st.text(alphabet="ab 长\n.", max_size=30), max_size=6), st.integers(256, 280))
 def test_the_same_on_any_text(texts, size):
     pytest.importorskip("tokenizers")
-    assert learn(texts, size) == learn_with_library(texts, size)
+    assert train_bpe(texts, size) == train_bpe_with_library(texts, size)
 
 
 @pytest.mark.parametrize("texts", [ENGLISH, ENGLISH + CHINESE], ids=["English", "both"])
 def test_ids_are_tiktokens(texts):
-    ranks = learn(texts, 600)
+    ranks = train_bpe(texts, 600)
     tokenizer = tokenizer_of(ranks)
     for text in [*SAMPLES, *texts[:20]]:
         ids = tokenizer.encode(text, bos=False, eos=False)
@@ -51,25 +51,25 @@ def test_ids_are_tiktokens(texts):
 
 
 def test_frequent_words_become_tokens_and_text_gets_shorter():
-    ranks = learn(ENGLISH, 900)
+    ranks = train_bpe(ENGLISH, 900)
     assert b" said" in ranks and b" happy" in ranks
     text = ENGLISH[0]
     assert len(encode(text, ranks)) < 0.4 * len(text.encode())
     shuffled = random.Random(0).sample(ENGLISH, len(ENGLISH))
-    assert learn(shuffled, 900) == ranks, "the order of texts says nothing"
+    assert train_bpe(shuffled, 900) == ranks, "the order of texts says nothing"
 
 
 def test_a_text_with_nothing_to_merge():
-    assert len(learn([""], 1000)) == 256 and len(learn([], 256)) == 256
-    assert len(learn(["aaaa"], 1000)) == 258  # aa, aaaa
+    assert len(train_bpe([""], 1000)) == 256 and len(train_bpe([], 256)) == 256
+    assert len(train_bpe(["aaaa"], 1000)) == 258  # aa, aaaa
     with pytest.raises(UsageError, match="at least the 256 bytes, got a size of 255"):
-        learn(["a"], 255)
+        train_bpe(["a"], 255)
     with pytest.raises(UsageError, match="at least the 256 bytes"):
-        learn_with_library(["a"], 10)
+        train_bpe_with_library(["a"], 10)
 
 
 def test_metas_file_gives_the_same_ids(tmp_path):
-    tokenizer = tokenizer_of(learn(ENGLISH, 500))
+    tokenizer = tokenizer_of(train_bpe(ENGLISH, 500))
     write_tokenizer(tokenizer, tmp_path)
     again = read_tokenizer(tmp_path)
     assert again.n_words == 502 and again.bos_id == 500 and again.stop_tokens == [501]
@@ -79,7 +79,7 @@ def test_metas_file_gives_the_same_ids(tmp_path):
 
 def test_three_encodings_are_compared(tmp_path, capsys):
     pytest.importorskip("tokenizers")
-    write_tokenizer(tokenizer_of(learn(ENGLISH, 500)), tmp_path)
+    write_tokenizer(tokenizer_of(train_bpe(ENGLISH, 500)), tmp_path)
     (tmp_path / "text.txt").write_text("\n\n".join(ENGLISH[:5] + CHINESE[:4] + SAMPLES[2:5]))
     bench = script("bench_bpe")
     assert bench([str(tmp_path / "text.txt"), "--tokenizer", str(tmp_path)]) == 0

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.choices import PromptChoice
-from llama3_scratch.inference.framing import encode_prompt
+from llama3_scratch.inference.prompt_encoding import encode_prompt
 from llama3_scratch.text import tokenizer as module
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from llama3_scratch.text.tokenizer_file import META, read_tokenizer, write_tokenizer

@@ -12,7 +12,8 @@ import torch
 
 from llama3_scratch.checkpoint.load import load
 from llama3_scratch.data.batches import IGNORE
-from llama3_scratch.data.labelled import Labelled, LabelledTexts, balanced, read_labelled
+from llama3_scratch.data.labelled import Labelled, balanced, read_labelled
+from llama3_scratch.data.labelled_batches import LabelledTexts
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.training import record
 from llama3_scratch.training.choices import TRAINED, Classification

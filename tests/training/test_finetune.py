@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama3_scratch.checkpoint.adapters import add_adapters
 from llama3_scratch.checkpoint.load import load
-from llama3_scratch.checkpoint.peft import add_adapters
 from llama3_scratch.data.batches import IGNORE
-from llama3_scratch.data.conversations import Conversations, read_conversations, split
+from llama3_scratch.data.conversation_batches import Conversations
+from llama3_scratch.data.conversations import read_conversations, split
 from llama3_scratch.errors import UsageError
 from llama3_scratch.training import checkpoints, record
 from llama3_scratch.training.choices import Adapters, Finetuning

@@ -26,7 +26,7 @@ def check_path(path: Path) -> None:
         raise FileError(f"{path}: there is no folder {path.parent} to write it in")
 
 
-class PromptFile:
+class PromptCacheFile:
     """The file at `path` for one model; `known` are the tokens that it holds."""
 
     def __init__(self, path: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> None:

@@ -15,7 +15,7 @@ def encode_prompt(asked: str | list[dict[str, Any]], tokenizer: Tokenizer, choic
     """The tokens of a text, or of a chat's messages so far."""
     from llama3_scratch.text.dialog import encode_dialog
 
-    if choice.unframed or tokenizer.chat_format is None:
+    if choice.without_chat_format or tokenizer.chat_format is None:
         if choice.system is not None:
             raise UsageError("a system message goes with a chat, not with a base model or `raw=True`; leave it out")
         if not isinstance(asked, str):
