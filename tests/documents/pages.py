@@ -92,7 +92,8 @@ def about(path: Path) -> str:
     elif path.suffix == ".sh":
         said = text.splitlines()[1].removeprefix("# ")
     else:
-        said = text.removeprefix("/* ").partition("\n")[0].removesuffix(" */")
+        comment = text.removeprefix("/* ").partition("*/")[0].replace("\n * ", " ")
+        said = comment.partition("\n")[0].strip()
     said = " ".join(said.split())
     return (
         said
@@ -191,16 +192,27 @@ def options(name: str) -> list[tuple[str, str]]:
         else vars(importlib.import_module(f"llama3_scratch.{name}"))
     )
     parser: argparse.ArgumentParser = (scope.get("parser") or scope["_parser"])()
-    formatter = argparse.HelpFormatter(parser.prog)
     found = []
     for action in parser._actions:
         if action.help == argparse.SUPPRESS or {"--help", "--quiet", "--debug"} & set(action.option_strings):
             continue
-        value = formatter._format_args(action, action.dest.upper())
-        names = ", ".join(action.option_strings)
-        shown = f"{names} {value}".strip() if action.option_strings else value
-        found.append((shown, " ".join(formatter._expand_help(action).split()) if action.help else ""))
+        said = (action.help or "") % {**vars(action), "prog": parser.prog}
+        words = [", ".join(action.option_strings), value_of(action)]
+        found.append((" ".join(word for word in words if word), " ".join(said.split())))
     return found
+
+
+def value_of(action: argparse.Action) -> str:
+    """What an option or an argument takes, as --help shows it; "" for a flag."""
+    if action.nargs == 0:
+        return ""
+    named = action.metavar or (
+        "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
+    )
+    named = named if isinstance(named, str) else " ".join(named)
+    if action.nargs in ("?", "*"):
+        return f"[{named}]" if action.nargs == "?" else f"[{named} …]"
+    return f"{named} …" if action.nargs == "+" else named
 
 
 def options_table(name: str, language: str = "en") -> str:
