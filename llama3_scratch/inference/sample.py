@@ -15,7 +15,7 @@ from torch import Tensor
 from llama3_scratch.errors import Llama3Error, UsageError
 
 REPEAT_LAST_N = 64  # tokens that a repeat penalty looks back at, unless told otherwise: llama.cpp's
-_FEW = 256  # tokens among which those that hold p are looked for first
+_TOP_P_TOKENS = 256  # tokens among which those that hold p are looked for first
 
 Filter = Callable[[Tensor, Sequence[int]], Tensor]
 Sampler = Callable[[Tensor, Sequence[int]], int]
@@ -60,7 +60,7 @@ def keep_top_p(p: float) -> Filter:
     def filter(logits_V: Tensor, seen: Sequence[int]) -> Tensor:
         probabilities_V = logits_V.softmax(-1)
         # Nearly always a few tokens hold p, and all needn't be sorted, unless the last of the few has equals.
-        few_V, ids_V = logits_V.topk(min(_FEW, len(logits_V)))
+        few_V, ids_V = logits_V.topk(min(_TOP_P_TOKENS, len(logits_V)))
         n = kept(probabilities_V[ids_V])
         if n == len(few_V) or few_V[n - 1] == few_V[n]:
             ids_V = logits_V.argsort(descending=True, stable=True)
