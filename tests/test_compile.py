@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +79,13 @@ def test_a_step_with_a_cache_compiles():
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["f32", "int4"])
 def test_the_default_backend_gives_the_same_logits(form):
+    """In a process of its own: the compiler wants setuptools' distutils, and other tests may have loaded Python's."""
+    code = f"from tests.test_compile import compare_default_backend as c; c({form!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def compare_default_backend(form: str) -> None:
     fast, counter = compiled("inductor")
     params = forms.FORMS[form](tiny.params(CONFIG))
     for length in LENGTHS[:5]:
