@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from llama3_scratch.checkpoint.conversion import (
-    DTYPES,
+    FILE_DTYPES,
     GGUF_TYPES,
     LAYOUTS,
     QUANTIZED,
@@ -28,7 +28,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--force", action="store_true", help="replace TARGET")
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=FILE_DTYPES,
         help="of the weights, for meta and hf; as stored if not given; makes floats of quantised ones",
     )
     parser.add_argument(

@@ -109,12 +109,12 @@ def _learn(
     checkpoint: Checkpoint, learn: Sequence[Labelled], test: Sequence[Labelled], options: argparse.Namespace
 ) -> int:
     from llama3_scratch.system.timings import duration
-    from llama3_scratch.training.classifying import finetune
+    from llama3_scratch.training.classifying import finetune_classifier
 
     choices, run, batches = flags.classification(options), flags.run_plan(options), flags.batch_plan(options)
     steps, lr = options.epochs * -(-len(learn) // batches.size), options.lr or RATES[choices.train]
     plan = flags.training_plan(options, steps=steps, lr=lr, warmup=5, weight_decay=0.0)
-    result = finetune(checkpoint, learn, test[: options.limit], plan, batches, run, choices)
+    result = finetune_classifier(checkpoint, learn, test[: options.limit], plan, batches, run, choices)
     outcome = result.outcome
     if outcome.signal:
         return cli.ended_by(outcome.signal)

@@ -14,7 +14,7 @@ import torch
 
 from llama3_scratch import bench, convert, generate, stored
 from llama3_scratch.benchmark import measure, ours, peers, startup, worker
-from llama3_scratch.benchmark.report import Row, Trial, markdown, prefill_flops, report, step_bytes
+from llama3_scratch.benchmark.report import EngineResult, Trial, markdown, prefill_flops, report, step_bytes
 from llama3_scratch.benchmark.worker import Worker
 from llama3_scratch.checkpoint.description import describe
 from llama3_scratch.checkpoint.load import load
@@ -60,7 +60,7 @@ def model(tmp_path_factory):
 
 def row(engine, form, rates, **changes):
     values = {"model": "m", "kv": 32, "batch": 1, "load_s": 1.5, "read_bytes": 1000, "slot_bytes": 10}
-    return Row(engine=engine, form=form, config=CONFIG, rates=rates, **{**values, **changes})
+    return EngineResult(engine=engine, form=form, config=CONFIG, rates=rates, **{**values, **changes})
 
 
 def test_json_has_every_sample_and_the_table_says_the_same(model, capsys):

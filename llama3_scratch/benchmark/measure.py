@@ -16,7 +16,7 @@ from llama3_scratch.benchmark.environment import about
 from llama3_scratch.benchmark.peers import BYTES, HF_BYTES, PEERS, llama_cpp_form, read_bytes
 from llama3_scratch.benchmark.report import (
     OURS,
-    Row,
+    EngineResult,
     Trial,
     report,
 )
@@ -104,7 +104,7 @@ def measured(subjects: Sequence[Subject], choice: BenchChoice, command: str) -> 
     tests = [Trial(choice.pp)] if choice.pp else []
     tests += [Trial(choice.tg, context) for context in choice.contexts] if choice.tg else []
     peers = [peer for peer in choice.against if (peer == "llama.cpp" and choice.llama_bench) or _installed(peer)]
-    rows: list[Row] = []
+    rows: list[EngineResult] = []
     roofs: list[dict[str, float]] = []
     with contextlib.closing(Worker("roof", threads=choice.threads, device=choice.device)) as roof:
         threads = roof("about")["threads"]
@@ -122,7 +122,7 @@ def measured(subjects: Sequence[Subject], choice: BenchChoice, command: str) -> 
     return report(rows, tests, roofs, **about(command, choice.repeats), threads=threads)
 
 
-def _turn(group: list[tuple[Row, Worker]], tests: Sequence[Trial]) -> None:
+def _turn(group: list[tuple[EngineResult, Worker]], tests: Sequence[Trial]) -> None:
     """Measure each test once with every engine: A B C, so that a disturbance hits all alike."""
     for test in tests:
         for row, worker in group:
@@ -151,7 +151,7 @@ def _group(
     folder: Path,
     choice: BenchChoice,
     stack: contextlib.ExitStack,
-) -> Iterator[tuple[Row, Worker]]:
+) -> Iterator[tuple[EngineResult, Worker]]:
     """Start a process for every engine and form; each waits for its turns until `stack` closes."""
     slots = max(test.tokens + (test.context or 0) + 1 for test in tests)
     common = {"batch": batch, "slots": slots, "threads": threads}
@@ -165,7 +165,7 @@ def _group(
             config = Config(**about["sizes"])
             forms.append(about["form"])
             numbers = {name: about[name] for name in ("load_s", "read_bytes", "slot_bytes", "dtype")}
-            yield Row(subject.name, OURS, about["form"], about["kv"], batch, config, **numbers), worker
+            yield EngineResult(subject.name, OURS, about["form"], about["kv"], batch, config, **numbers), worker
     for peer in peers:
         kinds = list(HF_BYTES) if peer == "hf" else list(dict.fromkeys(map(llama_cpp_form, forms)))
         for kind in kinds:
@@ -184,7 +184,7 @@ def _group(
             else:
                 kv, (of_layers, of_head) = 16, BYTES[kind]  # llama.cpp's own choice
             about = worker("about")
-            row = Row(
+            row = EngineResult(
                 subject.name,
                 peer,
                 kind,

@@ -32,7 +32,7 @@ class Trial:
 
 
 @dataclass
-class Row:
+class EngineResult:
     """One engine with one form of weights, one kind of cache and one size of batch; `rates` are tokens/s by test."""
 
     model: str
@@ -79,7 +79,7 @@ def step_bytes(read_bytes: int, slot_bytes: int, test: Trial, batch: int) -> flo
     return read_bytes + batch * slot_bytes * (test.context + (test.tokens + 1) / 2)
 
 
-def report(rows: Sequence[Row], tests: Sequence[Trial], roofs: Sequence[Rates], **about: Any) -> dict:
+def report(rows: Sequence[EngineResult], tests: Sequence[Trial], roofs: Sequence[Rates], **about: Any) -> dict:
     """All that was found, as JSON holds it. The machine's limits are medians of those measured between the runs."""
     machine = {name: median(roof[name] for roof in roofs) for name in roofs[0]}
     row_dicts = []
@@ -115,7 +115,7 @@ def report(rows: Sequence[Row], tests: Sequence[Trial], roofs: Sequence[Rates], 
     }
 
 
-def _ratios(row: Row, rows: Sequence[Row], test: Trial) -> Iterator[tuple[str, float]]:
+def _ratios(row: EngineResult, rows: Sequence[EngineResult], test: Trial) -> Iterator[tuple[str, float]]:
     """Our median over that of llama.cpp's twin form, and over transformers' best, on the same model and batch."""
     for engine in ("llama.cpp", "hf"):
         peers = [

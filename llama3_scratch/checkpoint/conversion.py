@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("llama3_scratch")
 
 LAYOUTS = {"meta": "Meta's layout", "hf": "Hugging Face's layout", "gguf": "GGUF"}
-DTYPES = ("float32", "bfloat16", "float16")
+FILE_DTYPES = ("float32", "bfloat16", "float16")
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
 QUANTIZED = ("int8-row", "int8", "int4", "int4-sym", "nf4")  # those of `params.quantize`, told without torch
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -30,7 +30,7 @@ class Conversion(Checked):
     """What is written: the layout, and the form of the weights in it; as they're stored where nothing is said."""
 
     to: str = one_of("meta", tuple(LAYOUTS))
-    dtype: str | None = one_of(None, DTYPES)  # of the weights, for meta and hf; makes floats of quantised ones
+    dtype: str | None = one_of(None, FILE_DTYPES)  # of the weights, for meta and hf; makes floats of quantised ones
     quantize: str | None = one_of(None, QUANTIZED)  # the form of the matrices, for meta and gguf
     type: str | None = one_of(None, GGUF_TYPES)  # of the matrices, for gguf
     shards: int | None = whole(None, minimum=1)  # how many consolidated.*.pth, for meta; None: one

@@ -120,7 +120,7 @@ class TooLongError(Llama3Error):
 
 
 @dataclass(frozen=True)
-class Choice:
+class LikeliestAnswer:
     """The likeliest answer by the sum of its tokens' log p, and by that over its bytes."""
 
     plain: int
@@ -128,7 +128,7 @@ class Choice:
 
 
 @torch.inference_mode()
-def choose(asked: Asked, params: Params, config: Config) -> Choice:
+def choose(asked: Asked, params: Params, config: Config) -> LikeliestAnswer:
     """Which of the choices the model finds likeliest behind the query."""
     longest = max(map(len, asked.ids)) - 1
     device = params["tok_embeddings.weight"].device
@@ -139,7 +139,7 @@ def choose(asked: Asked, params: Params, config: Config) -> Choice:
         logits_TV = unembed(x_TD[None, len(ids) - 1 - own : len(ids) - 1], params)[0]
         sums.append(-F.cross_entropy(logits_TV, torch.tensor(ids[-own:], device=device), reduction="sum").item())
     by_byte = [total / n_bytes for total, n_bytes in zip(sums, asked.bytes, strict=True)]
-    return Choice(sums.index(max(sums)), by_byte.index(max(by_byte)))
+    return LikeliestAnswer(sums.index(max(sums)), by_byte.index(max(by_byte)))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from llama3_scratch.trace.tracer import Statistics, TracedTensor, summarise
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedStep:
     """A step of ours beside theirs; `step` is None where only they have it, `theirs` where only we do.
 
     Runs part where the mean difference exceeds the tolerance: the worst is ruled by the few activations of a trained
@@ -50,7 +50,7 @@ def needs(step: TracedTensor) -> bool:
 
 
 @torch.inference_mode()
-def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: float) -> list[Row]:
+def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: float) -> list[ComparedStep]:
     """Our steps beside theirs, in our order; a step that one side lacks differs infinitely.
 
     `steps` are those of one prompt's passes, with the tensors that `needs` asks for.
@@ -63,8 +63,8 @@ def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: floa
     ours: dict[str, list[TracedTensor]] = defaultdict(list)
     for step in steps:
         ours[step.key] += [step] if step.kind != "argument" else []
-    found: dict[tuple[int, str], Row] = {}
-    lacking: dict[tuple[int, str], list[Row]] = defaultdict(list)
+    found: dict[tuple[int, str], ComparedStep] = {}
+    lacking: dict[tuple[int, str], list[ComparedStep]] = defaultdict(list)
     last = nowhere = (-1, "")
 
     def receive(call: int | None, key: str, theirs: Tensor) -> None:
@@ -73,7 +73,9 @@ def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: floa
             ".return"
         )  # a word may do; another dtype's casts make it, or spare it
         if key not in ours and not may_lack:
-            lacking[last].append(Row(None, _infinite(key, tolerance), summarise(theirs), "only in the other run"))
+            lacking[last].append(
+                ComparedStep(None, _infinite(key, tolerance), summarise(theirs), "only in the other run")
+            )
         same = [step for step in ours.get(key, ()) if call in (None, step.call) and step.value is not None]
         if same and same[0].dtype.is_complex and not theirs.is_complex():  # a file has complex numbers as pairs
             theirs = torch.view_as_complex(theirs)
@@ -83,7 +85,7 @@ def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: floa
         if same:
             last = same[0].call, key
 
-    rows = [Row(None, other, None) for other in reference.run(tokens_1T, total - first_logit, receive)]
+    rows = [ComparedStep(None, other, None) for other in reference.run(tokens_1T, total - first_logit, receive)]
     if not found:
         raise UsageError(f"{reference.name}: no step of that run is one of those traced in this one")
     rows += lacking[nowhere]
@@ -91,21 +93,21 @@ def compare(steps: Sequence[TracedTensor], reference: Reference, tolerance: floa
         if row := found.get((step.call, step.key)):
             rows.append(row)
         elif reference.complete and step.value is not None and step.kind == "local" and not MASK.matches(step):
-            rows.append(Row(step, _infinite(step.label, tolerance), None, "only in this run"))
+            rows.append(ComparedStep(step, _infinite(step.label, tolerance), None, "only in this run"))
         rows += lacking.pop((step.call, step.key), [])
     return rows
 
 
-def first_divergence(rows: Sequence[Row]) -> Row | None:
+def first_divergence(rows: Sequence[ComparedStep]) -> ComparedStep | None:
     return next((row for row in rows if row.diverges), None)
 
 
-def lines(rows: Sequence[Row], full: Callable[[TracedTensor], bool]) -> Iterator[str]:
+def lines(rows: Sequence[ComparedStep], full: Callable[[TracedTensor], bool]) -> Iterator[str]:
     """The comparison for a terminal: the steps that `full` chooses and those of the layer that parts first; of every
     other layer the step that differs most. Of a tensor that is only handed on, one row is shown."""
     first = first_divergence(rows)
     parted = _layer(first) if first is not None else None
-    shown: list[tuple[str, Row]] = []
+    shown: list[tuple[str, ComparedStep]] = []
     for layer, group in groupby(_once(rows, first), key=_layer):
         of_layer = list(group)
         chosen = [row for row in of_layer if row is first or row.step is None or layer == parted or full(row.step)]
@@ -123,13 +125,13 @@ def lines(rows: Sequence[Row], full: Callable[[TracedTensor], bool]) -> Iterator
         yield f"{'≠' if row.diverges else ' '} {label:{width}}{cells}{off}"
 
 
-def _once(rows: Sequence[Row], first: Row | None) -> Iterator[Row]:
+def _once(rows: Sequence[ComparedStep], first: ComparedStep | None) -> Iterator[ComparedStep]:
     """The rows without those that say what a neighbour says: a value is returned, bound by the caller, viewed anew.
 
     Of such neighbours the one stays that the outermost function's line bound, and `first`.
     """
 
-    def same(row: Row) -> tuple[object, ...]:
+    def same(row: ComparedStep) -> tuple[object, ...]:
         step = row.step
         if step is None or row is first:
             return (row.difference.name,)
@@ -142,12 +144,12 @@ def _once(rows: Sequence[Row], first: Row | None) -> Iterator[Row]:
             yield min(group, key=_depth)
 
 
-def _layer(row: Row) -> tuple[int, int] | None:
+def _layer(row: ComparedStep) -> tuple[int, int] | None:
     """The pass and the layer that a step belongs to."""
     return (row.step.call, row.step.layer) if row.step is not None and row.step.layer is not None else None
 
 
-def _depth(row: Row) -> tuple[bool, int]:
+def _depth(row: ComparedStep) -> tuple[bool, int]:
     step = row.step
     return (step.kind != "local", step.key.count(".") - (step.nth > 1)) if step is not None else (False, 0)
 
@@ -160,13 +162,13 @@ def _infinite(name: str, tolerance: float) -> Difference:
     return Difference(name, math.inf, math.inf, math.inf, tolerance)
 
 
-def _row(step: TracedTensor, theirs: Tensor, tolerance: float) -> Row:
+def _row(step: TracedTensor, theirs: Tensor, tolerance: float) -> ComparedStep:
     assert step.value is not None
     theirs = theirs.to(step.value.device)
     if step.value.shape != theirs.shape:
         note = f"shape {list(step.shape)} against {list(theirs.shape)}"
-        return Row(step, _infinite(step.label, tolerance), summarise(theirs), note)
-    return Row(step, difference(step.label, step.value, theirs, tolerance), summarise(theirs))
+        return ComparedStep(step, _infinite(step.label, tolerance), summarise(theirs), note)
+    return ComparedStep(step, difference(step.label, step.value, theirs, tolerance), summarise(theirs))
 
 
 def _part(step: TracedTensor, theirs: Tensor, end: int, total: int) -> Tensor:

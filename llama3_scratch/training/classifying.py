@@ -25,7 +25,7 @@ TEST_BATCH = 32  # texts that are classified at once
 
 
 @dataclass(frozen=True)
-class Result:
+class ClassifyingResult:
     """How many parameters learnt, and how many texts of each class (rows) were taken for each (columns); of a run that
     was stopped none is tested."""
 
@@ -53,7 +53,7 @@ class Result:
         }
 
 
-def finetune(
+def finetune_classifier(
     checkpoint: Checkpoint,
     train_set: Sequence[Labelled],
     test_set: Sequence[Labelled],
@@ -61,7 +61,7 @@ def finetune(
     batches: BatchPlan,
     run_plan: RunPlan,
     choices: Classification,
-) -> Result:
+) -> ClassifyingResult:
     """Learn the classes of `train_set`, on the device of the checkpoint's weights, then test.
 
     The run's folder gets the log, checkpoints, `classifier/`, and `result.json`.
@@ -86,12 +86,12 @@ def finetune(
     }[choices.train]
     outcome = run.train(flops_per_token=flops.flops_per_token(config, batches.length, passes=passes))
     if outcome.signal:
-        return Result(outcome, classes, training.n_trainable, [[0] * len(classes) for _ in classes])
+        return ClassifyingResult(outcome, classes, training.n_trainable, [[0] * len(classes) for _ in classes])
     constants = {name: tensor for name, tensor in params.items() if name.endswith(".adaptor.scale")}
     write_classifier(run.folder / "classifier", training.trainable | constants, about)
     held_out = LabelledTexts(test_set, classes, tokenizer, size=TEST_BATCH, seed=None, **how)
     counts = confusion(training.params, config, held_out, len(classes), dtype=ACTIVATIONS[plan.dtype]).tolist()
-    result = Result(outcome, classes, training.n_trainable, counts)
+    result = ClassifyingResult(outcome, classes, training.n_trainable, counts)
     numbers = {
         "learnt": result.learnt,
         "minutes": round(outcome.seconds / 60, 2),

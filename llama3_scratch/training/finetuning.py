@@ -28,7 +28,7 @@ FORM = "int4"  # of QLoRA's base, where it isn't in integers already
 
 
 @dataclass(frozen=True)
-class Result:
+class FinetuningResult:
     """Mean losses of held-out answers in nats a token, None where none were held out; how many parameters learnt."""
 
     outcome: Outcome
@@ -79,7 +79,7 @@ def finetune(
     batches: BatchPlan,
     run_plan: RunPlan,
     choices: Finetuning,
-) -> Result:
+) -> FinetuningResult:
     """Learn the answers of conversations, on the device of the checkpoint's weights.
 
     The plan's steps are those of all epochs, if not fewer. The run's folder gets log, curve, checkpoints, and
@@ -127,4 +127,4 @@ def finetune(
     else:
         base = str(checkpoint.path)
         write_peft(run.folder / "adapter", training.weights(), config, base=base, rslora=adapters.rslora)
-    return Result(outcome, before, after, training.n_trainable)
+    return FinetuningResult(outcome, before, after, training.n_trainable)
