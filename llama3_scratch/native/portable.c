@@ -1,4 +1,4 @@
-/* The kernels in plain C: what every machine runs that has no faster ones, and what the faster ones must equal. */
+/* The kernels in plain C: what the faster ones must equal. Where there are none of these, torch computes. */
 #include "native.h"
 
 #include <math.h>
