@@ -581,3 +581,23 @@ def test_a_forked_child_starts_threads_of_its_own():
     if child == 0:
         os._exit(0 if torch.equal(matmul(x, weight), wanted) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(kernels.chosen() is None, reason="the kernels weren't built: no C compiler")
+def test_params_that_others_change_are_noticed():
+    """A tensor put in another's place at once, new memory of the same tensor at the next prompt."""
+    config = replace(tiny.CONFIG, n_layers=1)
+    params = dict(tiny.params(config))
+    model = FastForward(params, config, dtype=torch.float32)
+    tokens_BT = tiny.tokens(1, 3, config)
+
+    def equal(T: int) -> bool:
+        part_BT = tokens_BT[:, :T]
+        return torch.allclose(model.logits(part_BT, Cache(9)), forward(part_BT, params, config), rtol=1e-3, atol=1e-3)
+
+    with torch.inference_mode():
+        assert equal(1) and equal(3)
+        params["norm.weight"] = 3 * params["norm.weight"]
+        assert equal(1)
+        params["layers.0.ffn_norm.weight"].data = 5 * params["layers.0.ffn_norm.weight"]
+        assert equal(3) and equal(1)
