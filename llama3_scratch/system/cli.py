@@ -44,7 +44,9 @@ class Parser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            given = unknown[0].split("=")[0]
+            begun = [flag for flag in flags if given.startswith("--") and len(given) > 3 and flag.startswith(given)]
+            close = begun or difflib.get_close_matches(given, flags, n=1)
             self.error(f"unknown argument {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
         return known
 

@@ -191,3 +191,8 @@ def test_gguf_types_are_offered_as_they_are_written():
 def test_a_file_without_a_name_that_takes_no_more_is_a_full_disk(number):
     known = cli.as_ours(OSError(number, "it is full"))
     assert known is not None and known.exit_code == 5 and str(known) == "the disk is full: it is full"
+
+
+def test_a_flag_that_was_begun_is_the_one_that_was_meant(capsys):
+    assert convert.main(["a", "b", "--to", "meta", "--sh", "3"]) == 2
+    assert "unknown argument --sh; did you mean --shards?" in capsys.readouterr().err
