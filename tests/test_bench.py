@@ -497,7 +497,7 @@ def test_the_picture_has_a_line_for_each_form(model, tmp_path, capsys):
     assert path.read_text().count('<g id="line2d') > 4
 
 
-def test_startup_timeswhole_command_commands(model, capsys):
+def test_startup_times_whole_commands(model, capsys):
     assert bench.main([str(model), "--startup", "-r", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     generate, torch_alone = found["rows"]
