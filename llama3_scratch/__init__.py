@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from llama3_scratch.config import OFFICIAL, Config, RopeScaling, expected
     from llama3_scratch.errors import Llama3Error
     from llama3_scratch.inference.choices import CacheChoice, DraftChoice, ModelChoice, PromptChoice, SamplingChoice
+    from llama3_scratch.inference.loading import open_model
     from llama3_scratch.inference.notebook import Talk, answer, stream_answer
-    from llama3_scratch.inference.opening import open_model
     from llama3_scratch.inference.sample import sampler
     from llama3_scratch.model import block, decode, embed, forward, fused_block, unembed
 
@@ -41,7 +41,7 @@ registry.offer(lambda: importlib.import_module("llama3_scratch.native.kernels"))
 # Imported at first use: torch takes seconds, and `--help` needs none of it.
 _HOME = {
     "inference.choices": ("CacheChoice", "DraftChoice", "ModelChoice", "PromptChoice", "SamplingChoice"),
-    "inference.opening": ("open_model",),
+    "inference.loading": ("open_model",),
     "inference.notebook": ("Talk", "answer", "stream_answer"),
     "cache": ("NO_CACHE", "Cache"),
     "caches.ragged": ("RaggedCache",),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llama3_scratch.errors import UsageError
 
-GROWTH = 256  # slots by which a cache grows
+GROWTH_SLOTS = 256  # slots by which a cache grows
 
 # Which of the S slots each of the T tokens sees, at least one: booleans mask_BTS, with B = 1 where all rows agree, or a
 # word for it.
@@ -66,7 +66,7 @@ class NoCache:
 NO_CACHE = NoCache()
 
 
-class Kept:
+class Slots:
     """The keys or the values of one layer as floats, in slots that grow by blocks: `values` (B, slots, G, K)."""
 
     form = "floats"  # what the bytes of `tensors` mean; a class that means something else by them says so
@@ -88,7 +88,7 @@ class Kept:
         return self.values[:, :span]
 
     @property
-    def slots(self) -> int:
+    def capacity(self) -> int:
         return self.values.shape[1]
 
     @property
@@ -109,13 +109,13 @@ class Kept:
             setattr(self, name, tensor[list(rows)])
 
 
-Keep = Callable[[Tensor], Kept]
+MakeSlots = Callable[[Tensor], Slots]
 
 
 class Cache(NoCache):
     """A cache whose rows all have the same length; it grows by blocks up to `limit` slots.
 
-    `keys` and `values` are what they're kept in: floats as they come, or another form with `Kept`'s methods.
+    `keys` and `values` are what they're kept in: floats as they come, or another form with the methods of `Slots`.
     """
 
     endless, sinks, dropped = False, 0, 0  # endless: behind its first tokens, the sinks, it drops some where it's full
@@ -128,11 +128,11 @@ class Cache(NoCache):
         if "mask" in vars(cls) and "by_position" not in vars(cls):
             cls.by_position = False
 
-    def __init__(self, limit: int, *, keys: Keep = Kept, values: Keep = Kept) -> None:
+    def __init__(self, limit: int, *, keys: MakeSlots = Slots, values: MakeSlots = Slots) -> None:
         self.limit = limit
         self.length = 0
         self.forms = keys, values
-        self.layers: dict[str, tuple[Kept, Kept]] = {}
+        self.layers: dict[str, tuple[Slots, Slots]] = {}
 
     def positions(self, tokens: int, device: torch.device) -> Tensor:
         return torch.arange(self.length, self.length + tokens, device=device)[None]
@@ -187,14 +187,14 @@ class Cache(NoCache):
             tensor.nbytes for layer in self.layers.values() for kept in layer for tensor in kept.tensors().values()
         )
 
-    def room(self, name: str, span: int, like_BTGK: Tensor) -> tuple[Kept, Kept]:
+    def room(self, name: str, span: int, like_BTGK: Tensor) -> tuple[Slots, Slots]:
         """What the layer keeps its keys and its values in, with room for `span` slots."""
         if (layer := self.layers.get(name)) is None:
             keys, values = self.forms
             layer = self.layers[name] = keys(like_BTGK), values(like_BTGK)
         if len(layer[0].values) != len(like_BTGK):
             raise UsageError(f"a cache of {len(layer[0].values)} rows got {len(like_BTGK)}; take one for each batch")
-        if layer[0].slots < span:
+        if layer[0].capacity < span:
             for kept in layer:
-                kept.grow(min(self.limit, -(-span // GROWTH) * GROWTH))
+                kept.grow(min(self.limit, -(-span // GROWTH_SLOTS) * GROWTH_SLOTS))
         return layer

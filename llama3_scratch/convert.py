@@ -14,7 +14,7 @@ from llama3_scratch.checkpoint.conversion import (
     check_target,
     convert,
 )
-from llama3_scratch.inference.opening import read
+from llama3_scratch.inference.loading import read
 from llama3_scratch.system import cli
 from llama3_scratch.system.fields import updated
 from llama3_scratch.terminal.flags import add_adapter_flag, add_reading_flags, model_choice

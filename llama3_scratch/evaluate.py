@@ -67,7 +67,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError("a judge marks the answers to --instructions; give these, --judge and --judge-model together")
     from llama3_scratch.data.documents import require_text
     from llama3_scratch.evaluation.reference import open_reference
-    from llama3_scratch.inference.opening import open_model
+    from llama3_scratch.inference.loading import open_model
 
     for path in files:
         if path is not None:  # before a large model is read

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.opening import describe_model
+from llama3_scratch.inference.loading import describe_model
 from llama3_scratch.inference.prompt_encoding import encode_prompt
 from llama3_scratch.system import cli
 from llama3_scratch.terminal import flags

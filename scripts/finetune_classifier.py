@@ -63,7 +63,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.labelled import balanced, read_labelled
-    from llama3_scratch.inference.opening import check_device
+    from llama3_scratch.inference.loading import check_device
 
     if options.apply and not options.text:
         raise UsageError("--apply needs at least one --text")

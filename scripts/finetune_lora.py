@@ -73,7 +73,7 @@ def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.conversations import read_conversations, split
-    from llama3_scratch.inference.opening import check_device
+    from llama3_scratch.inference.loading import check_device
     from llama3_scratch.system.timings import duration
     from llama3_scratch.system.writing import write_whole
     from llama3_scratch.training.finetuning import finetune

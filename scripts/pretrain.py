@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
 
     from llama3_scratch.config import Config, hidden_dim
     from llama3_scratch.data.shards import Shards
-    from llama3_scratch.inference.opening import check_device
+    from llama3_scratch.inference.loading import check_device
     from llama3_scratch.training.pretraining import pretrain, range_test, suggested
 
     try:

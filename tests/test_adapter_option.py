@@ -16,7 +16,7 @@ from llama3_scratch.checkpoint.load import load
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.checkpoint.peft_out import write_peft
 from llama3_scratch.inference.choices import ModelChoice
-from llama3_scratch.inference.opening import open_model
+from llama3_scratch.inference.loading import open_model
 from llama3_scratch.model import forward
 from llama3_scratch.params.lora import adapted, adapter, attach, merge, on_tied_head
 from llama3_scratch.params.quantize import quantize

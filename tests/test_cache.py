@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama3_scratch.cache import GROWTH, NO_CACHE, Cache
+from llama3_scratch.cache import GROWTH_SLOTS, NO_CACHE, Cache
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.model import block, forward, fused_block
@@ -110,15 +110,17 @@ def test_f218_a_full_cache_refuses(make):
 
 
 def test_it_grows_by_blocks_up_to_its_limit():
-    cache = Cache(GROWTH + 10)
+    cache = Cache(GROWTH_SLOTS + 10)
     assert cache.n_bytes == 0
     run("f32", cache, [1])
-    assert cache.n_bytes == CONFIG.kv_bytes(GROWTH, batch=2, element_bytes=4)
-    tokens_BT = tiny.tokens(2, GROWTH + 10)
+    assert cache.n_bytes == CONFIG.kv_bytes(GROWTH_SLOTS, batch=2, element_bytes=4)
+    tokens_BT = tiny.tokens(2, GROWTH_SLOTS + 10)
     cache.rewind(0)
     wanted = forward(tokens_BT, made("f32"), CONFIG)
-    pieces = [forward(piece, made("f32"), CONFIG, cache=cache) for piece in tokens_BT.split([GROWTH - 1, 2, 9], dim=1)]
-    assert cache.n_bytes == CONFIG.kv_bytes(GROWTH + 10, batch=2, element_bytes=4)
+    pieces = [
+        forward(piece, made("f32"), CONFIG, cache=cache) for piece in tokens_BT.split([GROWTH_SLOTS - 1, 2, 9], dim=1)
+    ]
+    assert cache.n_bytes == CONFIG.kv_bytes(GROWTH_SLOTS + 10, batch=2, element_bytes=4)
     check(torch.cat(pieces, dim=1), wanted, 2e-5)
 
 

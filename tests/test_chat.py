@@ -630,9 +630,9 @@ def test_a_base_model_is_refused(tmp_path, capsys):
 
 def test_without_a_network_it_says_what_fetches_the_model(offline, monkeypatch, capsys):
     """The storyteller can't chat: nothing is loaded in the model's place."""
-    from llama3_scratch.inference import opening
+    from llama3_scratch.inference import loading
 
-    monkeypatch.setattr(opening, "read", lambda *args, **how: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr(loading, "read", lambda *args, **how: pytest.fail("nothing may be loaded"))
     assert chat.main([]) == 3
     err = capsys.readouterr().err
     assert err.startswith("error: smollm2-135m: couldn't be fetched: no network; ") and err.count("\n") == 1

@@ -16,7 +16,7 @@ from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.inference import stream
 from llama3_scratch.inference.choices import ModelChoice
-from llama3_scratch.inference.opening import open_model
+from llama3_scratch.inference.loading import open_model
 from llama3_scratch.native import kernels
 from llama3_scratch.params.quantize import quantize
 from llama3_scratch.stored import stored

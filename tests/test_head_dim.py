@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from llama3_scratch import convert, describe, model, parity
-from llama3_scratch.cache import Cache, Kept
-from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.cache import Cache, Slots
+from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.gguf import read_gguf
@@ -122,7 +122,7 @@ def test_cached_is_full(wanted, cache):
 
 @pytest.mark.skipif(kernels.library() is None, reason="the kernels weren't built: no C compiler")
 @pytest.mark.parametrize("form", [None, *FORMS])
-@pytest.mark.parametrize("kept", [Kept, KeptBf16, KeptInt8, KeptInt4])
+@pytest.mark.parametrize("kept", [Slots, Bf16Slots, Int8Slots, Int4Slots])
 @pytest.mark.parametrize("config", [CONFIG, TILED], ids=["odd", "tiled"])
 def test_the_kernels_do_as_torch_does(form, kept, config):
     params = tiny.params(config)
@@ -145,10 +145,10 @@ def test_the_kernels_do_as_torch_does(form, kept, config):
     finally:
         kernels.choose()
     # Tiles take their inputs in 16 bits; a number on the border between two integers of a cache falls either way.
-    exact = kept is Kept and not any(
+    exact = kept is Slots and not any(
         isinstance(stored(params, name.removesuffix(".weight")), Tiles) for name in matrices
     )
-    check(native, torchs, 2e-5 if exact else 1e-3 if kept is Kept else 0.1)
+    check(native, torchs, 2e-5 if exact else 1e-3 if kept is Slots else 0.1)
     check(forward(tokens_BT, plain(params), config), forward(tokens_BT, params, config, dtype=torch.float64), 1e-9)
 
 

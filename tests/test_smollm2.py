@@ -14,7 +14,7 @@ from llama3_scratch.checkpoint.meta import open_pth
 from llama3_scratch.checkpoint.names import BLOCKS
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.choices import ModelChoice
-from llama3_scratch.inference.opening import open_model
+from llama3_scratch.inference.loading import open_model
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import block, forward

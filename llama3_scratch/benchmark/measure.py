@@ -24,7 +24,7 @@ from llama3_scratch.benchmark.worker import Worker
 from llama3_scratch.config import OFFICIAL, Config, official_name
 from llama3_scratch.errors import FileError, Llama3Error, UsageError
 from llama3_scratch.inference.choices import ModelChoice
-from llama3_scratch.inference.opening import find_model
+from llama3_scratch.inference.loading import find_model
 from llama3_scratch.system.fields import Checked, text, whole
 
 log = logging.getLogger("llama3_scratch")
@@ -79,12 +79,12 @@ class BenchChoice(Checked):
                 )
         if unknown := [name for name in self.shape if official_name(name) is None]:
             raise UsageError(f"`shape` {unknown[0]}: expected one of {', '.join(OFFICIAL)}")
-        from llama3_scratch.benchmark.ours import KEEPS, MEASURED_FORMS
+        from llama3_scratch.benchmark.ours import MEASURED_FORMS, SLOTS
 
         if unknown := [form for form in self.forms if form not in MEASURED_FORMS]:
             raise UsageError(f"`forms` {unknown[0]}: expected some of {', '.join(MEASURED_FORMS)}")
-        if others := [bits for bits in self.kv if bits not in (None, *KEEPS)]:
-            raise UsageError(f"`kv` {others[0]}: a cache is kept in {', '.join(map(str, KEEPS))} bits")
+        if others := [bits for bits in self.kv if bits not in (None, *SLOTS)]:
+            raise UsageError(f"`kv` {others[0]}: a cache is kept in {', '.join(map(str, SLOTS))} bits")
 
 
 def subjects_of(choice: BenchChoice) -> list[Subject]:

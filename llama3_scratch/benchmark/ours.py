@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama3_scratch.cache import Cache, Keep, Kept
-from llama3_scratch.caches.quantized import KEPT_IN_BITS
+from llama3_scratch.cache import Cache, MakeSlots, Slots
+from llama3_scratch.caches.quantized import SLOTS_BY_BITS
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.config import OFFICIAL, Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.choices import ModelChoice
-from llama3_scratch.inference.opening import activations_dtype, open_model
+from llama3_scratch.inference.loading import activations_dtype, open_model
 from llama3_scratch.inference.prefill import CHUNK, prefill, step
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.native import kernels
@@ -30,7 +30,7 @@ from llama3_scratch.system.timings import peak_rss_bytes
 
 FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 MEASURED_FORMS = (*FLOATS, *quantize.FORMS)
-KEEPS: dict[int, Keep] = {32: Kept, **KEPT_IN_BITS}  # what a cache keeps keys and values in, by bits
+SLOTS: dict[int, MakeSlots] = {32: Slots, **SLOTS_BY_BITS}  # what a cache keeps keys and values in, by bits
 # A weight, head and embedding included, which stay at 8 bits beside layers in 4.
 _BITS = {"f32": 32, "bf16": 16, "f16": 16, "int8-row": 8.1, "int8": 8.5, "int4": 6, "int4-sym": 5.6, "nf4": 5.4}
 
@@ -101,7 +101,7 @@ class Ours:
         self._dtype_name = SHORT_DTYPE[str(self._dtype).removeprefix("torch.")]
         if kv == 32 and self._dtype != torch.float32:
             raise UsageError(f"`kv` 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
-        self._params, self._config, self._keep = params, config, KEEPS[kv or 32]
+        self._params, self._config, self._keep = params, config, SLOTS[kv or 32]
         self._kv_bits = kv or 8 * self._dtype.itemsize
         self._model = FastForward(params, config, dtype=self._dtype)
         self._batch, self._slots, self._known = batch, slots, 0

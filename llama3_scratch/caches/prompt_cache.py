@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llama3_scratch.cache import Cache, Kept
+from llama3_scratch.cache import Cache, Slots
 from llama3_scratch.checkpoint.fingerprint import Origin, fingerprint
 from llama3_scratch.checkpoint.hf_out import write_safetensors
 from llama3_scratch.config import Config
@@ -137,7 +137,7 @@ def _check_meaning(path: Path, found: dict[str, str], wanted: dict[str, str]) ->
             raise FileError(f"{path}: made with {of}; delete it, or take another file")
 
 
-def _form(kept: Kept) -> str:
+def _form(kept: Slots) -> str:
     """`float32`, `int8 in groups of 32`."""
     tensors = kept.tensors()
     if (scales := tensors.get("scales")) is None:

@@ -1,6 +1,6 @@
 """Shorter forms of cached keys and values: bf16, int8 and int4, each to be given to a cache as `keys=` or `values=`.
 
-    cache = Cache(8192, keys=KeptInt8, values=partial(KeptInt4, group=16))
+    cache = Cache(8192, keys=Int8Slots, values=partial(Int4Slots, group=16))
 
 A group of neighbours along the head shares a scale: its largest magnitude becomes 127 (or 7), the others follow in
 proportion and are rounded. int4 spreads each vector over all its numbers first. The C kernels write and read the same
@@ -14,14 +14,14 @@ import math
 import torch
 from torch import Tensor
 
-from llama3_scratch.cache import Keep, Kept
+from llama3_scratch.cache import MakeSlots, Slots
 from llama3_scratch.errors import UsageError
 
 GROUP_SIZE = 32  # numbers that share a scale, unless told otherwise
 _LEAST = torch.finfo(torch.float32).tiny  # a smaller scale has no inverse that is a float; its group becomes zeros
 
 
-class KeptBf16(Kept):
+class Bf16Slots(Slots):
     """Keys or values as bf16, two bytes a number."""
 
     form = "bf16"
@@ -37,7 +37,7 @@ class KeptBf16(Kept):
         return self.values[:, :span].to(self._dtype)
 
 
-class KeptInt8(Kept):
+class Int8Slots(Slots):
     """Keys or values as int8: `values` (B, slots, G, K) and, in f32, `scales` (B, slots, G, K / group).
 
     The group is 32 unless given, or the whole head where 32 doesn't divide it. Raises UsageError for one that doesn't.
@@ -78,7 +78,7 @@ class KeptInt8(Kept):
         return grouped
 
 
-class KeptInt4(KeptInt8):
+class Int4Slots(Int8Slots):
     """Keys or values as 4 bits, spread first: `values` is uint8 (B, slots, G, K / 2), the scales as for int8.
 
     A byte holds q + 8 of a number in its low half and, in its high half, that of the number half a group further on.
@@ -123,7 +123,7 @@ def hadamard(x: Tensor) -> Tensor:
     return x * width**-0.5
 
 
-KEPT_IN_BITS = {16: KeptBf16, 8: KeptInt8, 4: KeptInt4}
+SLOTS_BY_BITS = {16: Bf16Slots, 8: Int8Slots, 4: Int4Slots}
 
 
 def group_size(head_dim: int, group: int | None = None) -> int:
@@ -135,7 +135,7 @@ def group_size(head_dim: int, group: int | None = None) -> int:
     return group
 
 
-def vector_bytes(keep: Keep, head_dim: int, dtype: torch.dtype) -> int:
+def vector_bytes(make: MakeSlots, head_dim: int, dtype: torch.dtype) -> int:
     """Bytes that a key or value of one head takes in that form, its scales included."""
-    kept = keep(torch.empty(1, 0, 1, head_dim, dtype=dtype))
+    kept = make(torch.empty(1, 0, 1, head_dim, dtype=dtype))
     return sum(math.prod(tensor.shape[2:]) * tensor.itemsize for tensor in kept.tensors().values())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llama3_scratch.cache import Cache, Keep, Kept, Mask
+from llama3_scratch.cache import Cache, MakeSlots, Mask, Slots
 from llama3_scratch.errors import UsageError
 
 
@@ -20,7 +20,7 @@ class RaggedCache(Cache):
 
     by_position = True
 
-    def __init__(self, limit: int, batch: int, *, keys: Keep = Kept, values: Keep = Kept) -> None:
+    def __init__(self, limit: int, batch: int, *, keys: MakeSlots = Slots, values: MakeSlots = Slots) -> None:
         super().__init__(limit, keys=keys, values=values)
         self.lengths = torch.zeros(batch, dtype=torch.long)
 
@@ -81,7 +81,7 @@ class RaggedCache(Cache):
             like_BTGK = theirs[0].get(1)[:1].expand(self.batch, -1, -1, -1)
             for kept, new in zip(self.room(name, other.length, like_BTGK), theirs, strict=True):
                 if batch > len(kept.values):
-                    kept.grow(kept.slots, batch)
+                    kept.grow(kept.capacity, batch)
                 for ours, its in zip(kept.tensors().values(), new.tensors().values(), strict=True):
                     ours[list(rows), : other.length] = its[:, : other.length]
         lengths = torch.zeros(batch, dtype=torch.long)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from llama3_scratch.cache import Cache, Keep, Kept
+from llama3_scratch.cache import Cache, MakeSlots, Slots
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
 from llama3_scratch.model import rotate, rotations
@@ -24,7 +24,14 @@ class SlidingCache(Cache):
     endless = True
 
     def __init__(
-        self, limit: int, config: Config, *, window: int, sinks: int = 4, keys: Keep = Kept, values: Keep = Kept
+        self,
+        limit: int,
+        config: Config,
+        *,
+        window: int,
+        sinks: int = 4,
+        keys: MakeSlots = Slots,
+        values: MakeSlots = Slots,
     ) -> None:
         super().__init__(limit, keys=keys, values=values)
         if window < 1 or sinks < 0 or sinks + window >= limit:

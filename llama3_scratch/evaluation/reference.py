@@ -7,7 +7,7 @@ from dataclasses import replace
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.choices import ModelChoice
-from llama3_scratch.inference.opening import open_model
+from llama3_scratch.inference.loading import open_model
 
 
 def open_reference(name: str, checkpoint: Checkpoint, choice: ModelChoice) -> Checkpoint:

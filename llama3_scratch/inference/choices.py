@@ -1,8 +1,8 @@
 """Which model, which cache, which draft tokens, which chat format, how tokens are sampled: small frozen values.
 
 A command line, a notebook, a test and a server build them alike, and each is checked as it is made: UsageError names
-the field. Model, cache and drafts are a process's, prompt and sampling a request's. `opening` opens the model and
-`making` makes the rest. No torch here.
+the field. Model, cache and drafts are a process's, prompt and sampling a request's. `loading` opens the model and
+`factories` makes the rest. No torch here.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Conversation:
         load_s: float = 0.0,
     ) -> None:
         """`reading` says how the files of a model that makes draft tokens are read. `sampling` may be changed later."""
-        from llama3_scratch.inference.making import make_cache, make_drafts
+        from llama3_scratch.inference.factories import make_cache, make_drafts
 
         if drafts.speculate and cache.sliding:
             raise UsageError("`speculate` goes without `sliding`")

@@ -10,8 +10,8 @@ from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.choices import CHAT_SAMPLING, CacheChoice, DraftChoice, PromptChoice, SamplingChoice
 from llama3_scratch.inference.conversation import Conversation
-from llama3_scratch.inference.making import make_cache, make_drafts
-from llama3_scratch.inference.opening import activations
+from llama3_scratch.inference.factories import make_cache, make_drafts
+from llama3_scratch.inference.loading import activations
 from llama3_scratch.inference.prompt_encoding import encode_prompt
 from llama3_scratch.inference.timed import timed_stream
 from llama3_scratch.system.cli import meant

@@ -13,7 +13,7 @@ from llama3_scratch.cache import Cache
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.inference import stream
 from llama3_scratch.inference.choices import SamplingChoice
-from llama3_scratch.inference.making import make_sampler
+from llama3_scratch.inference.factories import make_sampler
 from llama3_scratch.inference.speculate import NO_DRAFTS, NoDrafts
 from llama3_scratch.inference.stream import GeneratedToken
 from llama3_scratch.model import block

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from llama3_scratch.cache import NO_CACHE, Cache, Kept, NoCache
+from llama3_scratch.cache import NO_CACHE, Cache, NoCache, Slots
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import ResourceError, UsageError
 from llama3_scratch.linear import embed
@@ -240,7 +240,7 @@ class NativeDecode:
         if found is not None and first[0].values is found.first:
             return found  # all layers' places change together, when a cache grows or drops rows
         found = self._found = None  # before the other layers grow, that each frees its old memory
-        slots, tensors = first[0].slots, list[Tensor]()
+        slots, tensors = first[0].capacity, list[Tensor]()
         n_layers = self._config.n_layers
         of_keys, of_values = (CachedVectors * n_layers)(), (CachedVectors * n_layers)()
         for index, layer in enumerate((first, *layers)):
@@ -287,7 +287,7 @@ class _Step:
             raise ResourceError(f"no memory for a step of {n} tokens after {max(self.positions)}")
 
 
-def _cached(of: Kept, wanted: tuple[int, int, int, int]) -> CachedVectors | None:
+def _cached(of: Slots, wanted: tuple[int, int, int, int]) -> CachedVectors | None:
     """What C reads and writes, of `wanted` = (rows, slots, heads, numbers of a head); None where it isn't just that."""
     form = vars(type(of)).get("form")  # the class's own: one that is derived may mean something else by its bytes
     if form not in _CACHE_FORMS or of.head_dim != wanted[3]:

@@ -18,7 +18,7 @@ from llama3_scratch.inference.choices import (
     PromptChoice,
     SamplingChoice,
 )
-from llama3_scratch.inference.opening import open_model
+from llama3_scratch.inference.loading import open_model
 from llama3_scratch.inference.prompt_cache_file import PromptCacheFile, check_path
 from llama3_scratch.inference.prompt_encoding import encode_prompt
 from llama3_scratch.system.timings import Timings
@@ -107,7 +107,7 @@ def answer_prompts(asked: Sequence[Prompt], how: Answering, *, make_watch: MakeW
 
 def _encoded(asked: Sequence[Prompt], checkpoint: Checkpoint, how: Answering) -> list[list[int]]:
     """The tokens of all prompts: what is wrong with the last one is told before the first is answered."""
-    from llama3_scratch.inference.making import context
+    from llama3_scratch.inference.factories import context
 
     tokenizer = checkpoint.require_tokenizer()
     if tokenizer.chat_format is None and not how.prompt.without_chat_format:
@@ -141,7 +141,7 @@ def _answer(
     watch: Watch | None,
 ) -> int:
     """Answer the prompts of one batch and print them; 130 where Ctrl-C ended it. `total` grows by what it took."""
-    from llama3_scratch.inference.making import make_cache, make_drafts
+    from llama3_scratch.inference.factories import make_cache, make_drafts
     from llama3_scratch.inference.timed import logprobs, timed_stream, warn_if_clamped
 
     prompts, tokenizer = list(printer.prompts), checkpoint.require_tokenizer()

@@ -12,7 +12,7 @@ from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.data import documents
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.choices import ModelChoice, PromptChoice
-from llama3_scratch.inference.opening import describe_model
+from llama3_scratch.inference.loading import describe_model
 from llama3_scratch.system.files import decode
 
 STDIN = "-"

@@ -23,7 +23,7 @@ from llama3_scratch.inference.choices import (
     random_seed,
 )
 from llama3_scratch.inference.conversation import Conversation
-from llama3_scratch.inference.opening import open_model
+from llama3_scratch.inference.loading import open_model
 from llama3_scratch.inference.prompt_cache_file import PromptCacheFile, check_path
 from llama3_scratch.system import cli
 from llama3_scratch.system.fields import Number, takes

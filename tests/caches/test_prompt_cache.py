@@ -10,10 +10,10 @@ from functools import partial
 import pytest
 import torch
 
-from llama3_scratch.cache import Cache, Kept
+from llama3_scratch.cache import Cache, Slots
 from llama3_scratch.caches import prompt_cache
 from llama3_scratch.caches.prompt_cache import common_prefix
-from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
 from llama3_scratch.config import RopeScaling
 from llama3_scratch.errors import FileError, ResourceError
 from llama3_scratch.model import forward
@@ -23,10 +23,10 @@ CONFIG, F32 = tiny.CONFIG, torch.float32
 IDS = tiny.tokens(1, 30)[0].tolist()
 KEY = "layers.0.attention.keys.values"
 FORMS = {
-    "f32": (Kept, Kept),
-    "bf16": (KeptBf16, KeptBf16),
-    "int8 and int4": (KeptInt8, KeptInt4),
-    "int8 in groups of 4": (partial(KeptInt8, group=4), KeptInt8),
+    "f32": (Slots, Slots),
+    "bf16": (Bf16Slots, Bf16Slots),
+    "int8 and int4": (Int8Slots, Int4Slots),
+    "int8 in groups of 4": (partial(Int8Slots, group=4), Int8Slots),
 }
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from llama3_scratch import load
-from llama3_scratch.cache import Cache, Kept
-from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8, group_size, hadamard, vector_bytes
+from llama3_scratch.cache import Cache, Slots
+from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots, group_size, hadamard, vector_bytes
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.model import block, forward, fused_block
@@ -22,14 +22,14 @@ from tests.compare import check, difference
 from tests.forms import FORMS
 
 CONFIG = replace(tiny.CONFIG, n_layers=2)
-INTEGERS = [KeptInt8, KeptInt4]
+INTEGERS = [Int8Slots, Int4Slots]
 # keys, values, and how far logits may be from those of a full cache in a tiny world of tamer weights
 CACHES = {
-    "bf16": (KeptBf16, KeptBf16, 0.005),
-    "int8": (KeptInt8, KeptInt8, 0.02),
-    "int4": (KeptInt4, KeptInt4, 0.3),
-    "int8 and int4 in groups of 2": (KeptInt8, partial(KeptInt4, group=2), 0.12),
-    "int4 values": (Kept, KeptInt4, 0.3),
+    "bf16": (Bf16Slots, Bf16Slots, 0.005),
+    "int8": (Int8Slots, Int8Slots, 0.02),
+    "int4": (Int4Slots, Int4Slots, 0.3),
+    "int8 and int4 in groups of 2": (Int8Slots, partial(Int4Slots, group=2), 0.12),
+    "int4 values": (Slots, Int4Slots, 0.3),
 }
 T = 66
 
@@ -46,13 +46,13 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("form", "group"), [(KeptInt8, 32), (KeptInt8, 8), (KeptInt4, 32), (KeptInt4, 8)])
+@pytest.mark.parametrize(("form", "group"), [(Int8Slots, 32), (Int8Slots, 8), (Int4Slots, 32), (Int4Slots, 8)])
 def test_every_number_is_within_half_a_step(form, group, dtype):
     x_BTGK = normal(2, 5, 3, 64).to(dtype)
     got_BSGK = kept(form, x_BTGK, group=group).get(5)
     assert got_BSGK.dtype == dtype
     before, after = x_BTGK.float(), got_BSGK.float()
-    if form is KeptInt4:
+    if form is Int4Slots:
         before, after = hadamard(before), hadamard(after)
     step = before.unflatten(-1, (-1, group)).abs().amax(-1, keepdim=True) / form.top
     off = (after - before).unflatten(-1, (-1, group)).abs()
@@ -63,14 +63,14 @@ def test_every_number_is_within_half_a_step(form, group, dtype):
 
 def test_int8_is_what_the_formula_says():
     x_BTGK = torch.tensor([[[[127.0, -1.0, 0.4, 63.6, 2.0, 0.5, -2.0, 1.0]]]])
-    made = kept(KeptInt8, x_BTGK, group=4)
+    made = kept(Int8Slots, x_BTGK, group=4)
     assert made.values[0, 0, 0].tolist() == [127, -1, 0, 64, 127, 32, -127, 64]
     assert made.scales[0, 0, 0].tolist() == pytest.approx([1.0, 2 / 127])
 
 
 def test_int4_packs_the_halves_of_a_group_below_and_above():
     x_BTGK = torch.tensor([[[[7.0, -7.0, 3.0, 0.0, 14.0, 2.0, -4.0, -14.0]]]])
-    made = kept(KeptInt4, hadamard(x_BTGK), group=4)
+    made = kept(Int4Slots, hadamard(x_BTGK), group=4)
     assert made.head_dim == 8 and made.values.dtype == torch.uint8
     assert [hex(byte) for byte in made.values[0, 0, 0].tolist()] == ["0xbf", "0x81", "0x6f", "0x19"]
     assert made.scales[0, 0, 0].tolist() == pytest.approx([1, 2])
@@ -98,7 +98,7 @@ def test_a_number_that_stands_out_leaves_the_others_alone():
 
     plain = x_BTGK.unflatten(-1, (-1, 32))
     scales = plain.abs().amax(-1, keepdim=True) / 7
-    assert off(kept(KeptInt4, x_BTGK).get(50)) < 0.5 * off(((plain / scales).round() * scales).flatten(-2))
+    assert off(kept(Int4Slots, x_BTGK).get(50)) < 0.5 * off(((plain / scales).round() * scales).flatten(-2))
 
 
 @pytest.mark.parametrize("form", INTEGERS)
@@ -118,14 +118,14 @@ def test_f215_a_constant_group_comes_out_as_it_went_in(form, value):
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("form", [*INTEGERS, KeptBf16, Kept])
+@pytest.mark.parametrize("form", [*INTEGERS, Bf16Slots, Slots])
 def test_f216_what_is_no_number_comes_out_again(form, bad):
     x_BTGK = normal(1, 3, 1, 64)
     x_BTGK[0, 1, 0, 40] = bad
     got_BSGK = kept(form, x_BTGK).get(3)
     assert not got_BSGK[0, 1, 0, 40].isfinite()
     assert got_BSGK[0, [0, 2]].isfinite().all()
-    assert got_BSGK[0, 1, 0, :32].isfinite().all() or form is KeptInt4, "which has spread it"
+    assert got_BSGK[0, 1, 0, :32].isfinite().all() or form is Int4Slots, "which has spread it"
 
 
 @pytest.mark.parametrize("value", [-0.0, 1e-45, -1e-40, 1e-38, 1e-36])
@@ -143,14 +143,14 @@ def test_f213_a_group_must_divide_the_head():
         with pytest.raises(UsageError, match=r"^a group must divide the head's width, which is 64, got 48$"):
             form(torch.zeros(1, 0, 1, 64), group=48)
     with pytest.raises(UsageError, match="must be even"):
-        KeptInt4(torch.zeros(1, 0, 1, 6), group=3)
-    assert kept(KeptInt8, normal(1, 1, 1, 6), group=3).scales.shape == (1, 3, 1, 2)
+        Int4Slots(torch.zeros(1, 0, 1, 6), group=3)
+    assert kept(Int8Slots, normal(1, 1, 1, 6), group=3).scales.shape == (1, 3, 1, 2)
 
 
 def test_bytes_are_those_of_the_tensors():
-    forms = {Kept: 256, KeptBf16: 128, KeptInt8: 72, KeptInt4: 40, partial(KeptInt4, group=16): 48}
+    forms = {Slots: 256, Bf16Slots: 128, Int8Slots: 72, Int4Slots: 40, partial(Int4Slots, group=16): 48}
     assert {form: vector_bytes(form, 64, torch.float32) for form in forms} == forms
-    cache = Cache(512, keys=KeptInt8, values=KeptInt4)
+    cache = Cache(512, keys=Int8Slots, values=Int4Slots)
     forward(tiny.tokens(2, 5), tiny.params(), tiny.CONFIG, cache=cache)
     assert cache.n_bytes == 2 * 256 * 5 * 2 * (8 + 4 + 4 + 4), "rows, slots, layers, heads; K = 8 and a scale each"
 
@@ -307,8 +307,8 @@ def test_int8_changes_the_real_models_distribution_by_less_than_a_thousandth(smo
         def divergence(**forms):
             return float((full.exp() * (full - logprobs(**forms))).sum(-1).mean())
 
-        assert divergence(keys=KeptBf16, values=KeptBf16) < 1e-4
-        assert 1e-5 < divergence(keys=KeptInt8, values=KeptInt8) < 1e-3
-        assert divergence(values=KeptInt8) < 1e-4
-        assert 1e-3 < divergence(values=KeptInt4) < 0.012
-        assert 0.01 < divergence(keys=KeptInt4) < 0.08, "0.2 without the spreading"
+        assert divergence(keys=Bf16Slots, values=Bf16Slots) < 1e-4
+        assert 1e-5 < divergence(keys=Int8Slots, values=Int8Slots) < 1e-3
+        assert divergence(values=Int8Slots) < 1e-4
+        assert 1e-3 < divergence(values=Int4Slots) < 0.012
+        assert 0.01 < divergence(keys=Int4Slots) < 0.08, "0.2 without the spreading"

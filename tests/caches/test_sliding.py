@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from llama3_scratch import load
-from llama3_scratch.cache import Cache, Kept
-from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.cache import Cache, Slots
+from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import sampler
@@ -51,7 +51,7 @@ def test_a_kept_key_is_turned_as_if_it_had_been_seen_where_it_stands_now(sinks):
     assert seen[:sinks] == list(range(sinks)) and seen[-9:] == list(range(51, 60))
 
 
-@pytest.mark.parametrize("form", [KeptBf16, KeptInt8, KeptInt4])
+@pytest.mark.parametrize("form", [Bf16Slots, Int8Slots, Int4Slots])
 def test_short_forms_slide_too_and_are_rounded_once_more(form):
     plain_BTGK, cache = unturned(25), SlidingCache(20, CONFIG, window=9, keys=form, values=form)
     fresh = Cache(20, keys=form, values=form)
@@ -63,7 +63,7 @@ def test_short_forms_slide_too_and_are_rounded_once_more(form):
     fresh.extend(NAME, turned(kept_BTGK, 0), kept_BTGK)
     (keys, values), (wanted_keys, wanted_values) = cache.layers[NAME], fresh.layers[NAME]
     assert torch.equal(values.get(18), wanted_values.get(18)), "values move as they are"
-    step = {KeptBf16: 2 / 256, KeptInt8: 1 / 127, KeptInt4: 1 / 7}[form]
+    step = {Bf16Slots: 2 / 256, Int8Slots: 1 / 127, Int4Slots: 1 / 7}[form]
     off = (keys.get(18) - wanted_keys.get(18)).norm(dim=-1) / wanted_keys.get(18).norm(dim=-1)
     assert 0 < off.max() <= 1.5 * step and off[:, :4].max() == 0
 
@@ -91,7 +91,7 @@ def test_more_tokens_than_it_can_make_room_for_are_refused():
         forward(tiny.tokens(1, 8), tiny.params(), CONFIG, cache=cache)
 
 
-@pytest.mark.parametrize("form", [Kept, KeptInt8])
+@pytest.mark.parametrize("form", [Slots, Int8Slots])
 def test_an_answer_goes_on_past_the_context_until_max_tokens(form):
     cache = SlidingCache(30, CONFIG, window=12, keys=form, values=form)
     options = {"samplers": [sampler()], "max_tokens": 100, "max_seq_len": 30}
@@ -101,7 +101,7 @@ def test_an_answer_goes_on_past_the_context_until_max_tokens(form):
     assert cache.dropped + cache.length == 102 and cache.length <= 30
     before = list(stream([[1, 2, 3]], tiny.params(), CONFIG, **options))
     assert len(before) == 27, "without it the context ends the answer"
-    assert [step.token for step in before] == [step.token for step in steps[:27]] or form is KeptInt8
+    assert [step.token for step in before] == [step.token for step in steps[:27]] or form is Int8Slots
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ READING = {
     "caches": "quantized.py sliding.py ragged.py prompt_cache.py",
     "data": "documents.py clean.py duplicates.py report.py shards.py windows.py batches.py conversations.py "
     "conversation_batches.py labelled.py labelled_batches.py",
-    "inference": "sample.py prefill.py stream.py speculate.py choices.py opening.py making.py prompt_encoding.py "
+    "inference": "sample.py prefill.py stream.py speculate.py choices.py loading.py factories.py prompt_encoding.py "
     "timed.py answers.py notebook.py conversation.py prompt_cache_file.py",
     "terminal": "flags.py prompts.py batches.py printer.py repl.py line_editor.py word_wrap.py",
     "compare": "difference.py tensor_names.py hf_layers.py parity.py",

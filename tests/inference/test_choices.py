@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llama3_scratch.caches.quantized import KEPT_IN_BITS
+from llama3_scratch.caches.quantized import SLOTS_BY_BITS
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference import choices, sample
 from llama3_scratch.inference.choices import (
@@ -153,11 +153,11 @@ def test_each_flag_makes_its_choice_and_no_other(flag):
 def test_what_is_told_without_torch_is_what_the_rooms_have():
     assert set(choices.QUANTIZED) == set(quantize.FORMS)
     assert choices.CHAT_FORMATS == CHAT_FORMATS
-    assert set(choices.KV_BITS) == set(KEPT_IN_BITS)
+    assert set(choices.KV_BITS) == set(SLOTS_BY_BITS)
     assert choices.REPEAT_LAST_N == sample.REPEAT_LAST_N
 
 
 def test_choices_and_flags_need_no_torch():
-    code = "import sys; from llama3_scratch.terminal import flags; from llama3_scratch.inference import opening\n"
+    code = "import sys; from llama3_scratch.terminal import flags; from llama3_scratch.inference import loading\n"
     code += "flags.ModelChoice(model='x'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

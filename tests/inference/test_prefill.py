@@ -9,8 +9,8 @@ from functools import cache as remembered
 import pytest
 import torch
 
-from llama3_scratch.cache import Cache, Kept
-from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.cache import Cache, Slots
+from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.load import load
@@ -27,11 +27,11 @@ from tests.compare import check
 
 CONFIG = replace(tiny.CONFIG, n_layers=2)
 FORMS = {
-    "floats": (Kept, Kept),
-    "bf16": (KeptBf16, KeptBf16),
-    "int8": (KeptInt8, KeptInt8),
-    "int4": (KeptInt4, KeptInt4),
-    "keys int8, values int4": (KeptInt8, KeptInt4),
+    "floats": (Slots, Slots),
+    "bf16": (Bf16Slots, Bf16Slots),
+    "int8": (Int8Slots, Int8Slots),
+    "int4": (Int4Slots, Int4Slots),
+    "keys int8, values int4": (Int8Slots, Int4Slots),
 }
 PROMPTS = [tiny.tokens(1, length, CONFIG, seed=length)[0].tolist() for length in (3, 1, 40, 11, 19, 2, 7, 28, 5, 13)]
 
@@ -161,15 +161,15 @@ def test_what_cannot_be_inserted_is_refused():
         with pytest.raises(UsageError, match="the cache holds 2 tokens, a row of 3 was given"):
             RaggedCache(2, 1).insert([0], one)
         with pytest.raises(UsageError, match="of the same form"):
-            RaggedCache(20, 1, keys=KeptInt8).insert([0], one)
+            RaggedCache(20, 1, keys=Int8Slots).insert([0], one)
 
 
 CACHES = {
     "uniform": lambda: Cache(60),
-    "int8": lambda: Cache(60, keys=KeptInt8, values=KeptInt8),
+    "int8": lambda: Cache(60, keys=Int8Slots, values=Int8Slots),
     "sliding": lambda: SlidingCache(16, CONFIG, window=8),
     "ragged": lambda: RaggedCache(60, 3),
-    "ragged int4": lambda: RaggedCache(60, 3, keys=KeptInt4, values=KeptInt4),
+    "ragged int4": lambda: RaggedCache(60, 3, keys=Int4Slots, values=Int4Slots),
 }
 
 

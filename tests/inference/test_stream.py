@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama3_scratch.cache import Cache, Kept
-from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.cache import Cache, Slots
+from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import NonFiniteError, sampler
@@ -131,7 +131,7 @@ def test_f133_float16_that_overflows_names_the_layer_and_the_remedy():
         run([[1, 2]], params=params, dtype=torch.float16)
 
 
-@pytest.mark.parametrize("form", [Kept, KeptBf16, KeptInt8, KeptInt4])
+@pytest.mark.parametrize("form", [Slots, Bf16Slots, Int8Slots, Int4Slots])
 def test_f216_a_bad_number_is_named_by_layer_and_position(form):
     params = tiny.params()
     params["tok_embeddings.weight"][9, 3] = float("nan")
@@ -139,7 +139,7 @@ def test_f216_a_bad_number_is_named_by_layer_and_position(form):
         run([[5, 2, 9, 4]], params=params, cache=Cache(64, keys=form, values=form))
 
 
-@pytest.mark.parametrize("form", [Kept, KeptBf16, KeptInt8, KeptInt4])
+@pytest.mark.parametrize("form", [Slots, Bf16Slots, Int8Slots, Int4Slots])
 @pytest.mark.parametrize("part", [0, 1])
 def test_f216_a_bad_number_that_only_the_cache_holds_is_named_too(form, part):
     cache = Cache(100, keys=form, values=form)
@@ -151,7 +151,7 @@ def test_f216_a_bad_number_that_only_the_cache_holds_is_named_too(form, part):
         run([PROMPTS[2]], cache=cache)
 
 
-FORMS = {"bf16": (KeptBf16, KeptBf16), "int8": (KeptInt8, KeptInt8), "int4 values": (KeptInt8, KeptInt4)}
+FORMS = {"bf16": (Bf16Slots, Bf16Slots), "int8": (Int8Slots, Int8Slots), "int4 values": (Int8Slots, Int4Slots)}
 
 
 @pytest.mark.parametrize("keys, values", FORMS.values(), ids=FORMS)
@@ -175,7 +175,7 @@ def test_f218_f219_f220_f223_caches_in_short_forms(keys, values):
 def test_f140_the_plan_counts_the_bytes_of_the_caches_form(monkeypatch):
     asked = []
     monkeypatch.setattr("llama3_scratch.inference.stream.require_memory", lambda plan, free: asked.append(plan.cache))
-    for form in (Kept, KeptBf16, KeptInt8, KeptInt4):
+    for form in (Slots, Bf16Slots, Int8Slots, Int4Slots):
         run([PROMPTS[0]], cache=Cache(100, keys=form, values=form))
     vectors = 2 * 5 * 2 * 27  # keys and values, layers, heads, tokens; K = 8 in one group
     assert asked == [vectors * n_bytes for n_bytes in (32, 16, 12, 8)]

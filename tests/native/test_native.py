@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from llama3_scratch import linear as linear_module
-from llama3_scratch.cache import NO_CACHE, Cache, Kept
-from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.cache import NO_CACHE, Cache, Slots
+from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
@@ -271,7 +271,7 @@ def test_layers_in_c_are_the_layers_in_torch(level, form, size, ragged, calls):
     check(ours, run(plain), 1e-3 if form.startswith(("int8", "int4")) else 2e-5)
 
 
-KEPT = {"as it comes": Kept, "bf16": KeptBf16, "int8": KeptInt8, "int4": KeptInt4}
+KEPT = {"as it comes": Slots, "bf16": Bf16Slots, "int8": Int8Slots, "int4": Int4Slots}
 
 
 @pytest.mark.parametrize("config", [TILED, WIDE], ids=["heads of 16", "heads of 64"])
@@ -320,7 +320,7 @@ def test_f216_one_bad_number_in_a_cache_reaches_the_output(level, keep, of, slot
     assert "decode" in calls
 
 
-@pytest.mark.parametrize("kept", [Kept, KeptInt8, KeptInt4], ids=["f32", "int8", "int4"])
+@pytest.mark.parametrize("kept", [Slots, Int8Slots, Int4Slots], ids=["f32", "int8", "int4"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
 def test_a_long_prompt_goes_through_c_where_weights_are_in_tiles(level, kept, ragged, calls):
     params = quantize(wild(TILED), "int8")
@@ -339,8 +339,8 @@ def test_a_long_prompt_goes_through_c_where_weights_are_in_tiles(level, kept, ra
     wanted = run(plain)
     off_BT = (ours - wanted).abs().mean(-1) / wanted.std()
     # A number near the edge between two integers may become either, and what follows from it differs by that step.
-    assert off_BT.median() <= {Kept: 1e-4, KeptInt8: 5e-3, KeptInt4: 5e-2}[kept]
-    assert off_BT.max() <= {Kept: 1e-3, KeptInt8: 0.03, KeptInt4: 0.4}[kept]
+    assert off_BT.median() <= {Slots: 1e-4, Int8Slots: 5e-3, Int4Slots: 5e-2}[kept]
+    assert off_BT.max() <= {Slots: 1e-3, Int8Slots: 0.03, Int4Slots: 0.4}[kept]
 
 
 def test_rounded_inputs_are_all_that_differs_in_tiles(level, monkeypatch):
@@ -490,7 +490,7 @@ def test_more_threads_than_tokens(form, tokens, calls):
     assert calls.count("decode") == (20 if form == "int8" or tokens <= kernels.MAX_FLOAT_INPUTS else 0)
 
 
-class Doubled(Kept):
+class Doubled(Slots):
     """A form of one's own, which C doesn't know."""
 
     def put(self, index, x_BTGK):

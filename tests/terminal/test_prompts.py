@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from llama3_scratch import generate
-from llama3_scratch.inference import opening, stream
+from llama3_scratch.inference import loading, stream
 from llama3_scratch.terminal import batches
 
 TEXTS = ["one", "two, longer", "three", "  four", "fünf 😀", "one"]
@@ -177,7 +177,7 @@ def test_f106_an_empty_prompt_is_refused_before_a_model_is_loaded(run, chats, co
         assert err.endswith(
             f"error: {source} is empty; say something, or take --raw to let the model begin by itself\n"
         )
-    monkeypatch.setattr(batches, "open_model", opening.open_model)
+    monkeypatch.setattr(batches, "open_model", loading.open_model)
     assert results(run, "", "--model", completes)[0]["prompt_tokens"] == [256]
     assert results(run, " ", "--model", chats)[0]["prompt"] == " "
 

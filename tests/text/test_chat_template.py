@@ -670,8 +670,8 @@ def test_generate(tiny_folder, capsys):
 
 def test_a_chat_computes_only_what_is_new(tiny_folder):
     from llama3_scratch.inference.choices import ModelChoice
+    from llama3_scratch.inference.loading import open_model
     from llama3_scratch.inference.notebook import Talk
-    from llama3_scratch.inference.opening import open_model
 
     checkpoint, _ = open_model(ModelChoice(model=tiny_folder, chat_format="template"))
     conversation = Talk(checkpoint, max_tokens=4, temperature=0)

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import llama3_scratch as l3
 from llama3_scratch import generate, model
 from llama3_scratch.cache import NO_CACHE, Cache
-from llama3_scratch.caches.quantized import KeptBf16, KeptInt4, KeptInt8
+from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.gguf_out import write_gguf
@@ -125,9 +125,9 @@ def test_shapes_are_what_names_say_over_every_form_and_cache(form, cache):
         "none": NO_CACHE,
         "cache": Cache(64),
         "ragged": RaggedCache(64, 2),
-        "bf16": Cache(64, keys=KeptBf16, values=KeptBf16),
-        "int8": Cache(64, keys=KeptInt8, values=KeptInt8),
-        "int4 ragged": RaggedCache(64, 2, keys=KeptInt4, values=KeptInt4),
+        "bf16": Cache(64, keys=Bf16Slots, values=Bf16Slots),
+        "int8": Cache(64, keys=Int8Slots, values=Int8Slots),
+        "int4 ragged": RaggedCache(64, 2, keys=Int4Slots, values=Int4Slots),
         "sliding": SlidingCache(64, tiny.CONFIG, window=20),
     }[cache]
     for layer in (block, fused_block):

@@ -6,8 +6,8 @@ from functools import partial
 
 import torch
 
-from llama3_scratch.cache import Cache, Keep, Kept
-from llama3_scratch.caches.quantized import KEPT_IN_BITS, group_size
+from llama3_scratch.cache import Cache, MakeSlots, Slots
+from llama3_scratch.caches.quantized import SLOTS_BY_BITS, group_size
 from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.load import Checkpoint
@@ -15,7 +15,7 @@ from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference import speculate
 from llama3_scratch.inference.choices import SINKS, CacheChoice, DraftChoice, ModelChoice, SamplingChoice
-from llama3_scratch.inference.opening import read
+from llama3_scratch.inference.loading import read
 from llama3_scratch.inference.sample import Sampler, sampler
 
 
@@ -33,10 +33,10 @@ def make_cache(choice: CacheChoice, config: Config, rows: int = 1) -> Cache:
         even = ", and be even for 4 bits" if 4 in choice.bits else ""
         raise UsageError(f"`kv_group_size` {group}: must divide the head's width, which is {config.head_dim}{even}")
 
-    def form(bits: int | None) -> Keep:
+    def form(bits: int | None) -> MakeSlots:
         if bits is None:
-            return Kept
-        kind = KEPT_IN_BITS[bits]
+            return Slots
+        kind = SLOTS_BY_BITS[bits]
         return kind if bits == 16 else partial(kind, group=group_size(config.head_dim, group))
 
     limit = context(choice, config)
