@@ -61,6 +61,7 @@ class Generation:
         if part.error is None and part.generated:
             if answer not in self._last_token:
                 metrics.first_token.observe(part.at - self.began)
+                metrics.queued.observe(max(0.0, self.answers[answer].request.let_in_at - self.began))
             else:
                 metrics.between_tokens.observe(part.at - self._last_token[answer])
             self._last_token[answer] = part.at

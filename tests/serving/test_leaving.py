@@ -1,7 +1,9 @@
-"""Clients that leave, queues that are full, answers that take too long or fail: pages come back, others are unharmed."""
+"""Clients that leave, full queues, answers that take too long or fail: pages come back, and others are unharmed."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import json
 import threading
 import time
@@ -9,7 +11,8 @@ import time
 import pytest
 
 from llama3_scratch.inference.requests import Failure
-from llama3_scratch.serving import answering, chat
+from llama3_scratch.serving import answering, chat, generation
+from llama3_scratch.serving.answer import Answer
 from tests.serving.http_client import until
 
 HI = [{"role": "user", "content": "hi"}]
@@ -64,7 +67,7 @@ def test_f175_a_full_queue_is_told_with_a_time_to_come_back(client, says):
 
 def test_f176_an_answer_that_takes_too_long_ends_with_length(client, says, monkeypatch):
     choice = client.server.service.choice
-    monkeypatch.setattr(client.server.service, "choice", _with(choice, max_seconds=0.3))
+    monkeypatch.setattr(client.server.service, "choice", dataclasses.replace(choice, max_seconds=0.3))
     says(None, None)
     began = time.monotonic()
     got = client.chat("hi").json["choices"][0]
@@ -72,12 +75,6 @@ def test_f176_an_answer_that_takes_too_long_ends_with_length(client, says, monke
     frames = client.frames("/v1/chat/completions", {"messages": HI})
     assert frames[-2]["choices"][0]["finish_reason"] == "length" and frames[-1] == "[DONE]"
     assert time.monotonic() - began < 5
-
-
-def _with(choice, **changes):
-    import dataclasses
-
-    return dataclasses.replace(choice, **changes)
 
 
 def test_f177_an_answer_that_fails_is_a_500_and_the_next_is_answered(client, says, monkeypatch):
@@ -108,8 +105,6 @@ def test_f177_a_fault_of_our_own_is_a_500(client, monkeypatch, says):
 
 
 def test_f177_a_listener_that_fails_harms_no_other(client, says, monkeypatch):
-    from llama3_scratch.serving.answer import Answer
-
     real = Answer.hear
 
     def hear(self, event):
@@ -124,8 +119,6 @@ def test_f177_a_listener_that_fails_harms_no_other(client, says, monkeypatch):
 
 
 def test_a_silent_stream_says_that_it_is_still_there(client, says, monkeypatch):
-    from llama3_scratch.serving import generation
-
     monkeypatch.setattr(generation, "SILENCE", 0.1)
     waiting = threading.Event()
 
@@ -160,7 +153,6 @@ def test_health_and_metrics_are_answered_while_a_prompt_is_read(client, says):
 
 def test_no_content_crosses_requests(client):
     """40 marked prompts, concurrent, and a model that repeats: every answer is what the prompt gets alone."""
-    import concurrent.futures
 
     def ask(number: int) -> str:
         got = client.chat(f"prompt number {number} " * (1 + number % 7), max_tokens=24)
