@@ -27,7 +27,7 @@ async def chat(call: Call) -> Response | None:
         tools = asked.tools if asked.callable else ()
         prompt = await chat_tokens(service, asked.messages, tools, call.caller.salt)
         answers = make_answers(service, [prompt], asked.sampled, adapter=adapter, salt=call.caller.salt)
-        async with Generation(service, answers, began) as generation:
+        async with Generation(service, answers, began, service.choice.max_seconds) as generation:
             choices = [_Choice(index, asked) for index in range(asked.sampled.n)]
             name = asked.sampled.model or service.name
             if asked.sampled.stream:

@@ -54,7 +54,7 @@ async def completions(call: Call) -> Response | None:
             call.told.prompt_tokens = used["prompt_tokens"]
             return JSONResponse(whole(new_id("cmpl"), "text_completion", name, bodies, used))
         answers = make_answers(service, prompts, asked.sampled, adapter=adapter, salt=salt)
-        async with Generation(service, answers, began) as generation:
+        async with Generation(service, answers, began, service.choice.max_seconds) as generation:
             if asked.sampled.stream:
                 await send_stream(call.send, _frames(call, asked, generation, choices, name))
                 done = None

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from llama3_scratch.serving.answer import Answer, Part
-
-if TYPE_CHECKING:
-    from llama3_scratch.serving.service import Service
+from llama3_scratch.serving.metrics import Metrics
 
 SILENCE = 1.0  # seconds after which a stream says that it's still there
 
@@ -19,13 +17,29 @@ class ClientLeftError(Exception):
     """The client is gone: there is nobody to answer."""
 
 
+class Generates(Protocol):
+    """Who has answers generated: the service."""
+
+    metrics: Metrics
+
+    def start(self, generation: Generation) -> None:
+        """Begin all of them, or raise."""
+
+    def end(self, generation: Generation, answers: Sequence[Answer]) -> None:
+        """End these with what there is of them."""
+
+    def finish(self, generation: Generation) -> None:
+        """Cancel what is unfinished."""
+
+
 class Generation:
     """Answers under way. Used as `async with`: whatever ends the block, what is unfinished is cancelled."""
 
-    def __init__(self, service: Service, answers: Sequence[Answer], began: float) -> None:
+    def __init__(self, service: Generates, answers: Sequence[Answer], began: float, max_seconds: float) -> None:
+        """`began`: when the request came, as of time.perf_counter()."""
         self.answers = answers
         self.began = began
-        self.deadline = time.perf_counter() + service.choice.max_seconds
+        self.deadline = began + max_seconds
         self.last = time.perf_counter()  # when something was last said
         self._service = service
         self._ready: list[Part] = []

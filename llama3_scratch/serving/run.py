@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 
+from llama3_scratch.checkpoint.names import BLOCKS, DEFAULT
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.choices import CacheChoice, ModelChoice
 from llama3_scratch.inference.loading import open_model
@@ -83,8 +84,10 @@ def open_service(
 
 
 def _name(path: Path) -> str:
+    """What clients call a model that lies there, unless told otherwise."""
     path = path.resolve()
-    return path.parent.name if path.name == "original" else path.stem if path.is_file() else path.name
+    name = path.parent.name if path.name == "original" else path.stem if path.is_file() else path.name
+    return DEFAULT if name == BLOCKS else name
 
 
 def listen(choice: ServeChoice) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Tool calls: an answer that is nothing but calls becomes calls, in bodies and in streams, and leaks into no content."""
+"""Tool calls: an answer that is nothing but calls becomes calls, in bodies and in streams, and leaks no content."""
 
 from __future__ import annotations
 
