@@ -25,13 +25,16 @@ from llama3_scratch.system.wait_policy import sleep_while_waiting
 
 if TYPE_CHECKING:
     from llama3_scratch.cache import NO_CACHE, Cache
-    from llama3_scratch.caches.ragged import RaggedCache
+    from llama3_scratch.caches.paged import PagedCache
     from llama3_scratch.checkpoint.load import Checkpoint, load
     from llama3_scratch.config import OFFICIAL, Config, RopeScaling, expected
     from llama3_scratch.errors import Llama3Error
     from llama3_scratch.inference.choices import CacheChoice, DraftChoice, ModelChoice, PromptChoice, SamplingChoice
+    from llama3_scratch.inference.engine.engine import Engine
+    from llama3_scratch.inference.fast_forward import FastForward
     from llama3_scratch.inference.loading import open_model
     from llama3_scratch.inference.notebook import Talk, answer, stream_answer
+    from llama3_scratch.inference.requests import Request
     from llama3_scratch.inference.sample import sampler
     from llama3_scratch.model import block, decode, embed, forward, fused_block, unembed
 
@@ -41,14 +44,17 @@ registry.offer(lambda: importlib.import_module("llama3_scratch.native.kernels"))
 # Imported at first use: torch takes seconds, and `--help` needs none of it.
 _HOME = {
     "inference.choices": ("CacheChoice", "DraftChoice", "ModelChoice", "PromptChoice", "SamplingChoice"),
+    "inference.engine.engine": ("Engine",),
+    "inference.fast_forward": ("FastForward",),
     "inference.loading": ("open_model",),
     "inference.notebook": ("Talk", "answer", "stream_answer"),
     "cache": ("NO_CACHE", "Cache"),
-    "caches.ragged": ("RaggedCache",),
+    "caches.paged": ("PagedCache",),
     "checkpoint.load": ("Checkpoint", "load"),
     "config": ("OFFICIAL", "Config", "RopeScaling", "expected"),
     "errors": ("Llama3Error",),
     "model": ("block", "decode", "embed", "forward", "fused_block", "unembed"),
+    "inference.requests": ("Request",),
     "inference.sample": ("sampler",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -187,6 +187,10 @@ class Cache(NoCache):
             tensor.nbytes for layer in self.layers.values() for kept in layer for tensor in kept.tensors().values()
         )
 
+    def page_table(self, rows: int) -> list[list[int]]:
+        """The pages of each row, where a cache is looked at as one in pages: a page a row, of all its slots."""
+        return [[row] for row in range(rows)]
+
     def room(self, name: str, span: int, like_BTGK: Tensor) -> tuple[Slots, Slots]:
         """What the layer keeps its keys and its values in, with room for `span` slots."""
         if (layer := self.layers.get(name)) is None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from llama3_scratch.cache import GROWTH_SLOTS, NO_CACHE, Cache
-from llama3_scratch.caches.ragged import RaggedCache
+from llama3_scratch.caches.paged import PagedRows
 from llama3_scratch.errors import UsageError
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.stored import Params
 from tests import tiny
+from tests.batches import ragged_rows
 from tests.compare import check
 from tests.forms import FORMS, fitting
 
@@ -51,7 +52,10 @@ def run(form: str, cache: Cache, pieces: list[int], layer=block, *, start: int =
     return torch.cat(outs, dim=1)
 
 
-CACHES = {"uniform": lambda limit: Cache(limit), "ragged": lambda limit: RaggedCache(limit, 2)}
+CACHES = {
+    "uniform": lambda limit, form: Cache(limit),
+    "paged": lambda limit, form: ragged_rows(fitting(form, CONFIG), limit, 2, dtype=dtype_of(form)),
+}
 CHUNKS = {"whole": [T], "sevens": [7] * 9 + [3], "64 first": [64, 1, 1], "steps at the end": [T - 8, *[1] * 8]}
 
 
@@ -60,13 +64,13 @@ CHUNKS = {"whole": [T], "sevens": [7] * 9 + [3], "64 first": [64, 1, 1], "steps 
 @pytest.mark.parametrize("make", CACHES.values(), ids=CACHES.keys())
 @pytest.mark.parametrize("pieces", CHUNKS.values(), ids=CHUNKS.keys())
 def test_chunks_equal_one_call(form, layer, make, pieces):
-    check(run(form, make(T), pieces, layer), uncached(form), TOLERANCE.get(form, 2e-5))
+    check(run(form, make(T, form), pieces, layer), uncached(form), TOLERANCE.get(form, 2e-5))
 
 
 @pytest.mark.parametrize("form", ["f64", "adaptors on int4"])
 @pytest.mark.parametrize("make", CACHES.values(), ids=CACHES.keys())
 def test_one_token_at_a_time_from_the_first(form, make):
-    check(run(form, make(T), [1] * T, fused_block), uncached(form), TOLERANCE.get(form, 2e-5))
+    check(run(form, make(T, form), [1] * T, fused_block), uncached(form), TOLERANCE.get(form, 2e-5))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -78,9 +82,8 @@ def test_fused_without_a_cache(form):
 
 
 @pytest.mark.parametrize("form", ["f64", "int4"])
-@pytest.mark.parametrize("make", CACHES.values(), ids=CACHES.keys())
-def test_f219_rewind_and_continue_equals_a_fresh_run(form, make):
-    cache = make(T)
+def test_f219_rewind_and_continue_equals_a_fresh_run(form):
+    cache = Cache(T)
     run(form, cache, [40])
     cache.rewind(13)
     assert cache.length == 13
@@ -90,17 +93,15 @@ def test_f219_rewind_and_continue_equals_a_fresh_run(form, make):
 
 
 @pytest.mark.parametrize("length", [-1, 6])
-@pytest.mark.parametrize("make", CACHES.values(), ids=CACHES.keys())
-def test_rewind_only_to_what_was_seen(make, length):
-    cache = make(8)
+def test_rewind_only_to_what_was_seen(length):
+    cache = Cache(8)
     run("f32", cache, [5])
     with pytest.raises(UsageError, match=rf"^can't rewind a cache of 5 tokens to {length}$"):
         cache.rewind(length)
 
 
-@pytest.mark.parametrize("make", CACHES.values(), ids=CACHES.keys())
-def test_f218_a_full_cache_refuses(make):
-    cache = make(10)
+def test_f218_a_full_cache_refuses():
+    cache = Cache(10)
     run("f32", cache, [7, 3])
     with pytest.raises(UsageError, match=r"^the cache holds 10 tokens, 10 are in and 1 more were given$"):
         run("f32", cache, [1], start=10)
@@ -127,16 +128,16 @@ def test_it_grows_by_blocks_up_to_its_limit():
 LENGTHS = [9, 1, 23, 16]
 
 
-def ragged(padding: int, layer=block) -> tuple[torch.Tensor, torch.Tensor, RaggedCache]:
+def ragged(padding: int, layer=block) -> tuple[torch.Tensor, torch.Tensor, PagedRows]:
     """A batch of prompts of LENGTHS, padded with one token, then three steps each: (prefill, steps, cache)."""
     params = made("f64")
     texts = [tiny.tokens(1, length + 3, seed=length)[0] for length in LENGTHS]
     prompts_BT = torch.full((len(LENGTHS), max(LENGTHS)), padding)
     for row, (text, length) in enumerate(zip(texts, LENGTHS, strict=True)):
         prompts_BT[row, :length] = text[:length]
-    cache = RaggedCache(64, len(LENGTHS))
+    cache = ragged_rows(CONFIG, 64, len(LENGTHS), dtype=torch.float64)
     prefill = forward(prompts_BT, params, CONFIG, cache=cache, block=layer)
-    cache.rewind_rows(torch.tensor(LENGTHS))
+    cache.lengths = torch.tensor(LENGTHS)
     steps = [
         forward(torch.stack([text[length + i] for text, length in zip(texts, LENGTHS, strict=True)])[:, None],
                 params, CONFIG, cache=cache, block=layer)
@@ -164,12 +165,12 @@ def test_f223_padding_is_never_attended():
     assert not torch.equal(prefill, other_prefill)  # the padding's own logits do differ
 
 
-def test_rows_that_are_done_are_dropped():
+def test_rows_can_be_any_of_the_pools_sequences():
     _, _, cache = ragged(0)
-    cache.keep([3, 1])
-    assert cache.lengths.tolist() == [19, 4] and cache.length == 19
+    pages = cache.page_table_BP.tolist()
+    some = cache.pool.rows([pages[3], pages[1]], [19, 4])
     token = torch.tensor([[5], [6]])
-    got = forward(token, made("f64"), CONFIG, cache=cache, block=block)
+    got = forward(token, made("f64"), CONFIG, cache=some, block=block)
     for row, length in enumerate((16, 1)):
         text = torch.cat([tiny.tokens(1, length + 3, seed=length), token[row : row + 1]], dim=1)
         check(got[row, 0], forward(text, made("f64"), CONFIG)[0, -1], 1e-12)
@@ -185,13 +186,3 @@ def test_nothing_leaks_from_slots_that_nobody_wrote(layer):
     finally:
         torch.use_deterministic_algorithms(False)
     assert prefill.isfinite().all() and steps.isfinite().all()
-
-
-def test_a_ragged_rewind_takes_the_longer_rows_back():
-    """`rewind` forgets tokens past `length` in every row; shorter rows keep all they have."""
-    _, _, cache = ragged(0)
-    cache.rewind(10)
-    assert cache.lengths.tolist() == [10, 4, 10, 10] and cache.length == 10
-    text = tiny.tokens(1, 26, seed=23)
-    got = forward(torch.stack([text[0, 10:11]] * 4), made("f64"), CONFIG, cache=cache, block=block)
-    check(got[2, 0], forward(text[:, :11], made("f64"), CONFIG)[0, -1], 1e-12)

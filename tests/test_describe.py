@@ -11,13 +11,18 @@ import pytest
 import torch
 
 from llama3_scratch import describe as verb
+from llama3_scratch.cache import Cache
 from llama3_scratch.checkpoint import gguf, gguf_out, meta
 from llama3_scratch.checkpoint.description import describe
 from llama3_scratch.checkpoint.hf_out import write_hf
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import OFFICIAL, RopeScaling, expected
 from llama3_scratch.errors import ResourceError
-from llama3_scratch.inference import stream
+from llama3_scratch.inference import factories, stream
+from llama3_scratch.inference.choices import CacheChoice
+from llama3_scratch.inference.fast_forward import FastForward
+from llama3_scratch.inference.requests import Request
+from llama3_scratch.inference.sample import sampler
 from llama3_scratch.native import kernels
 from llama3_scratch.params.quantize import quantize
 from llama3_scratch.system import memory
@@ -194,10 +199,14 @@ def test_f140_blocks_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
 
 
 def test_f140_the_loop_refuses_before_it_fills_a_cache(monkeypatch):
-    monkeypatch.setattr(stream, "available_memory", lambda: 1_000_000)
-    steps = stream.stream([[1, 2]] * 3, tiny.params(), tiny.CONFIG, samplers=[], max_tokens=4000)
-    with pytest.raises(ResourceError, match=r"KV cache 7\.68 MB, activations .* lower `max_seq_len` or `max_tokens`"):
-        next(steps)
+    message = r"KV cache {} MB, activations .* lower `max_seq_len` or `max_tokens`"
+    for module in (stream, factories):
+        monkeypatch.setattr(module, "available_memory", lambda: 1_000_000)
+    model = FastForward(tiny.params(), tiny.CONFIG)
+    with pytest.raises(ResourceError, match=message.format(r"2\.56")):
+        next(stream.stream(Request([1, 2], sampler(), 4000), model, Cache(4096)))
+    with pytest.raises(ResourceError, match=message.format(r"7\.68")):
+        factories.make_pool(CacheChoice(), model, [4002] * 9, rows=3)
 
 
 def test_f140_mapped_weights_dont_count():

@@ -25,10 +25,10 @@ from llama3_scratch.evaluation.scoring import (
 )
 from llama3_scratch.inference.answers import answers
 from llama3_scratch.inference.sample import sampler
-from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import forward
 from llama3_scratch.params.quantize import quantize
 from tests import tiny
+from tests.batches import stream_all
 
 TEXT = "The quick brown fox jumps over the lazy dog. 敏捷的狐狸。 " * 6
 
@@ -252,7 +252,7 @@ def test_samples_are_the_likeliest_answers_side_by_side(model, tmp_path, capsys)
     ids = checkpoint.tokenizer.encode("The fox", bos=True, eos=False)
     wanted = [
         step.token
-        for step in stream(
+        for step in stream_all(
             [ids], checkpoint.params, checkpoint.config, samplers=[sampler()], max_tokens=6, dtype=torch.float32
         )
     ]

@@ -14,7 +14,7 @@ import torch
 from llama3_scratch import generate
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.meta import write_meta
-from llama3_scratch.inference import stream
+from llama3_scratch.inference import stream, timed
 from llama3_scratch.inference.choices import ModelChoice
 from llama3_scratch.inference.loading import open_model
 from llama3_scratch.native import kernels
@@ -370,8 +370,8 @@ def test_cache_options_that_cannot_be(run, chats, argv, message):
 @pytest.mark.parametrize("prompts", [["hi"], ["hi", "--prompt", "hi there"]], ids=["one", "F223-several"])
 def test_a_short_cache_is_used_and_answers(run, chats, prompts, monkeypatch):
     made = []
-    real = stream.stream
-    monkeypatch.setattr(stream, "stream", lambda *args, **kw: made.append(kw["cache"]) or real(*args, **kw))
+    real = timed.timed_stream
+    monkeypatch.setattr(timed, "timed_stream", lambda *args, **kw: made.append(kw["cache"]) or real(*args, **kw))
     forms = {
         (): ("float32", "float32"),
         ("--kv-bits", 16): ("bfloat16", "bfloat16"),

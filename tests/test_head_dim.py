@@ -12,7 +12,6 @@ import torch
 from llama3_scratch import convert, describe, model, parity
 from llama3_scratch.cache import Cache, Slots
 from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
-from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.gguf import read_gguf
 from llama3_scratch.checkpoint.gguf_out import write_gguf
@@ -23,15 +22,17 @@ from llama3_scratch.checkpoint.meta import read_meta, write_meta
 from llama3_scratch.checkpoint.peft import read_peft
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import FileError
+from llama3_scratch.inference.fast_forward import FastForward
 from llama3_scratch.model import attend, block, forward, fused_block
 from llama3_scratch.native import kernels
-from llama3_scratch.native.decode import FastForward, NativeDecode, fast_decode
+from llama3_scratch.native.decode import NativeDecode, fast_decode
 from llama3_scratch.params.lora import stack
 from llama3_scratch.params.quantize import FORMS, quantize
 from llama3_scratch.stored import Params, Tiles, stored
 from llama3_scratch.system.memory import memory_plan
 from llama3_scratch.trace import watch
 from tests import tiny
+from tests.batches import ragged_rows
 from tests.checkpoint.test_gguf import greedy, llama_cpp
 from tests.compare import DiffersError, check
 from tests.forms import plain
@@ -105,7 +106,7 @@ def test_a_mistake_is_seen(wanted, monkeypatch, mistake):
 
 CACHES = {
     "f32": lambda: Cache(T),
-    "ragged": lambda: RaggedCache(T, 1),
+    "paged": lambda: ragged_rows(CONFIG, T, 1, dtype=torch.float64),
     "sliding": lambda: SlidingCache(T + 8, CONFIG, window=T),
 }
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from llama3_scratch.cache import ALL, CAUSAL, NO_CACHE, Cache, NoCache, visible
-from llama3_scratch.caches.ragged import RaggedCache
+from llama3_scratch.caches.paged import PagedRows
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import sampler
-from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import attend, attend_fused, block, forward, fused_block
 from llama3_scratch.training.loss import document_mask
 from tests import tiny
+from tests.batches import ragged_rows, stream_all
 from tests.compare import check
 
 CONFIG = replace(tiny.CONFIG, n_layers=2)
@@ -119,7 +119,7 @@ CACHES = {
     "none": lambda: NO_CACHE,
     "uniform": lambda: Cache(40),
     "sliding": lambda: SlidingCache(16, CONFIG, window=8),
-    "ragged": lambda: RaggedCache(40, 3),
+    "paged": lambda: ragged_rows(CONFIG, 40, 3),
 }
 
 
@@ -131,14 +131,14 @@ def test_every_cache_masks_by_position_and_makes_no_tensor_where_a_word_will_do(
         shown = visible(mask, T, cache.span(T), device)
         wanted = positions_rule(cache, T)
         assert torch.equal(shown.expand_as(wanted), wanted)
-        if cache is NO_CACHE or (T == 1 and cache.batch is None):
+        if cache is NO_CACHE or (T == 1 and isinstance(cache, Cache)):
             assert isinstance(mask, str)
-        before = getattr(cache, "length", 0)
+        before = int(cache.lengths.max()) if isinstance(cache, PagedRows) else getattr(cache, "length", 0)
         tokens_BT = tiny.tokens(3, T, seed=T)
         forward(tokens_BT, params, CONFIG, cache=cache)
-        if before == 0 and isinstance(cache, RaggedCache):
+        if before == 0 and isinstance(cache, PagedRows):
             assert mask is CAUSAL
-            cache.rewind_rows(torch.tensor([6, 2, 4]))
+            cache.lengths = torch.tensor([6, 2, 4])
 
 
 def test_one_token_and_a_fresh_prompt_hand_the_kernel_no_mask(monkeypatch):
@@ -151,7 +151,7 @@ def test_one_token_and_a_fresh_prompt_hand_the_kernel_no_mask(monkeypatch):
             handed.append((options.get("attn_mask"), options.get("is_causal"))) or kernel(*qkv, **options)
         ),
     )
-    for cache in (Cache(40), RaggedCache(40, 2)):
+    for cache in (Cache(40), ragged_rows(CONFIG, 40, 2)):
         for T in (9, 1):
             forward(tiny.tokens(2, T), tiny.params(CONFIG), CONFIG, cache=cache)
     assert handed == [(None, True)] * 2 + [(None, False)] * 2 + [(None, True)] * 2 + [(None, False)] * 2
@@ -183,13 +183,14 @@ def test_the_token_loop_obeys_a_mask_of_a_callers_own_cache():
     answers = [
         [
             token.token
-            for token in stream([prompt], params, CONFIG, samplers=[sampler()], max_tokens=12, cache=cache, block=layer)
+            for token in stream_all(
+                [prompt], params, CONFIG, samplers=[sampler()], max_tokens=12, cache=cache, block=layer
+            )
         ]
         for cache, layer in [(Window(50), None), (Window(50), block), (Cache(50), None)]
     ]
     assert answers[0] == answers[1] != answers[2]
     assert not Window.by_position
-    assert RaggedCache.by_position
     assert SlidingCache.by_position
 
 

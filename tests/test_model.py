@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama3_scratch import model
 from llama3_scratch.cache import Cache
-from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.checkpoint.llama2c import read_llama2c
 from llama3_scratch.config import Config, RopeScaling
 from llama3_scratch.model import attend, attend_fused, block, decode, embed, forward, fused_block, rms_norm, unembed
 from tests import tiny
+from tests.batches import ragged_rows
 from tests.compare import check
 from tests.forms import FORMS, fitting, plain
 
@@ -69,13 +69,13 @@ class NarrowFloats(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("layer", [block, fused_block])
-@pytest.mark.parametrize("cache", [None, "uniform", "ragged"])
+@pytest.mark.parametrize("cache", [None, "uniform", "paged"])
 @pytest.mark.parametrize("form", ["f64", "adaptors"])
 def test_f64_stays_f64(layer, cache, form):
     params = tiny.params(CONFIG, dtype=torch.float64)
     if form == "adaptors":
         params = {n: t.double() for n, t in FORMS["adaptors on f32"](params).items()}
-    caches = {None: model.NO_CACHE, "uniform": Cache(40), "ragged": RaggedCache(40, 2)}
+    caches = {None: model.NO_CACHE, "uniform": Cache(40), "paged": ragged_rows(CONFIG, 40, 2, dtype=torch.float64)}
     with NarrowFloats() as mode:
         forward(tiny.tokens(2, 9), params, CONFIG, cache=caches[cache], block=layer)
     # The fused kernel keeps its own bookkeeping of row sums in f32 on some builds, but never its result.
@@ -109,7 +109,7 @@ def check_names(frame, config: Config, sizes: dict[str, set[int]]) -> None:
 def test_tensors_have_the_axes_that_their_names_say(layer, ragged):
     B, seen, T = 7, 11, 13  # none of the tiny world's sizes
     params, tokens_BT = tiny.params(), tiny.tokens(B, seen + T)
-    cache = RaggedCache(64, B) if ragged else Cache(64)
+    cache = ragged_rows(tiny.CONFIG, 64, B) if ragged else Cache(64)
     forward(tokens_BT[:, :seen], params, tiny.CONFIG, cache=cache)
     # Without ragged rows positions, masks and rotations agree for all rows, and B is 1.
     sizes = {"B": {1, B}, "T": {T}, "S": {seen + T}, "N": {tiny.CONFIG.n_heads, tiny.CONFIG.n_kv_heads}}

@@ -16,12 +16,12 @@ from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.choices import ModelChoice
 from llama3_scratch.inference.loading import open_model
 from llama3_scratch.inference.sample import sampler
-from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import block, forward
 from llama3_scratch.native import kernels
 from llama3_scratch.params.quantize import dequantize, quantize
 from llama3_scratch.stored import n_bytes, stored
 from tests import smollm2_golden as golden
+from tests.batches import stream_all
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def answers():
 
 def greedy(checkpoint, prompts, **options):
     rows: list[list[int]] = [[] for _ in prompts]
-    for step in stream(
+    for step in stream_all(
         prompts,
         checkpoint.params,
         checkpoint.config,

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.cache import Cache, MakeSlots, Slots
+from llama3_scratch.caches.paged import PagedCache, pages_for
 from llama3_scratch.caches.quantized import SLOTS_BY_BITS
-from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.config import OFFICIAL, Config, expected
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.choices import ModelChoice
+from llama3_scratch.inference.engine.engine import PREFILL_TOKENS, Engine
+from llama3_scratch.inference.fast_forward import FastForward
 from llama3_scratch.inference.loading import activations_dtype, open_model
 from llama3_scratch.inference.prefill import CHUNK, prefill, step
+from llama3_scratch.inference.requests import Request
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.native import kernels
-from llama3_scratch.native.decode import FastForward
 from llama3_scratch.params import quantize
 from llama3_scratch.stored import SHORT_DTYPE, Params, map_tensors, n_bytes, quantised
 from llama3_scratch.stored import form as form_of
@@ -101,10 +103,16 @@ class Ours:
         self._dtype_name = SHORT_DTYPE[str(self._dtype).removeprefix("torch.")]
         if kv == 32 and self._dtype != torch.float32:
             raise UsageError(f"`kv` 32: the cache is in the activations' {self._dtype_name}, or in 16, 8 or 4 bits")
-        self._params, self._config, self._keep = params, config, SLOTS[kv or 32]
+        self._params, self._config, self._make = params, config, SLOTS[kv or 32]
         self._kv_bits = kv or 8 * self._dtype.itemsize
         self._model = FastForward(params, config, dtype=self._dtype)
         self._batch, self._slots, self._known = batch, slots, 0
+        if batch > 1:
+            self._spare = batch * slots // PREFILL_TOKENS + 2  # whoever is first goes on until the last has begun
+            pages, limit = batch * pages_for(slots + self._spare), slots + self._spare
+            self._pool = PagedCache(
+                config, pages, limit=limit, keys=self._make, values=self._make, dtype=self._dtype, device=device
+            )
         self._load_s = time.perf_counter() - begun
         generator = torch.Generator().manual_seed(0)
         self.prompts_BT = torch.randint(config.vocab_size, (batch, slots), generator=generator)
@@ -115,7 +123,7 @@ class Ours:
     def about(self) -> dict[str, Any]:
         """The form, seconds of loading, bytes of weights, those read for a token, those of a slot of the cache."""
         read = {id(tensor): tensor for key, tensor in self._params.items() if not key.startswith("tok_embeddings.")}
-        kept = self._keep(torch.empty(1, 1, self._config.n_kv_heads, self._config.head_dim, dtype=self._dtype))
+        kept = self._make(torch.empty(1, 1, self._config.n_kv_heads, self._config.head_dim, dtype=self._dtype))
         kept.grow(1)
         return {
             "form": form_of(self._params),
@@ -137,16 +145,23 @@ class Ours:
         """Seconds from `tokens` tokens of each prompt to the next token."""
         begun = time.perf_counter()
         if self._batch == 1:
-            self._cache = Cache(self._slots, keys=self._keep, values=self._keep)
+            self._cache = Cache(self._slots, keys=self._make, values=self._make)
+            self._next(prefill(self._model, self._cache, self.prompts_BT[:, :tokens].tolist()))
         else:
-            self._cache = RaggedCache(self._slots, self._batch, keys=self._keep, values=self._keep)
-        self._next(prefill(self._model, self._cache, self.prompts_BT[:, :tokens].tolist()))
+            self._first_tokens(self._engine(), tokens, 1)
         self._known = tokens
         return time.perf_counter() - begun
 
     @torch.inference_mode()
     def decode(self, tokens: int, context: int) -> float:
         """Seconds of `tokens` steps after `context` tokens of each prompt."""
+        if self._batch > 1:
+            engine = self._engine()
+            self._first_tokens(engine, max(context, 1), tokens + self._spare)
+            begun = time.perf_counter()
+            for _ in range(tokens):
+                engine.step()
+            return time.perf_counter() - begun
         if self._known < context:
             self.prefill(context)
         self._cache.rewind(context)
@@ -159,6 +174,18 @@ class Ours:
 
     def _next(self, logits_B1V: Tensor) -> list[list[int]]:
         return [[self._sample(logits_V, ())] for logits_V in logits_B1V[:, 0]]
+
+    def _engine(self) -> Engine:
+        return Engine(self._model, self._pool, max_rows=self._batch, prefill_tokens_beside=PREFILL_TOKENS)
+
+    def _first_tokens(self, engine: Engine, tokens: int, max_tokens: int) -> None:
+        """Take in all prompts' first `tokens` tokens, until each answer has begun."""
+        prompts = self.prompts_BT[:, :tokens].tolist()
+        for prompt in prompts:
+            engine.add(Request(prompt, self._sample, max_tokens))
+        begun = set[Request]()
+        while len(begun) < len(prompts):
+            begun |= {event.request for event in engine.step()}
 
 
 def _require(config: Config, form: str, slots: int, batch: int) -> None:

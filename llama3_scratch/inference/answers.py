@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from llama3_scratch.cache import Cache
-from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.checkpoint.load import Checkpoint
-from llama3_scratch.inference.choices import BATCH_SIZE
+from llama3_scratch.inference.choices import BATCH_SIZE, CacheChoice
+from llama3_scratch.inference.engine.engine import Engine
+from llama3_scratch.inference.factories import make_pool
+from llama3_scratch.inference.fast_forward import FastForward
+from llama3_scratch.inference.requests import Request
 from llama3_scratch.inference.sample import Sampler, sampler
-from llama3_scratch.inference.stream import stream
 from llama3_scratch.text.detokenizer import text_of
 
 
@@ -42,17 +43,16 @@ def answers(
     tokenizer = checkpoint.require_tokenizer()
     said: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
-    limit, rows = checkpoint.config.max_seq_len, min(batch, len(prompts))
-    for step in stream(
-        prompts,
-        checkpoint.params,
-        checkpoint.config,
-        samplers=samplers or [sampler()] * len(prompts),
-        max_tokens=max_tokens,
-        stop=lambda row, token: token in tokenizer.stop_tokens,
-        dtype=dtype,
-        cache=Cache(limit) if len(prompts) == 1 else RaggedCache(limit, rows),
-    ):
+    if not prompts:
+        return []
+    stops = frozenset(tokenizer.stop_tokens)
+    how = samplers or [sampler()] * len(prompts)
+    requests = [
+        Request(prompt, how[row], max_tokens, stops.__contains__, row=row) for row, prompt in enumerate(prompts)
+    ]
+    model = FastForward(checkpoint.params, checkpoint.config, dtype=dtype)
+    pool = make_pool(CacheChoice(), model, [len(prompt) + max_tokens for prompt in prompts], rows=batch)
+    for step in Engine(model, pool, max_rows=batch).run(requests):
         said[step.row].append(step.token)
         ended[step.row] = step.finish_reason == "stop"
         if step.finish_reason:

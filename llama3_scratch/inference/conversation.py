@@ -129,7 +129,8 @@ class Conversation:
 
         prompt, forgotten = self._fitting(messages)
         sampling = self.sampling
-        warn_if_clamped(len(prompt), self._cache, sampling)
+        if not self._cache.endless:
+            warn_if_clamped(len(prompt), self._cache.limit, sampling)
         answer = Detokenizer(self.tokenizer, self.tokenizer.stop_tokens, sampling.stop)
         self.timings, self.ended = Timings(self.timings.load_s), None
         shown = 0

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
 from llama3_scratch.cache import Cache, MakeSlots, Slots
+from llama3_scratch.caches.paged import PAGE_SLOTS, PagedCache, page_bytes, pages_for
 from llama3_scratch.caches.quantized import SLOTS_BY_BITS, group_size
-from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.config import Config
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference import speculate
 from llama3_scratch.inference.choices import SINKS, CacheChoice, DraftChoice, ModelChoice, SamplingChoice
+from llama3_scratch.inference.fast_forward import FastForward
 from llama3_scratch.inference.loading import read
+from llama3_scratch.inference.prefill import CHUNK
 from llama3_scratch.inference.sample import Sampler, sampler
+from llama3_scratch.system.memory import available_memory, memory_plan, require_memory
 
 
 def context(choice: CacheChoice, config: Config) -> int:
@@ -26,8 +30,8 @@ def context(choice: CacheChoice, config: Config) -> int:
     return choice.max_seq_len or config.max_seq_len
 
 
-def make_cache(choice: CacheChoice, config: Config, rows: int = 1) -> Cache:
-    """The cache that was chosen, empty, for `rows` prompts at once."""
+def _forms(choice: CacheChoice, config: Config) -> tuple[MakeSlots, MakeSlots]:
+    """What keys and values are kept in."""
     group = choice.kv_group_size
     if group is not None and (config.head_dim % group or (4 in choice.bits and group % 2)):
         even = ", and be even for 4 bits" if 4 in choice.bits else ""
@@ -39,14 +43,33 @@ def make_cache(choice: CacheChoice, config: Config, rows: int = 1) -> Cache:
         kind = SLOTS_BY_BITS[bits]
         return kind if bits == 16 else partial(kind, group=group_size(config.head_dim, group))
 
-    limit = context(choice, config)
     keys, values = map(form, choice.bits)
+    return keys, values
+
+
+def make_cache(choice: CacheChoice, config: Config) -> Cache:
+    """The cache that was chosen, empty, for one prompt."""
+    limit, (keys, values) = context(choice, config), _forms(choice, config)
     if choice.sliding:
         sinks = SINKS if choice.sinks is None else choice.sinks
         return SlidingCache(limit, config, window=choice.sliding, sinks=sinks, keys=keys, values=values)
-    if rows == 1:
-        return Cache(limit, keys=keys, values=values)
-    return RaggedCache(limit, rows, keys=keys, values=values)
+    return Cache(limit, keys=keys, values=values)
+
+
+def make_pool(choice: CacheChoice, model: FastForward, lengths: Sequence[int], *, rows: int) -> PagedCache:
+    """A paged cache for sequences that may get as long as `lengths`, of which `rows` run at once.
+
+    Raises ResourceError where there isn't so much memory.
+    """
+    config = model.config
+    limit, (keys, values) = context(choice, config), _forms(choice, config)
+    longest = sorted((min(length, limit) for length in lengths), reverse=True)[:rows]
+    if model.device.type == "cpu":
+        number = page_bytes(config, keys=keys, values=values, dtype=model.dtype) / (config.kv_bytes(PAGE_SLOTS, 1, 1))
+        plan = memory_plan(config, context=longest[0], batch=len(longest), cache_bytes=number, chunk=CHUNK)
+        require_memory(plan, available_memory())
+    pages = sum(map(pages_for, longest))
+    return PagedCache(config, pages, limit=limit, keys=keys, values=values, dtype=model.dtype, device=model.device)
 
 
 def make_sampler(choice: SamplingChoice) -> Sampler:

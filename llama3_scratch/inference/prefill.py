@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llama3_scratch.cache import Cache
-from llama3_scratch.native.decode import FastForward
+from llama3_scratch.inference.fast_forward import FastForward
 
 CHUNK = 512  # tokens of a prompt that go through the model at once: memory stays flat however long the prompt is
 

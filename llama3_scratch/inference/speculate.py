@@ -16,8 +16,8 @@ import torch
 from llama3_scratch.cache import Cache
 from llama3_scratch.caches.prompt_cache import common_prefix
 from llama3_scratch.config import Config
+from llama3_scratch.inference.fast_forward import FastForward
 from llama3_scratch.inference.prefill import prefill, step
-from llama3_scratch.native.decode import FastForward
 from llama3_scratch.stored import Params
 
 # Tokens so far, how many may follow at most → the tokens that may follow.

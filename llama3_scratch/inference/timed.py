@@ -10,12 +10,15 @@ from typing import Any, Protocol
 import torch
 
 from llama3_scratch.cache import Cache
+from llama3_scratch.caches.paged import PagedCache
 from llama3_scratch.checkpoint.load import Checkpoint
 from llama3_scratch.inference import stream
 from llama3_scratch.inference.choices import SamplingChoice
+from llama3_scratch.inference.engine.engine import Engine
 from llama3_scratch.inference.factories import make_sampler
+from llama3_scratch.inference.fast_forward import FastForward
+from llama3_scratch.inference.requests import GeneratedToken, Request
 from llama3_scratch.inference.speculate import NO_DRAFTS, NoDrafts
-from llama3_scratch.inference.stream import GeneratedToken
 from llama3_scratch.model import block
 from llama3_scratch.system.timings import Timings
 from llama3_scratch.text.detokenizer import Detokenizer, piece
@@ -55,32 +58,31 @@ def timed_stream(
     sampling: SamplingChoice,
     timings: Timings,
     *,
-    cache: Cache,
+    cache: Cache | PagedCache,
+    rows: int = 1,
     drafts: NoDrafts = NO_DRAFTS,
     watch: Watch | None = None,
 ) -> Generator[GeneratedToken, None, None]:
-    """`stream` into this cache: each token goes into its answer, and `timings` grows with it."""
+    """Answer one prompt in a cache of its own, or several in pages, `rows` at once.
+
+    Each token goes into its answer, and `timings` grows with it.
+    """
     started = time.perf_counter()
-    timings.prompt_tokens = sum(map(len, prompts)) - cache.length
+    timings.prompt_tokens = sum(map(len, prompts)) - (0 if isinstance(cache, PagedCache) else cache.length)
     if watch is not None:
         watch.start(answers[0])
-    before = len(prompts)
-    for step in stream.stream(
-        prompts,
-        checkpoint.params,
-        checkpoint.config,
-        samplers=[make_sampler(sampling) for _ in prompts],
-        max_tokens=sampling.at_most,
-        stop=lambda row, token: answers[row].take(token),
-        max_seq_len=cache.limit,
-        dtype=dtype,
-        cache=cache,
-        block=block if watch is not None else None,
-        drafts=drafts,
-    ):
-        if watch is not None and step.row <= before:  # rows ascend within a pass
+    model = FastForward(checkpoint.params, checkpoint.config, dtype=dtype, block=block if watch is not None else None)
+    requests = [
+        Request(prompt, make_sampler(sampling), sampling.at_most, answer.take, row=row)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    if isinstance(cache, PagedCache):
+        steps = Engine(model, cache, max_rows=rows).run(requests)
+    else:
+        steps = stream.stream(requests[0], model, cache, drafts=drafts)
+    for step in steps:
+        if watch is not None:
             watch.passed()
-        before = step.row
         if not timings.prefill_s:
             timings.prefill_s = time.perf_counter() - started
         timings.decode_s = time.perf_counter() - started - timings.prefill_s
@@ -91,12 +93,10 @@ def timed_stream(
         yield step
 
 
-def warn_if_clamped(prompt_tokens: int, cache: Cache, sampling: SamplingChoice) -> None:
-    """Say so where the context ends before as many tokens have come as were asked for."""
-    if sampling.max_tokens is None or cache.endless:
-        return
-    if prompt_tokens < cache.limit < prompt_tokens + sampling.max_tokens:
-        log.warning("the context of %d tokens leaves room for %d more", cache.limit, cache.limit - prompt_tokens)
+def warn_if_clamped(prompt_tokens: int, limit: int, sampling: SamplingChoice) -> None:
+    """Say so where the context of `limit` tokens ends before as many have come as were asked for."""
+    if sampling.max_tokens is not None and prompt_tokens < limit < prompt_tokens + sampling.max_tokens:
+        log.warning("the context of %d tokens leaves room for %d more", limit, limit - prompt_tokens)
 
 
 def logprobs(step: GeneratedToken, n_top: int, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -22,9 +22,9 @@ typedef struct {
     const Sizes *sizes;
     const Tokens *tokens;
     int threads;
-    int redundant; /* the tokens are so few that each thread prepares the inputs of all matmuls for itself */
-    int slots;     /* in a chunk of the cache */
-    int chunks;    /* that the longest row has; 0 where the tokens are many, and each goes through its own */
+    int redundant;     /* the tokens are so few that each thread prepares the inputs of all matmuls for itself */
+    int chunks;        /* that the longest row has; 0 where the tokens are many, and each goes through its own */
+    int heads_at_once; /* key/value heads of a chunk that a thread attends to at once */
     float *x, *q, *k, *v, *gated, *logits;
     float *parts, *maxima, *totals; /* of each token, chunk and head: what it saw, its largest score, its weight */
     /* Each thread's own: */
@@ -71,7 +71,7 @@ static void project(const Call *c, const Weight *w, int phase, float *to, int ro
     const Tokens *t = c->tokens;
     int head_dim = c->sizes->head_dim;
     FOR_EACH (strip, c->phase + phase, strips_at_once(w, c->threads), strips_of(w)) {
-        for (int first = 0; first < t->n; first += MAX_INPUTS) {
+        for (int first = 0; first < c->normed.n; first += MAX_INPUTS) {
             float out[MAX_INPUTS][STRIP];
             int row = STRIP * strip, some = inputs_at_once(&c->normed, first);
             kernels->strip(w, strip, &c->normed, first, some, out);
@@ -191,39 +191,49 @@ static void prefetch_cached(const CachedVectors *cached, int64_t first, int64_t 
     for (int64_t byte = 0; byte < vectors * K * bits[cached->kind] / 8; byte += 64) __builtin_prefetch(at + byte, 0, 2);
 }
 
-/* What all heads of token i see in one chunk of slots: of each, its largest score, the sum of its weights, and the sum
- * of the values times these. Slot after slot, all heads of each, as they lie in memory. */
-static void attend(const Call *c, int i, int chunk, float *parts, float *maxima, float *totals) {
+/* The slot of the cache, counted through all pages, in which a row has this position. */
+static int64_t slot_of(const Tokens *t, int row, int position) {
+    int page = t->page_table[(int64_t)row * t->pages_per_row + position / t->page_slots];
+    return (int64_t)page * t->page_slots + position % t->page_slots;
+}
+
+/* What the heads of token i that share the key/value heads begin … end see in one chunk of slots: of each, its largest
+ * score, the sum of its weights, and the sum of the values times these. Slot after slot, all heads of each, as they lie
+ * in memory. A chunk is always CHUNK_SLOTS and a head knows nothing of the others: so the result is the same, to the
+ * bit, whatever else is in the call and however the work is shared out. */
+static void attend(const Call *c, int i, int chunk, int begin, int end, float *parts, float *maxima, float *totals) {
     enum { SLOTS_AT_ONCE = 8 };
     const Sizes *z = c->sizes;
-    int K = z->head_dim, G = z->kv_heads, H = z->heads, R = H / G, begin = chunk * c->slots;
-    int seen = c->tokens->positions[i] + 1 - begin, n = seen < c->slots ? seen : c->slots;
-    int64_t first = ((int64_t)c->tokens->rows[i] * c->tokens->slots + begin) * G, stride;
+    int K = z->head_dim, G = z->kv_heads, R = z->heads / G, heads = end - begin;
+    int seen = c->tokens->positions[i] + 1 - chunk * CHUNK_SLOTS, n = seen < CHUNK_SLOTS ? seen : CHUNK_SLOTS;
+    int64_t first = slot_of(c->tokens, c->tokens->rows[i], chunk * CHUNK_SLOTS) * G, stride;
     float root = 1 / sqrtf((float)K);
     for (int s = 0; s < n; s += SLOTS_AT_ONCE) {
         int some = n - s < SLOTS_AT_ONCE ? n - s : SLOTS_AT_ONCE;
-        prefetch_cached(c->keys, first + (int64_t)(s + 2 * SLOTS_AT_ONCE) * G, (int64_t)some * G, K);
-        prefetch_cached(c->values, first + (int64_t)s * G, (int64_t)some * G, K);
-        for (int g = 0; g < G; g++) {
+        if (heads == G) {
+            prefetch_cached(c->keys, first + (int64_t)(s + 2 * SLOTS_AT_ONCE) * G, (int64_t)some * G, K);
+            prefetch_cached(c->values, first + (int64_t)s * G, (int64_t)some * G, K);
+        }
+        for (int g = begin; g < end; g++) {
             const float *k = vectors_of(c->keys, first + (int64_t)s * G + g, G, K, some, c->vectors, &stride);
-            const float *q = c->q + ((int64_t)i * H + g * R) * K;
+            const float *q = c->q + ((int64_t)i * z->heads + g * R) * K;
             kernels->scores(q, R, K, k, stride, some, c->scores + (int64_t)g * R * CHUNK_SLOTS + s);
         }
     }
-    for (int h = 0; h < H; h++) {
+    for (int h = begin * R; h < end * R; h++) {
         float *scores = c->scores + (int64_t)h * CHUNK_SLOTS;
         for (int s = 0; s < n; s++) scores[s] *= root;
         maxima[h] = kernels->largest(scores, n);
         totals[h] = kernels->exp_minus(scores, maxima[h], n);
     }
-    for (int g = 0; g < G; g++) {
+    for (int g = begin; g < end; g++) {
         const float *v = vectors_of(c->values, first + g, G, K, n, c->vectors, &stride);
         int64_t head = (int64_t)g * R;
         kernels->mix(c->scores + head * CHUNK_SLOTS, R, K, v, stride, n, parts + head * K);
     }
 }
 
-static int chunks_of(const Call *c, int i) { return c->tokens->positions[i] / c->slots + 1; }
+static int chunks_of(const Call *c, int i) { return c->tokens->positions[i] / CHUNK_SLOTS + 1; }
 
 /* The softmax over chunk after chunk: e^(s − max) = e^(s − max of the chunk) · e^(max of the chunk − max). `out`, `max`
  * and `total` are those of all slots so far, of every head; one more chunk joins them. */
@@ -250,7 +260,7 @@ static void join_chunks(const Call *c, int i) {
     for (int h = 0; h < H; h++) max[h] = -INFINITY, total[h] = 0;
     for (int chunk = 0; chunk < chunks_of(c, i); chunk++) {
         int64_t at = (looked_at ? (int64_t)i * c->chunks + chunk : i) * H;
-        if (!looked_at) attend(c, i, chunk, c->parts + at * K, c->maxima + at, c->totals + at);
+        if (!looked_at) attend(c, i, chunk, 0, z->kv_heads, c->parts + at * K, c->maxima + at, c->totals + at);
         join(z, out, max, total, c->parts + at * K, c->maxima + at, c->totals + at);
     }
     for (int h = 0; h < H; h++) {
@@ -260,18 +270,19 @@ static void join_chunks(const Call *c, int i) {
     round_input(&c->attended, i);
 }
 
-static void norm_and_round(const Call *c, const Weight *weight, int i) {
-    int64_t at = (int64_t)i * c->sizes->dim;
-    copy(c->normed.floats + at, c->x + at, c->sizes->dim);
-    norm(c->normed.floats + at, weight, c->sizes->eps);
+/* Input i of the next matmuls is token `token`. */
+static void norm_and_round(const Call *c, const Weight *weight, int token, int i) {
+    float *to = c->normed.floats + (int64_t)i * c->sizes->dim;
+    copy(to, c->x + (int64_t)token * c->sizes->dim, c->sizes->dim);
+    norm(to, weight, c->sizes->eps);
     round_input(&c->normed, i);
 }
 
-static void attention_norm(const Call *c, int i) { norm_and_round(c, &c->layer->attention_norm, i); }
+static void attention_norm(const Call *c, int i) { norm_and_round(c, &c->layer->attention_norm, i, i); }
 
-static void ffn_norm(const Call *c, int i) { norm_and_round(c, &c->layer->ffn_norm, i); }
+static void ffn_norm(const Call *c, int i) { norm_and_round(c, &c->layer->ffn_norm, i, i); }
 
-static void last_norm(const Call *c, int i) { norm_and_round(c, c->last_norm, i); }
+static void last_norm(const Call *c, int i) { norm_and_round(c, c->last_norm, c->tokens->logits_of[i], i); }
 
 static void round_gated(const Call *c, int i) {
     int64_t at = (int64_t)i * c->sizes->hidden;
@@ -281,8 +292,7 @@ static void round_gated(const Call *c, int i) {
 
 /* Make the input of the weight `next`, token by token. Of few, each thread makes all for itself, which is sooner done
  * than waiting for one another. */
-static void make_inputs(const Call *c, int phase, const Weight *next, Prepare *prepare) {
-    int n = c->tokens->n;
+static void make_inputs(const Call *c, int phase, const Weight *next, int n, Prepare *prepare) {
     prefetch_weight(next);
     if (c->redundant) {
         for (int i = 0; i < n; i++) prepare(c, i);
@@ -297,7 +307,7 @@ static void block(const Call *c) {
     const Tokens *t = c->tokens;
     int n = t->n, K = c->sizes->head_dim, H = c->sizes->heads, G = c->sizes->kv_heads, R = H / G, phase = c->phase;
 
-    make_inputs(c, NORM, &l->wq, attention_norm);
+    make_inputs(c, NORM, &l->wq, n, attention_norm);
     project(c, &l->wq, QUERY, c->q, 1); /* whoever is done with one goes on with the next */
     project(c, &l->wk, KEY, c->k, 1);
     project(c, &l->wv, VALUE, c->v, 0);
@@ -306,24 +316,26 @@ static void block(const Call *c) {
     wait_for(phase + VALUE, strips_of(&l->wv));
     FOR_EACH (item, phase + STORE, 1, n * G) { /* cache.extend */
         int i = item / G, g = item % G;
-        int64_t vector = ((int64_t)t->rows[i] * t->slots + t->positions[i]) * G + g;
+        int64_t vector = slot_of(t, t->rows[i], t->positions[i]) * G + g;
         for (int h = g * R; c->keys->kind == CACHE_INT4 && h < (g + 1) * R; h++) /* as the keys that it will meet */
             hadamard(c->q + ((int64_t)i * H + h) * K, K);
         store(c->keys, vector, K, c->k + (int64_t)item * K);
         store(c->values, vector, K, c->v + (int64_t)item * K);
     }
     wait_for(phase + STORE, n * G);
-    FOR_EACH (item, phase + ATTEND, 1, n * c->chunks) { /* of few tokens, a chunk of slots at a time */
-        int i = item / c->chunks, chunk = item % c->chunks;
-        int64_t at = (int64_t)item * H;
-        if (chunk < chunks_of(c, i)) attend(c, i, chunk, c->parts + at * K, c->maxima + at, c->totals + at);
+    int parts = (G + c->heads_at_once - 1) / c->heads_at_once;
+    FOR_EACH (item, phase + ATTEND, 1, n * c->chunks * parts) { /* of few tokens, a chunk of slots at a time */
+        int i = item / parts / c->chunks, chunk = item / parts % c->chunks, begin = item % parts * c->heads_at_once;
+        int end = begin + c->heads_at_once < G ? begin + c->heads_at_once : G;
+        int64_t at = (int64_t)(item / parts) * H;
+        if (chunk < chunks_of(c, i)) attend(c, i, chunk, begin, end, c->parts + at * K, c->maxima + at, c->totals + at);
     }
-    wait_for(phase + ATTEND, n * c->chunks);
-    make_inputs(c, JOIN, &l->wo, join_chunks); /* of many tokens, all of attention */
+    wait_for(phase + ATTEND, n * c->chunks * parts);
+    make_inputs(c, JOIN, &l->wo, n, join_chunks); /* of many tokens, all of attention */
     add_matmul(c, &l->wo, &c->attended, OUT);
-    make_inputs(c, FFN_NORM, &l->w1, ffn_norm);
+    make_inputs(c, FFN_NORM, &l->w1, n, ffn_norm);
     gate(c);
-    make_inputs(c, ROUND, &l->w2, round_gated);
+    make_inputs(c, ROUND, &l->w2, n, round_gated);
     add_matmul(c, &l->w2, &c->wide, DOWN);
 }
 
@@ -372,7 +384,8 @@ static void decode_work(void *argument) {
     const Call *c = &own;
     int n = c->tokens->n, D = c->sizes->dim, last = c->phase;
     if (c->head) {
-        make_inputs(c, NORM, c->head, last_norm);
+        own.normed.n = c->tokens->n_logits;
+        make_inputs(c, NORM, c->head, own.normed.n, last_norm);
         project(c, c->head, QUERY, c->logits, 0);
         wait_for(last + QUERY, strips_of(c->head));
     } else {
@@ -381,12 +394,12 @@ static void decode_work(void *argument) {
     }
 }
 
-/* All layers and the last norm: x [n][dim] becomes their output; with a head, logits [n][rows] become its. The new keys
- * and values go into the caches, one of each a layer. Returns 0 without memory. */
+/* All layers and the last norm: x [n][dim] becomes their output; with a head, logits [n_logits][rows] become its, of
+ * the tokens of which they're wanted. The new keys and values go into the caches, one of each a layer. Returns 0
+ * without memory. */
 EXPORT int decode(const Layer *layers, int n_layers, const Weight *last_norm, const Sizes *sizes, const Tokens *tokens,
                   const CachedVectors *keys, const CachedVectors *values, float *x, const Weight *head, float *logits,
                   int threads) {
-    enum { MIN_SLOTS = 8 }; /* of a chunk: what a kernel takes at once */
     threads = threads < 1 ? 1 : threads > MAX_THREADS ? MAX_THREADS : threads;
     int n = tokens->n, longest = 1;
     for (int i = 0; i < n; i++) longest = tokens->positions[i] >= longest ? tokens->positions[i] + 1 : longest;
@@ -396,11 +409,9 @@ EXPORT int decode(const Layer *layers, int n_layers, const Weight *last_norm, co
     c.head = head;
     c.logits = logits;
     c.threads = threads;
+    c.chunks = n <= MAX_SPLIT_TOKENS ? (longest - 1) / CHUNK_SLOTS + 1 : 0;
     /* Each thread gets a part of the attention, even where few tokens see little. */
-    int even = (longest / threads + MIN_SLOTS - 1) / MIN_SLOTS * MIN_SLOTS;
-    c.slots = n < threads && even < CHUNK_SLOTS ? even : CHUNK_SLOTS;
-    if (c.slots < MIN_SLOTS) c.slots = MIN_SLOTS;
-    c.chunks = n <= MAX_SPLIT_TOKENS ? (longest - 1) / c.slots + 1 : 0;
+    c.heads_at_once = n * c.chunks < threads ? 1 : sizes->kv_heads;
     /* Without chunks join_chunks writes into `parts`, which the threads share: then each token must be one thread's. */
     c.redundant = n < threads && c.chunks > 0;
     Scratch s = {0, 0};

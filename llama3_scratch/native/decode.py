@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import Array, addressof, byref, c_int32, c_int64
 from dataclasses import dataclass
-from functools import partial
 from typing import cast
 
 import torch
@@ -15,8 +15,7 @@ from torch import Tensor
 from llama3_scratch.cache import NO_CACHE, Cache, NoCache, Slots
 from llama3_scratch.config import Config, expected
 from llama3_scratch.errors import ResourceError, UsageError
-from llama3_scratch.linear import embed
-from llama3_scratch.model import Block, decode, rotations, unembed
+from llama3_scratch.model import decode, rotations
 from llama3_scratch.native import kernels, layout
 from llama3_scratch.native.layout import MATRICES, NORMS, CachedVectors, Layer, Sizes, Tokens, Weight
 from llama3_scratch.stored import Floats, Params, Tiles, stored
@@ -34,35 +33,14 @@ _POSITIONS = 1024  # by which the table of rotations grows
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-class FastForward:
-    """`forward` for generating: tokens in, logits out, by the fastest way that there is here.
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens of one sequence that a pass takes in: a part of its prompt, or the token that was drawn last."""
 
-    `dtype` is the activations'; `block` is a layer's function, in the place of the fastest way through all layers.
-    """
-
-    def __init__(
-        self, params: Params, config: Config, *, dtype: torch.dtype | None = None, block: Block | None = None
-    ) -> None:
-        self._params, self._config, self._dtype = params, config, dtype
-        self._device = params["tok_embeddings.weight"].device
-        self._decode = fast_decode(params, config) if block is None else partial(decode, block=block)
-        own = dtype or stored(params, "tok_embeddings").dtype
-        self._native = self._decode if isinstance(self._decode, NativeDecode) and own == torch.float32 else None
-
-    def hidden(self, tokens_BT: Tensor, cache: NoCache) -> Tensor:
-        """What goes into the head: x_BTD."""
-        x_BTD = embed(tokens_BT.to(self._device), self._params, "tok_embeddings", dtype=self._dtype)
-        return self._decode(x_BTD, self._params, self._config, cache=cache)
-
-    def logits(self, tokens_BT: Tensor, cache: NoCache) -> Tensor:
-        """The logits of all tokens: logits_BTV."""
-        if self._native is not None and (logits_BTV := self._native.logits(tokens_BT, cache)) is not None:
-            return logits_BTV
-        return self.head(self.hidden(tokens_BT, cache))
-
-    def head(self, x_BTD: Tensor) -> Tensor:
-        """The logits of what `hidden` gave, or of some of it: logits_BTV."""
-        return unembed(x_BTD, self._params)
+    tokens: Sequence[int]
+    start: int  # the first one's position
+    pages: Sequence[int]  # those of a paged cache that the sequence has, in their order
+    wants_logits: bool = True  # of what follows the last token
 
 
 def fast_decode(params: Params, config: Config) -> Callable[..., Tensor]:
@@ -169,11 +147,11 @@ class NativeDecode:
         ours = self._sizes.dim == D and params is self._params
         if not ours or not cache.by_position or not kernels.usable(x_BTD):
             return decode(x_BTD, params, config, cache=cache)
-        step = self._step(cast(Cache, cache), B, T) if self._worth(B * T, cache.span(T)) else None
-        if step is None:
+        call = self._rows(cast(Cache, cache), B, T) if self._worth(B * T, cache.span(T)) else None
+        if call is None:
             return decode(x_BTD, params, config, cache=cache)
         out_BTD = x_BTD.detach().clone(memory_format=torch.contiguous_format)
-        step.run(self._sizes, out_BTD, None)
+        call.run(self._sizes, out_BTD, None)
         cache.advance(T)
         return out_BTD
 
@@ -189,39 +167,91 @@ class NativeDecode:
         x_BTD = torch.empty(B, T, D)
         if tokens_BT.dtype not in _INTEGERS or not kernels.usable(x_BTD):
             return None
-        step = self._step(cast(Cache, cache), B, T)
-        if step is None or step.model.ends is None:
+        call = self._rows(cast(Cache, cache), B, T)
+        if call is None or call.model.ends is None:
             return None
-        tokens = tokens_BT.flatten().tolist()
-        if not 0 <= min(tokens) <= max(tokens) < V:
-            raise UsageError(f"tokens {min(tokens)} to {max(tokens)}, the vocabulary has {V}")
-        embedding, _ = step.model.ends
-        kernels.require().rows(embedding, B * T, (c_int64 * len(tokens))(*tokens), x_BTD.data_ptr())
+        self._embed(call.model.ends[0], tokens_BT.flatten().tolist(), x_BTD)
         logits_BTV = torch.empty(B, T, V)
-        step.run(self._sizes, x_BTD, logits_BTV)
+        call.run(self._sizes, x_BTD, logits_BTV)
         cache.advance(T)
         return logits_BTV
 
-    def _step(self, cache: Cache, B: int, T: int) -> _Step | None:
-        """T more tokens of B rows, as C takes them; None where it can't. What others may change is looked at once."""
+    def chunks(self, chunks: Sequence[Chunk], layers: Mapping[str, tuple[Slots, Slots]], pages: int) -> Tensor | None:
+        """Chunks of sequences in a cache of so many pages, with these layers, in one call: logits_NV of what follows
+        those that want them; None where it takes more than that.
+
+        A token's logits are the same bits in whatever company and chunks, where the weights are quantised.
+        """
+        n = sum(len(chunk.tokens) for chunk in chunks)
+        x_ND = torch.empty(n, self._config.dim)
+        if not kernels.usable(x_ND):
+            return None
+        model = self._current_model(closely=n > len(chunks))
+        # A span of no length: of a paged cache, attention in torch would have to gather the pages.
+        if model is None or model.ends is None or not self._worth(n, 0):
+            return None
+        found = self._places(layers, (pages, layout.CHUNK_SLOTS))
+        if found is None:
+            return None
+        positions = [chunk.start + place for chunk in chunks for place in range(len(chunk.tokens))]
+        for chunk in chunks:
+            last = chunk.start + len(chunk.tokens)
+            if not (0 <= chunk.start < last <= len(chunk.pages) * layout.CHUNK_SLOTS):
+                raise UsageError(f"tokens {chunk.start} to {last - 1} of a sequence of {len(chunk.pages)} pages")
+            if not 0 <= min(chunk.pages) <= max(chunk.pages) < pages:
+                raise UsageError(f"pages {min(chunk.pages)} to {max(chunk.pages)}, the cache has {pages}")
+        self._embed(model.ends[0], [token for chunk in chunks for token in chunk.tokens], x_ND)
+        rows = [row for row, chunk in enumerate(chunks) for _ in chunk.tokens]
+        ends = itertools.accumulate(len(chunk.tokens) for chunk in chunks)
+        logits_of = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.wants_logits]
+        call = _Call(
+            model,
+            found,
+            self._rotations(max(positions) + 1),
+            rows,
+            positions,
+            [chunk.pages for chunk in chunks],
+            layout.CHUNK_SLOTS,
+            logits_of,
+        )
+        logits_NV = torch.empty(len(logits_of), self._config.vocab_size)
+        call.run(self._sizes, x_ND, logits_NV if logits_of else None)
+        return logits_NV
+
+    def _embed(self, embedding: Weight, tokens: list[int], x: Tensor) -> None:
+        """The tokens' rows of the embedding, into x."""
+        if not 0 <= min(tokens) <= max(tokens) < self._config.vocab_size:
+            raise UsageError(f"tokens {min(tokens)} to {max(tokens)}, the vocabulary has {self._config.vocab_size}")
+        kernels.require().rows(embedding, len(tokens), (c_int64 * len(tokens))(*tokens), x.data_ptr())
+
+    def _current_model(self, *, closely: bool) -> _Model | None:
+        """The model as C has it, described anew if its tensors have changed; None where C can't be used for it."""
         model = self._model
-        if model is None or not model.current(self._params, closely=T > 1):
+        if model is None or not model.current(self._params, closely=closely):
             model = self._model = _Model.of(self._params, self._config)
+        return None if model is None or (model.trains and torch.is_grad_enabled()) else model
+
+    def _rotations(self, span: int) -> Tensor:
+        """Of that many positions at least."""
+        if len(self._rotations_J) < span:
+            positions_1T = torch.arange(-(-span // _POSITIONS) * _POSITIONS)[None]
+            self._rotations_J = rotations(positions_1T, self._config, torch.float32)[0].contiguous()
+        return self._rotations_J
+
+    def _rows(self, cache: Cache, B: int, T: int) -> _Call | None:
+        """T more tokens of B rows, as C takes them; None where it can't. What others may change is looked at once."""
+        model = self._current_model(closely=T > 1)
         span = cache.span(T)
-        if model is None or (model.trains and torch.is_grad_enabled()) or not self._worth(B * T, span):
+        if model is None or not self._worth(B * T, span):
             return None
         found = self._finds(cache, span, B)
         if found is None:
             return None
         positions = cache.positions(T, torch.device("cpu")).expand(B, T).flatten().tolist()
-        if not 0 <= min(positions) <= max(positions) < min(span, found.slots):
+        rows, table = [row for row in range(B) for _ in range(T)], cache.page_table(B)
+        if not 0 <= min(positions) <= max(positions) < min(span, len(table[0]) * found.slots):
             return None
-        rotations_J = self._rotations_J
-        if len(rotations_J) < span:
-            positions_1T = torch.arange(-(-span // _POSITIONS) * _POSITIONS)[None]
-            rotations_J = self._rotations_J = rotations(positions_1T, self._config, torch.float32)[0].contiguous()
-        rows = [row for row in range(B) for _ in range(T)]
-        return _Step(model, found, rotations_J, rows, positions)
+        return _Call(model, found, self._rotations(span), rows, positions, table, found.slots, range(B * T))
 
     def _worth(self, n: int, span: int) -> bool:
         """Whether the kernels are the faster way for n tokens of which the last sees `span`."""
@@ -234,41 +264,65 @@ class NativeDecode:
         """Where the cache keeps everything, looked up if that has changed; None where C can't work with it so."""
         G, K = self._config.n_kv_heads, self._config.head_dim
         like_BTGK = torch.empty(batch, 1, G, K)
-        layers = (cache.room(f"layers.{index}.attention", span, like_BTGK) for index in range(self._config.n_layers))
-        first = next(layers)
-        found = self._found
-        if found is not None and first[0].values is found.first:
-            return found  # all layers' places change together, when a cache grows or drops rows
-        found = self._found = None  # before the other layers grow, that each frees its old memory
-        slots, tensors = first[0].capacity, list[Tensor]()
+        names = [f"layers.{index}.attention" for index in range(self._config.n_layers)]
+        first = cache.room(names[0], span, like_BTGK)
+        if self._found is not None and first[0].values is self._found.first:
+            return self._found  # all layers' places change together, when a cache grows or drops rows
+        self._found = None  # before the other layers grow, that each frees its old memory
+        layers = {name: cache.room(name, span, like_BTGK) for name in names}
+        return self._places(layers, (len(first[0].values), first[0].capacity))
+
+    def _places(self, layers: Mapping[str, tuple[Slots, Slots]], shape: tuple[int, int]) -> _Found | None:
+        """Where these layers' slots are, which have `shape` = (rows or pages, slots of each)."""
+        first = layers["layers.0.attention"][0].values
+        if self._found is not None and first is self._found.first:
+            return self._found
+        self._found = None
         n_layers = self._config.n_layers
         of_keys, of_values = (CachedVectors * n_layers)(), (CachedVectors * n_layers)()
-        for index, layer in enumerate((first, *layers)):
-            for vectors, kept in zip((of_keys, of_values), layer, strict=True):
-                cached = _cached(kept, (batch, slots, G, K))
+        tensors: list[Tensor] = []
+        for index in range(n_layers):
+            layer = layers[f"layers.{index}.attention"]
+            for vectors, slots in zip((of_keys, of_values), layer, strict=True):
+                cached = _cached(slots, (*shape, self._config.n_kv_heads, self._config.head_dim))
                 if cached is None:
                     return None
                 vectors[index] = cached
-                tensors += kept.tensors().values()
-        self._found = _Found(of_keys, of_values, slots, first[0].values, tensors)
+                tensors += slots.tensors().values()
+        self._found = _Found(of_keys, of_values, shape[1], first, tensors)
         return self._found
 
 
 @dataclass
-class _Step:
-    """One call of C: tokens in these rows at these positions."""
+class _Call:
+    """One call of C: tokens in these rows at these positions, the rows' pages, and of which tokens to give logits."""
 
     model: _Model
     found: _Found
     rotations_J: Tensor
     rows: list[int]
     positions: list[int]
+    page_table: Sequence[Sequence[int]]
+    page_slots: int
+    logits_of: Sequence[int]
 
     def run(self, sizes: Sizes, x_BTD: Tensor, logits_BTV: Tensor | None) -> None:
         """Take x_BTD through all layers, in place; the logits too, where there is a tensor for them."""
-        n = len(self.rows)
+        n, most = len(self.rows), max(map(len, self.page_table))
         rows, positions = (c_int32 * n)(*self.rows), (c_int32 * n)(*self.positions)
-        tokens = Tokens(n, self.found.slots, addressof(rows), addressof(positions), self.rotations_J.data_ptr())
+        padded = [page for pages in self.page_table for page in (*pages, *[0] * (most - len(pages)))]
+        pages, logits_of = (c_int32 * len(padded))(*padded), (c_int32 * len(self.logits_of))(*self.logits_of)
+        tokens = Tokens(
+            n,
+            self.page_slots,
+            most,
+            len(logits_of),
+            addressof(rows),
+            addressof(positions),
+            addressof(pages),
+            addressof(logits_of),
+            self.rotations_J.data_ptr(),
+        )
         head = None if logits_BTV is None or self.model.ends is None else byref(self.model.ends[1])
         done = kernels.require().decode(
             addressof(self.model.layers),

@@ -50,9 +50,13 @@ class Sizes(Structure):
 
 
 class Tokens(Structure):
-    """Where the tokens of a call stand: their rows and positions in a cache of so many slots."""
+    """Where the tokens of a call stand: their rows and positions, in which pages of a cache a row lies, and of which
+    tokens the logits are wanted."""
 
-    _fields_ = [("n", c_int32), ("slots", c_int32), *((name, c_void_p) for name in ("rows", "positions", "rotations"))]
+    _fields_ = [
+        *((name, c_int32) for name in ("n", "page_slots", "pages_per_row", "n_logits")),
+        *((name, c_void_p) for name in ("rows", "positions", "page_table", "logits_of", "rotations")),
+    ]
 
 
 class CachedVectors(Structure):

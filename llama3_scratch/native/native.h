@@ -51,8 +51,8 @@ enum CacheKind { CACHE_F32, CACHE_BF16, CACHE_INT8, CACHE_INT4 };
 
 typedef struct {
     int32_t kind, group;
-    void *values;  /* [rows][slots][heads][head_dim] */
-    float *scales; /* [rows][slots][heads][head_dim / group] */
+    void *values;  /* [pages][page_slots][heads][head_dim] */
+    float *scales; /* [pages][page_slots][heads][head_dim / group] */
 } CachedVectors;
 
 /* One layer. The norms are weights of one row. */
@@ -66,11 +66,15 @@ typedef struct {
     float eps;
 } Sizes;
 
-/* Where the tokens stand: token i is at `positions[i]` of the cache's row `rows[i]`, which has `slots` slots. */
+/* Where the tokens stand: token i is at `positions[i]` of the sequence `rows[i]`, which lies in pages of a cache, as
+ * the row's part of the page table says. A cache that isn't paged has a page a row. */
 typedef struct {
-    int32_t n, slots;
+    int32_t n, page_slots, pages_per_row; /* page_slots: a multiple of CHUNK_SLOTS, or there's one page a row */
+    int32_t n_logits;
     const int32_t *rows, *positions;
-    const float *rotations; /* [every position][head_dim / 2] complex */
+    const int32_t *page_table; /* [rows][pages_per_row] */
+    const int32_t *logits_of;  /* [n_logits], the tokens of which the logits are wanted */
+    const float *rotations;    /* [every position][head_dim / 2] complex */
 } Tokens;
 
 typedef struct {

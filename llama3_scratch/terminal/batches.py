@@ -58,7 +58,7 @@ class Answering:
         if self.drafts.speculate and (traced or self.cache.sliding or n_prompts > 1):
             raise UsageError("`speculate` goes with one prompt, without `trace` and without `sliding`")
         if traced and self.batch:
-            raise UsageError("`batch`: a trace takes all prompts at once; leave it out")
+            raise UsageError("`batch`: a trace takes one prompt after the other; leave it out")
         for setting, value in (("prompt_cache", self.prompt_cache), ("sliding", self.cache.sliding)):
             if value is not None and n_prompts > 1:
                 raise UsageError(f"`{setting}`: takes one prompt, got {n_prompts}")
@@ -88,13 +88,11 @@ def answer_prompts(asked: Sequence[Prompt], how: Answering, *, make_watch: MakeW
     prompts = _encoded(asked, checkpoint, how)
     watch = make_watch(checkpoint, dtype, prompts[0], asked[0].text) if make_watch is not None else None
     about = {"seed": sampling.seed, "weights": weights} if how.json else None
-    code, at_once = 0, len(prompts) if traced else how.batch or BATCH_SIZE
+    code, at_once = 0, 1 if traced else len(prompts)  # a trace looks at the first prompt, and then at no other
     for first in range(0, len(prompts), at_once):
         batch = slice(first, first + at_once)
         printer = Printer(asked[batch], prompts[batch], first=first, n_prompts=len(prompts), about=about)
-        code = _answer(printer, checkpoint, dtype, how, sampling, total, watch)
-        if len(prompts) > at_once:
-            log.info("%d of %d prompts answered", printer.done, len(prompts))
+        code = _answer(printer, checkpoint, dtype, how, sampling, total, None if first else watch)
         if code:
             break
     if watch is not None:
@@ -141,30 +139,51 @@ def _answer(
     watch: Watch | None,
 ) -> int:
     """Answer the prompts of one batch and print them; 130 where Ctrl-C ended it. `total` grows by what it took."""
-    from llama3_scratch.inference.factories import make_cache, make_drafts
+    from llama3_scratch.inference.factories import make_cache, make_drafts, make_pool
+    from llama3_scratch.inference.fast_forward import FastForward
     from llama3_scratch.inference.timed import logprobs, timed_stream, warn_if_clamped
 
     prompts, tokenizer = list(printer.prompts), checkpoint.require_tokenizer()
     timings = Timings(total.load_s)
     drafts = make_drafts(how.drafts, checkpoint, dtype, reading=how.model)
-    cache = make_cache(how.cache, checkpoint.config, len(prompts))
-    warn_if_clamped(max(map(len, prompts)), cache, sampling)
+    cache = make_cache(how.cache, checkpoint.config)  # of one prompt; several are in pages
+    lengths = [len(prompt) + sampling.at_most for prompt in prompts]
+    model = FastForward(checkpoint.params, checkpoint.config, dtype=dtype)
+    rows = min(how.batch or BATCH_SIZE, len(prompts))
+    pool = make_pool(how.cache, model, lengths, rows=rows) if len(prompts) > 1 else None
+    if not cache.endless:
+        warn_if_clamped(max(map(len, prompts)), cache.limit, sampling)
     file = PromptCacheFile(how.prompt_cache, checkpoint, dtype) if how.prompt_cache is not None else None
     if file is not None:
         file.begin(cache, prompts[0])
     answers = [Detokenizer(tokenizer, tokenizer.stop_tokens, sampling.stop) for _ in prompts]
     chosen: list[list[dict[str, Any]]] | None = [[] for _ in prompts] if how.logprobs is not None else None
-    code = 0
+    code = told = 0
     try:
-        for step in timed_stream(
-            prompts, answers, checkpoint, dtype, sampling, timings, cache=cache, drafts=drafts, watch=watch
-        ):
+        steps = timed_stream(
+            prompts,
+            answers,
+            checkpoint,
+            dtype,
+            sampling,
+            timings,
+            cache=pool or cache,
+            rows=rows,
+            drafts=drafts,
+            watch=watch,
+        )
+        for step in steps:
             if chosen is not None:
                 chosen[step.row].append(logprobs(step, how.logprobs or 0, tokenizer))
             if watch is None or watch.done:
                 printer.show(answers, chosen, timings)
+            if len(prompts) > rows and printer.done >= told + rows:
+                told = printer.done
+                log.info("%d of %d prompts answered", told, len(prompts))
     except KeyboardInterrupt:
         code = 130
+        begun = [row for row, answer in enumerate(answers) if answer.tokens]
+        answers = answers[: max(begun, default=0) + 1]
     finally:
         if watch is not None:
             watch.close()

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 
+from llama3_scratch.cache import Cache
 from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import Config
 from llama3_scratch.data.shards import Shards
+from llama3_scratch.inference.fast_forward import FastForward
+from llama3_scratch.inference.requests import Request
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.stream import stream
 from llama3_scratch.init import init
@@ -117,14 +120,9 @@ def sample(
     """A text that begins with `begin`, continued by the weights as they are now."""
     prompt = tokenizer.encode(begin, bos=tokenizer.bos_id is not None, eos=False)
     prompt = prompt[1 - training.config.max_seq_len :]  # a prompt longer than the context mustn't end the run
-    steps = stream(
-        [prompt],
-        training.weights(),
-        training.config,
-        samplers=[sampler(temperature=temperature)],
-        max_tokens=max_tokens,
-        stop=lambda row, token: token == tokenizer.eos_id,
-    )
+    request = Request(prompt, sampler(temperature=temperature), max_tokens, lambda token: token == tokenizer.eos_id)
+    model = FastForward(training.weights(), training.config)
+    steps = stream(request, model, Cache(training.config.max_seq_len))
     return begin + text_of((step.token for step in steps if step.token != tokenizer.eos_id), tokenizer, cut=True)
 
 

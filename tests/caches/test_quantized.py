@@ -10,14 +10,15 @@ import torch
 
 from llama3_scratch import load
 from llama3_scratch.cache import Cache, Slots
+from llama3_scratch.caches.paged import PagedRows
 from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots, group_size, hadamard, vector_bytes
-from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import NativeDecode, fast_decode
 from llama3_scratch.stored import Params
 from tests import tiny
+from tests.batches import ragged_rows
 from tests.compare import check, difference
 from tests.forms import FORMS
 
@@ -165,9 +166,11 @@ def run(params: Params, cache: Cache, pieces: list[int], layer=block, dtype=torc
     return torch.cat(outs, dim=1)
 
 
-def cache_of(form: str, *, ragged: bool = False, limit: int = T) -> Cache:
+def cache_of(form: str, *, ragged: bool = False, limit: int = T) -> Cache | PagedRows:
     keys, values, _ = CACHES[form]
-    return RaggedCache(limit, 2, keys=keys, values=values) if ragged else Cache(limit, keys=keys, values=values)
+    if ragged:
+        return ragged_rows(CONFIG, limit, 2, keys=keys, values=values, dtype=torch.float64)
+    return Cache(limit, keys=keys, values=values)
 
 
 @pytest.mark.parametrize("form", CACHES)
@@ -189,10 +192,9 @@ def test_the_logits_are_near_those_of_a_full_cache(form):
 
 
 @pytest.mark.parametrize("form", CACHES)
-@pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
-def test_f219_rewind_and_continue_equals_a_fresh_run(form, ragged):
+def test_f219_rewind_and_continue_equals_a_fresh_run(form):
     params = FORMS["f64"](tiny.params(CONFIG))
-    cache = cache_of(form, ragged=ragged)
+    cache = cache_of(form)
     run(params, cache, [40])
     cache.rewind(13)
     check(run(params, cache, [20, 1, 1], start=13), run(params, cache_of(form), [35])[:, 13:35], 1e-5)
@@ -215,12 +217,12 @@ def test_f223_padding_is_never_attended(form):
     for padding in (0, 66):
         tokens_BT = tiny.tokens(2, 23)
         tokens_BT[1, 9:] = padding
-        cache = RaggedCache(64, 2, keys=keys, values=values)
+        cache = ragged_rows(CONFIG, 64, 2, keys=keys, values=values, dtype=torch.float64)
         prefill = forward(tokens_BT, params, CONFIG, cache=cache, block=block)
-        cache.rewind_rows(torch.tensor([23, 9]))
+        cache.lengths = torch.tensor([23, 9])
         step = forward(torch.tensor([[5], [6]]), params, CONFIG, cache=cache, block=block)
-        cache.keep([1])
-        alone = forward(torch.tensor([[7]]), params, CONFIG, cache=cache, block=block)
+        one = cache.pool.rows(cache.page_table_BP[1:].tolist(), [10])
+        alone = forward(torch.tensor([[7]]), params, CONFIG, cache=one, block=block)
         outs.append((prefill[0], prefill[1, :9], step, alone, prefill[1, 9:]))
     *same, (ours, others) = zip(*outs, strict=True)
     assert all(torch.equal(a, b) for a, b in same) and not torch.equal(ours, others)
@@ -229,8 +231,7 @@ def test_f223_padding_is_never_attended(form):
 @pytest.mark.skipif(kernels.library() is None, reason="the kernels weren't built: no C compiler")
 @pytest.mark.parametrize("level", kernels.LEVELS)
 @pytest.mark.parametrize("form", CACHES)
-@pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
-def test_the_kernels_store_the_same_bytes(form, level, ragged):
+def test_the_kernels_store_the_same_bytes(form, level):
     """One step in C and one in torch, after a prompt in torch: equal stores but for ties, and near logits."""
     if kernels.choose(level) is None:
         kernels.choose()
@@ -238,12 +239,10 @@ def test_the_kernels_store_the_same_bytes(form, level, ragged):
     params = tiny.params(CONFIG, std=0.12)
     step = fast_decode(params, CONFIG)
     assert isinstance(step, NativeDecode)
-    ours, torchs = (cache_of(form, ragged=ragged) for _ in range(2))
+    ours, torchs = (cache_of(form) for _ in range(2))
     try:
         for cache in (ours, torchs):
             run(params, cache, [60], dtype=torch.float32)
-            if isinstance(cache, RaggedCache):
-                cache.rewind_rows(torch.tensor([60, 31]))
         x_BTD = params["tok_embeddings.weight"][tiny.tokens(2, 3)]
         got = step(x_BTD, params, CONFIG, cache=ours)
         kernels.choose(kernels.TORCH)

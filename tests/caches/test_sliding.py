@@ -11,9 +11,9 @@ from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import sampler
-from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import forward, rotate, rotations
 from tests import tiny
+from tests.batches import stream_all
 
 CONFIG = tiny.CONFIG
 NAME = "layers.0.attention"
@@ -95,11 +95,11 @@ def test_more_tokens_than_it_can_make_room_for_are_refused():
 def test_an_answer_goes_on_past_the_context_until_max_tokens(form):
     cache = SlidingCache(30, CONFIG, window=12, keys=form, values=form)
     options = {"samplers": [sampler()], "max_tokens": 100, "max_seq_len": 30}
-    steps = list(stream([[1, 2, 3]], tiny.params(), CONFIG, cache=cache, **options))
+    steps = list(stream_all([[1, 2, 3]], tiny.params(), CONFIG, cache=cache, **options))
     assert len(steps) == 100 and steps[-1].finish_reason == "length"
     assert all(step.logits_V.isfinite().all() for step in steps)
     assert cache.dropped + cache.length == 102 and cache.length <= 30
-    before = list(stream([[1, 2, 3]], tiny.params(), CONFIG, **options))
+    before = list(stream_all([[1, 2, 3]], tiny.params(), CONFIG, **options))
     assert len(before) == 27, "without it the context ends the answer"
     assert [step.token for step in before] == [step.token for step in steps[:27]] or form is Int8Slots
 

@@ -20,9 +20,9 @@ from llama3_scratch.checkpoint.meta import write_meta
 from llama3_scratch.config import RopeScaling
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.sample import NonFiniteError, sampler
-from llama3_scratch.inference.stream import stream
 from llama3_scratch.text.tokenizer_file import write_tokenizer
 from tests import tiny
+from tests.batches import stream_all
 from tests.llama2c_writer import CONFIG as LLAMA2C
 from tests.llama2c_writer import write as write_llama2c
 from tests.reference import llama3
@@ -216,7 +216,7 @@ def test_f090_tokens_need_no_tokenizer(tmp_path, kind, caplog, capsys):
     assert str(folder / name) in said and said.endswith("; tokens can be given, but no text")
     assert generate.main(["hi", "--model", str(folder)]) == 3
     assert f"error: {folder / name}: " in capsys.readouterr().err
-    steps = list(stream([[1, 2, 3]], checkpoint.params, config, samplers=[sampler()], max_tokens=2))
+    steps = list(stream_all([[1, 2, 3]], checkpoint.params, config, samplers=[sampler()], max_tokens=2))
     assert len(steps) == 2
 
 
@@ -291,7 +291,7 @@ def test_f021_large_models_are_told_by_their_first_bad_logit(folder, monkeypatch
     spoil(folder)
     monkeypatch.setattr(module, "SCAN_LIMIT", 1000)
     ck = load(folder)
-    steps = stream([[1, 2, 3]], ck.params, ck.config, samplers=[sampler()], max_tokens=2)
+    steps = stream_all([[1, 2, 3]], ck.params, ck.config, samplers=[sampler()], max_tokens=2)
     with pytest.raises(NonFiniteError, match=r"layers\.3\.feed_forward.w2.weight holds NaN or infinity") as caught:
         next(iter(steps))
     assert caught.value.exit_code == 1

@@ -10,12 +10,11 @@ import torch
 
 from llama3_scratch import chat, generate
 from llama3_scratch.cache import Cache
-from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import sampler
 from llama3_scratch.inference.speculate import DraftModel, Drafts, lookup
-from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import forward
 from tests import tiny
+from tests.batches import stream_all
 from tests.compare import check
 
 # In f64: a pass over several tokens and one over a single token round differently, and two logits may be that near.
@@ -28,7 +27,7 @@ def run(prompt=PROMPT, *, drafts=None, n=N, **options):
     """(tokens, the last finish_reason) and the logits."""
     sampling = options.pop("sampling", {})
     more = {} if drafts is None else {"drafts": drafts}
-    steps = stream(
+    steps = stream_all(
         [prompt],
         PARAMS,
         tiny.CONFIG,
@@ -149,7 +148,7 @@ def test_the_cache_holds_what_was_said_and_nothing_else():
 def test_whoever_leaves_amid_right_drafts_finds_a_true_cache():
     cache = Cache(200)
     drafts = eager(oracle(99))
-    steps = stream(
+    steps = stream_all(
         [PROMPT],
         PARAMS,
         tiny.CONFIG,
@@ -218,11 +217,6 @@ def test_drafting_goes_on_and_grows_where_it_gains():
         drafts.observe(sizes[-1], sizes[-1], 1.5)
     assert sizes == [4, 8, 8, 8, 8, 8]
     assert (drafts.proposed, drafts.accepted) == (sum(sizes), sum(sizes))
-
-
-def test_several_prompts_are_refused():
-    with pytest.raises(UsageError, match="drafts are for one prompt, got 2"):
-        next(stream([[1], [2]], PARAMS, tiny.CONFIG, samplers=[sampler()] * 2, max_tokens=2, drafts=Drafts(lookup)))
 
 
 @pytest.fixture(scope="module")

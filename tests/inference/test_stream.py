@@ -9,12 +9,11 @@ import torch
 
 from llama3_scratch.cache import Cache, Slots
 from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
-from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.sample import NonFiniteError, sampler
-from llama3_scratch.inference.stream import stream
 from llama3_scratch.model import block, forward
 from tests import tiny
+from tests.batches import stream_all
 
 PROMPTS = [[5, 9, 2], [1], list(range(40)), [7] * 11]
 N = 24
@@ -24,7 +23,7 @@ def run(prompts, *, params=None, config=tiny.CONFIG, sampling=None, **options):
     rows: list[list[int]] = [[] for _ in prompts]
     reasons = {}
     options = {"max_tokens": N} | options
-    for step in stream(
+    for step in stream_all(
         prompts,
         params or tiny.params(config),
         config,
@@ -52,7 +51,9 @@ def test_greedy_equals_the_full_forward_at_every_step():
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 512])
 def test_any_chunking_alone_or_in_a_batch_gives_the_same_tokens(chunk):
-    assert run(PROMPTS, chunk=chunk)[0] == [uncached(prompt) for prompt in PROMPTS]
+    wanted = [uncached(prompt) for prompt in PROMPTS]
+    assert [run([prompt], chunk=chunk)[0][0] for prompt in PROMPTS] == wanted
+    assert run(PROMPTS, prefill_tokens=chunk, prefill_tokens_beside=1 + chunk // 2)[0] == wanted
 
 
 def test_the_readable_block_gives_the_same_tokens():
@@ -62,9 +63,9 @@ def test_the_readable_block_gives_the_same_tokens():
 def test_a_batch_has_the_logits_of_the_prompts_alone():
     params = tiny.params(std=0.1)  # tamer: wild weights amplify the rounding that this bounds
     options = {"samplers": [sampler()] * 4, "max_tokens": 6}
-    together = {(s.row, i): s.logits_V for i, s in enumerate(stream(PROMPTS, params, tiny.CONFIG, **options))}
+    together = {(s.row, i): s.logits_V for i, s in enumerate(stream_all(PROMPTS, params, tiny.CONFIG, **options))}
     for row, prompt in enumerate(PROMPTS):
-        alone = [s.logits_V for s in stream([prompt], params, tiny.CONFIG, samplers=[sampler()], max_tokens=6)]
+        alone = [s.logits_V for s in stream_all([prompt], params, tiny.CONFIG, samplers=[sampler()], max_tokens=6)]
         batch = [logits for (r, _), logits in together.items() if r == row]
         for a, b in zip(alone, batch, strict=True):
             assert (a - b).abs().max() <= 1e-5 * a.std()
@@ -120,6 +121,8 @@ def test_f021_a_bad_weight_is_named_at_the_first_logit_that_shows_it():
         NonFiniteError, match=r"first in layers\.3 at position 0; layers\.3\.feed_forward\.w2\.weight holds NaN"
     ):
         run([[1, 2]], params=params)
+    with pytest.raises(NonFiniteError, match=r"first in layers\.3 at position 0; layers\.3\.feed_forward\.w2"):
+        run([[1, 2], [3]], params=params)
 
 
 def test_f133_float16_that_overflows_names_the_layer_and_the_remedy():
@@ -164,7 +167,7 @@ def test_f218_f219_f220_f223_caches_in_short_forms(keys, values):
 
     alone = [answers([prompt], Cache(100, keys=keys, values=values))[0][0] for prompt in PROMPTS]
     for chunk in (5, 512):
-        together = answers(PROMPTS, RaggedCache(100, 4, keys=keys, values=values), chunk=chunk)
+        together = answers(PROMPTS, None, forms=(keys, values), max_seq_len=100, prefill_tokens=chunk)
         assert together == (alone, dict.fromkeys(range(4), "length"))
     cache = Cache(45, keys=keys, values=values)
     assert answers([PROMPTS[2]], cache, max_seq_len=45) == ([alone[2][:5]], {0: "length"})
@@ -181,15 +184,6 @@ def test_f140_the_plan_counts_the_bytes_of_the_caches_form(monkeypatch):
     assert asked == [vectors * n_bytes for n_bytes in (32, 16, 12, 8)]
 
 
-def test_a_ragged_cache_of_ones_own_is_empty_and_has_a_row_for_each():
-    cache = RaggedCache(100, 3)
-    with pytest.raises(UsageError, match=r"at most a row for each of 2 prompts, got 3 rows of up to 0 tokens"):
-        run(PROMPTS[:2], cache=cache)
-    run(PROMPTS[:3], cache=cache)
-    with pytest.raises(UsageError, match=r"must be empty"):
-        run(PROMPTS[:3], cache=cache)
-
-
 def test_bf16_weights_answer_in_float32():
     params = tiny.params(dtype=torch.bfloat16)
     wide = {name: tensor.float() for name, tensor in params.items()}
@@ -203,9 +197,8 @@ def test_f140_a_cache_grows_with_its_tokens_not_with_the_context():
     assert cache.n_bytes == config.kv_bytes(256, element_bytes=4)
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS[:2], [PROMPTS[0][:1]]], ids=["F223-several", "no-longer"])
-def test_a_cache_of_ones_own_takes_one_longer_prompt(prompts):
+def test_a_cache_of_ones_own_takes_a_longer_prompt():
     cache = Cache(100)
     run([PROMPTS[0]], cache=cache)
-    with pytest.raises(UsageError, match="one prompt of more tokens than it holds"):
-        run(prompts, cache=cache)
+    with pytest.raises(UsageError, match="a prompt of 1 tokens, the cache holds 26 already; it must hold fewer"):
+        run([PROMPTS[0][:1]], cache=cache)

@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama3_scratch.cache import Cache
-from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.config import Config
+from llama3_scratch.inference.fast_forward import FastForward
 from llama3_scratch.init import init
 from llama3_scratch.native import kernels, layout
-from llama3_scratch.native.decode import FastForward
 from llama3_scratch.stored import Params, stored
+from tests.batches import ragged_rows
 from tests.native.test_native import KEPT, ROW_FORMS, TILE_FORMS, WEIGHTS, one, plain, rounded
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="the kernels weren't built: no C compiler")
@@ -105,10 +105,10 @@ def test_decode(data):
     lengths_B = torch.randint(1, before + 1, (B,), generator=generator)
 
     def run(fast: bool):
-        cache = RaggedCache(500, B, **forms) if ragged else Cache(500, **forms)
+        cache = ragged_rows(config, 500, B, **forms) if ragged else Cache(500, **forms)
         plain(tokens_BT[:, :before], params, config, cache=cache)
         if ragged:
-            cache.rewind_rows(lengths_B)
+            cache.lengths = lengths_B
         if fast:
             use(level, threads)
             out = FastForward(params, config, dtype=torch.float32).logits(tokens_BT[:, before:], cache)

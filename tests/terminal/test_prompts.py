@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from llama3_scratch import generate
-from llama3_scratch.inference import loading, stream
+from llama3_scratch.inference import loading, timed
+from llama3_scratch.inference.engine.engine import Engine
 from llama3_scratch.terminal import batches
 
 TEXTS = ["one", "two, longer", "three", "  four", "fünf 😀", "one"]
@@ -39,14 +40,13 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 100])
 def test_each_line_is_answered_as_if_alone_in_batches_of_any_size(run, chats, file, batch, monkeypatch):
-    sizes, real = [], stream.stream
+    most = []
     argv = ["--model", chats, "--temperature", 1, "--seed", 3]
     alone = [results(run, text, *argv)[0] for text in TEXTS]
-    monkeypatch.setattr(
-        stream, "stream", lambda prompts, *a, **kw: sizes.append(len(prompts)) or real(prompts, *a, **kw)
-    )
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: (step(self), most.append(self.stats.running))[0])
     together = results(run, "--prompts-file", file, *argv, "--batch", batch)
-    assert sizes == [len(TEXTS[i : i + batch]) for i in range(0, len(TEXTS), batch)]
+    assert 0 < max(most) <= min(batch, len(TEXTS))
     assert [answer["index"] for answer in together] == list(range(len(TEXTS)))
     assert [answer["prompt"] for answer in together] == TEXTS
     for one, other in zip(alone, together, strict=True):
@@ -75,16 +75,16 @@ def test_json_lines_hold_texts_and_chats(run, chats, tmp_path):
 
 def test_answers_come_as_they_are_done(run, chats, file, capsys, monkeypatch):
     """Whoever reads the pipe has the first answers while the later ones aren't begun."""
-    seen, real = [], stream.stream
+    printed, step = [], Engine.step
 
-    def watched(*args, **kwargs):
-        seen.append(capsys.readouterr().out)
-        yield from real(*args, **kwargs)
+    def watched(self):
+        printed.append([json.loads(line)["index"] for line in capsys.readouterr().out.splitlines()])
+        return step(self)
 
-    monkeypatch.setattr(stream, "stream", watched)
-    results_left = run("--prompts-file", file, "--model", chats, "--batch", 2, "--json", "--max-tokens", 3)[1]
-    printed = [[json.loads(line)["index"] for line in part.splitlines()] for part in [*seen, results_left]]
-    assert printed == [[], [0, 1], [2, 3], [4, 5]]
+    monkeypatch.setattr(Engine, "step", watched)
+    left = run("--prompts-file", file, "--model", chats, "--batch", 2, "--json", "--max-tokens", 3)[1]
+    printed.append([json.loads(line)["index"] for line in left.splitlines()])
+    assert [answers for answers in printed if answers] == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_text_has_a_heading_for_each_prompt_across_batches(run, chats, file):
@@ -93,16 +93,15 @@ def test_text_has_a_heading_for_each_prompt_across_batches(run, chats, file):
 
 
 def test_ctrl_c_keeps_what_was_answered(run, chats, file, monkeypatch):
-    real, batches = stream.stream, []
+    real, counted = Engine.step, []
 
-    def interrupted(*args, **kwargs):
-        batches.append(args)
-        for count, step in enumerate(real(*args, **kwargs)):
-            if len(batches) == 2 and count == 3:
-                raise KeyboardInterrupt
-            yield step
+    def interrupted(self):
+        counted.append(self)
+        if len(counted) == 7:
+            raise KeyboardInterrupt
+        return real(self)
 
-    monkeypatch.setattr(stream, "stream", interrupted)
+    monkeypatch.setattr(Engine, "step", interrupted)
     code, out, _ = run("--prompts-file", file, "--model", chats, "--batch", 2, "--json", "--max-tokens", 4)
     reasons = [json.loads(line)["finish_reason"] for line in out.splitlines()]
     assert code == 130 and reasons == ["length", "length", "interrupted", "interrupted"]
@@ -132,7 +131,7 @@ BAD = {
 
 @pytest.mark.parametrize("data, code, message", BAD.values(), ids=BAD)
 def test_a_bad_line_is_named_before_any_prompt_is_answered(run, chats, tmp_path, data, code, message, monkeypatch):
-    monkeypatch.setattr(stream, "stream", lambda *args, **kwargs: pytest.fail("something was generated"))
+    monkeypatch.setattr(timed, "timed_stream", lambda *args, **kwargs: pytest.fail("something was generated"))
     (tmp_path / "p.jsonl").write_bytes(data)
     found = run("--prompts-file", tmp_path / "p.jsonl", "--model", chats, "--max-seq-len", 50)
     assert found[:2] == (code, "") and message in found[2] and "Traceback" not in found[2]
@@ -143,7 +142,7 @@ OPTIONS = {
     "sliding": (["--sliding", "9"], "--sliding: takes one prompt, got 6"),
     "speculate": (["--speculate", "lookup"], "--speculate goes with one prompt"),
     "compare": (["--trace-compare", "full"], "--trace-compare takes one prompt"),
-    "batch": (["--trace", "--batch", "2"], "--batch: a trace takes all prompts at once"),
+    "batch": (["--trace", "--batch", "2"], "--batch: a trace takes one prompt after the other"),
     "no-such": (["--prompts-file", "no/such/file"], "no/such/file: no such file in"),
 }
 

@@ -18,7 +18,6 @@ import llama3_scratch as l3
 from llama3_scratch import generate, model
 from llama3_scratch.cache import NO_CACHE, Cache
 from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
-from llama3_scratch.caches.ragged import RaggedCache
 from llama3_scratch.caches.sliding import SlidingCache
 from llama3_scratch.checkpoint.gguf_out import write_gguf
 from llama3_scratch.checkpoint.hf_out import write_hf
@@ -28,6 +27,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.inference import stream
 from llama3_scratch.linear import linear
 from llama3_scratch.model import block, forward, fused_block
+from llama3_scratch.stored import stored
 from llama3_scratch.system.machine import MachineLimits, measure
 from llama3_scratch.terminal import batches
 from llama3_scratch.text.detokenizer import label
@@ -35,6 +35,7 @@ from llama3_scratch.trace import roofline, views
 from llama3_scratch.trace.cost import Cost
 from llama3_scratch.trace.tracer import ShapeError, summarise, watch
 from tests import forms, tiny
+from tests.batches import ragged_rows
 
 TOKENS = tiny.tokens(2, 7)
 
@@ -118,16 +119,18 @@ def test_statistics_count_what_is_no_number_and_leave_it_out():
 
 
 @pytest.mark.parametrize("form", forms.FORMS)
-@pytest.mark.parametrize("cache", ["none", "cache", "ragged", "bf16", "int8", "int4 ragged", "sliding"])
+@pytest.mark.parametrize("cache", ["none", "cache", "paged", "bf16", "int8", "int4 paged", "sliding"])
 def test_shapes_are_what_names_say_over_every_form_and_cache(form, cache):
     params = forms.FORMS[form](tiny.params())
     kept = {
         "none": NO_CACHE,
         "cache": Cache(64),
-        "ragged": RaggedCache(64, 2),
+        "paged": ragged_rows(tiny.CONFIG, 64, 2, dtype=stored(params, "tok_embeddings").dtype),
         "bf16": Cache(64, keys=Bf16Slots, values=Bf16Slots),
         "int8": Cache(64, keys=Int8Slots, values=Int8Slots),
-        "int4 ragged": RaggedCache(64, 2, keys=Int4Slots, values=Int4Slots),
+        "int4 paged": ragged_rows(
+            tiny.CONFIG, 64, 2, keys=Int4Slots, values=Int4Slots, dtype=stored(params, "tok_embeddings").dtype
+        ),
         "sliding": SlidingCache(64, tiny.CONFIG, window=20),
     }[cache]
     for layer in (block, fused_block):
@@ -382,7 +385,7 @@ def test_views_of_a_prompt_that_comes_in_chunks_are_those_of_one_that_does_not(r
 
 
 @pytest.mark.parametrize("view", [["--attention", "2,5"], ["--heads"], ["--lens"], ["--rope-pair", "1"]])
-def test_views_of_a_batch_are_of_its_first_prompt_without_padding(chats, capsys, view):
+def test_views_of_several_prompts_are_of_the_first(chats, capsys, view):
     outs = []
     for more in ([], ["--prompt", "a longer prompt than the first one is"]):
         assert generate.main(["hi", *more, "--model", chats, "--max-tokens", "1", *view]) == 0
