@@ -34,10 +34,11 @@ READING = {
     "hf_out.py gguf.py gguf_header.py gguf_rope.py ggml_blocks.py gguf_vocab.py gguf_out.py llama2c.py peft.py "
     "peft_config.py peft_out.py adapters.py conversion.py description.py description_table.py "
     "fetch.py hub.py remote.py checklist.py fingerprint.py",
-    "caches": "quantized.py sliding.py ragged.py prompt_cache.py",
+    "caches": "quantized.py sliding.py paged.py prompt_cache.py",
     "data": "documents.py clean.py duplicates.py report.py shards.py windows.py batches.py conversations.py "
     "conversation_batches.py labelled.py labelled_batches.py",
-    "inference": "sample.py prefill.py stream.py speculate.py choices.py loading.py factories.py prompt_encoding.py "
+    "inference": "sample.py fast_forward.py prefill.py requests.py stream.py speculate.py engine/engine.py "
+    "engine/pages.py engine/thread.py non_finite.py choices.py loading.py factories.py prompt_encoding.py "
     "timed.py answers.py notebook.py conversation.py prompt_cache_file.py",
     "terminal": "flags.py prompts.py batches.py printer.py repl.py line_editor.py word_wrap.py",
     "compare": "difference.py tensor_names.py hf_layers.py parity.py",
@@ -73,7 +74,7 @@ def present(room: str) -> list[str]:
     if room == "core":
         return [f"{name}.py" for name in CORE]
     kinds = (".py", ".sh", ".c", ".h", ".txt", ".html", ".css", ".js")
-    paths = folder(room).rglob("*") if room == "scripts" else folder(room).iterdir()
+    paths = folder(room).rglob("*")
     found = (path for path in paths if path.suffix in kinds and path.name != "__init__.py")
     return sorted(path.relative_to(folder(room)).as_posix() for path in found)
 

@@ -104,6 +104,16 @@ class Engine:
             self._preemptions,
         )
 
+    def holders(self) -> list[list[Request] | None]:
+        """Of every page the requests that hold it, the oldest first; none where it's cached, None where it's free."""
+        found: list[list[Request] | None] = [
+            [] if self.pool.is_cached(page) else None for page in range(self.pool.pages)
+        ]
+        for sequence in self._running:
+            for page in sequence.pages:
+                found[page] = [*(found[page] or []), sequence.request]
+        return found
+
     def check(self, request: Request) -> None:
         """Raise UsageError for a request that could never be answered; nothing of the engine's state is touched."""
         check_prompt(request.prompt, self.limit, self._models[None].config.vocab_size)

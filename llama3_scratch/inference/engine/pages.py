@@ -48,6 +48,10 @@ class PagePool:
         """How many can be taken."""
         return self.free + self.cached
 
+    def is_cached(self, page: int) -> bool:
+        """Whether it's full and held by nobody."""
+        return page in self._cached
+
     def take(self) -> int:
         """A page to write to: a free one, else the one that was cached longest ago. IndexError where there is none."""
         if self._free:
