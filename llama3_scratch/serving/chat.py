@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`."""
+"""`POST /v1/chat/completions`: the assistant's next message, whole or as it comes."""
 
 from __future__ import annotations
 

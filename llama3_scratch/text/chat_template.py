@@ -13,7 +13,7 @@ from typing import Any
 
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.text.chat_template_process import MAX_SECONDS, PROCESS, REMEDY
-from llama3_scratch.text.marks import control_pattern, longest_first, marked, texts_in, unmarked, unused_mark
+from llama3_scratch.text.marks import control_pattern, marked, texts_in, typed_pattern, unmarked, unused_mark
 from llama3_scratch.text.tokenizer import ChatTemplate, Tokenizer
 
 Chat = Sequence[Mapping[str, Any]]
@@ -109,8 +109,7 @@ def render(
     said = [list(texts_in(messages)) for messages, _ in chats]
     described = list(texts_in(tools))
     mark = unused_mark(" ".join([template.source, *described, *(text for texts in said for text in texts)]))
-    # Whatever the case, since a template may change it.
-    typed = re.compile("|".join(map(re.escape, longest_first(tokenizer.special_tokens))) or "(?!)", re.IGNORECASE)
+    typed = typed_pattern(tokenizer.special_tokens)
     request = {
         "template": template.source,
         "variables": dict(template.variables),

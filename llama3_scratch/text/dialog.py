@@ -41,10 +41,12 @@ def encode_dialog(
 ) -> list[int]:
     """Ids of the prompt that asks for the assistant's next message.
 
-    `tools`, each `{"type": "function", "function": {"name", "description", "parameters"}}`, are what it may call.
+    `tools`, each `{"type": "function", "function": {"name", "description", "parameters"}}` as
+    `openai_messages.tools_of` gives them, are what it may call; a template that has no place for them is a UsageError.
     `tool_format` is which of Meta's formats for calls is in use. `date` ("26 Jul 2024") is today's for a template that
     asks; it lays a Llama 3 chat without one out as Hugging Face's 3.1 template does: a system message that begins with
-    the knowledge cutoff and today's date, every content stripped. Without it, as Meta does: nothing is added.
+    the knowledge cutoff and today's date, every content stripped, tools, calls and results in its words. Without it, as
+    Meta does: nothing is added.
     `continue_last`: the last message is the beginning of the assistant's, which goes on from there.
     """
     check_order(messages, continue_last=continue_last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llama3_scratch.text.added_tokens import WHITE_SPACE
@@ -12,12 +12,28 @@ from llama3_scratch.text.added_tokens import WHITE_SPACE
 def control_pattern(names: Iterable[str], mark: str, flags: Mapping[str, Mapping[str, bool]]) -> re.Pattern[str]:
     """Any of these control tokens without a mark, the longest first, each in a group, with the spaces that it takes."""
 
-    def spaces(name: str, flag: str) -> str:
-        return f"[{WHITE_SPACE}]*" if flags.get(name, {}).get(flag) else ""
+    def found(name: str) -> str:
+        # A single character has its mark behind it.
+        spaces = f"[{WHITE_SPACE}]*" if flags.get(name, {}).get("rstrip") else ""
+        return f"({re.escape(name)}{f'(?!{mark})' * (len(name) == 1)}){spaces}"
 
-    # A single character has its mark behind it.
-    each = ((name, re.escape(name) + f"(?!{mark})" * (len(name) == 1)) for name in longest_first(names))
-    return re.compile("|".join(f"{spaces(n, 'lstrip')}({part}){spaces(n, 'rstrip')}" for n, part in each) or "(?!)")
+    names = longest_first(names)
+    pattern = _any_of(names, found)
+    if taking := [name for name in names if flags.get(name, {}).get("lstrip")]:
+        # From the first of the spaces on: to begin anew at each would be quadratic.
+        pattern += f"|(?<![{WHITE_SPACE}])[{WHITE_SPACE}]+{_any_of(taking, found)}"
+    return re.compile(pattern)
+
+
+def typed_pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """Any of these control tokens, whatever its case, since a template may change that."""
+    return re.compile(_any_of(longest_first(names), re.escape), re.IGNORECASE)
+
+
+def _any_of(names: Sequence[str], found: Callable[[str], str]) -> str:
+    """The pattern of any of these names: where no character begins one, none of hundreds is tried."""
+    begins = re.escape("".join(sorted({name[0] for name in names})))
+    return f"(?=[{begins}])(?:{'|'.join(map(found, names))})" if names else "(?!)"
 
 
 def longest_first(names: Iterable[str]) -> list[str]:

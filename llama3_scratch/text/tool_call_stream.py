@@ -193,7 +193,7 @@ def _object(c: str, names: frozenset[str] | None) -> Part:
                 raise _NotCallsError
         elif c not in _IN_JSON:
             raise _NotCallsError
-        if len(closers) == 1 and c in ":,":
+        if c in ":,":
             named = c == ":" and last == "name"
         c = yield
     return c

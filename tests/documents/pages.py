@@ -27,7 +27,8 @@ READING = {
     "timings.py progress.py wait_policy.py",
     "text": "tokenizer.py tokenizer_file.py byte_level.py bpe.py merge_order.py pre_tokenizers.py oniguruma.py "
     "hf_tokenizer.py added_tokens.py hf_added_tokens.py detokenizer.py dialog.py tool_calls.py "
-    "chat_format.py chat_template.py marks.py chat_template_process.py chat_template_worker.py",
+    "tool_prompts.py tool_call_stream.py openai_messages.py chat_format.py chat_template.py marks.py "
+    "chat_template_process.py chat_template_worker.py",
     "params": "quantize.py lora.py hf_layout.py",
     "checkpoint": "load.py names.py check.py params_json.py meta.py hf.py config_json.py safetensors_file.py "
     "hf_out.py gguf.py gguf_header.py gguf_rope.py ggml_blocks.py gguf_vocab.py gguf_out.py llama2c.py peft.py "

@@ -365,6 +365,22 @@ def test_an_answer_goes_on_where_transformers_lets_it(theirs, tmp_path, kind):
         )
 
 
+def test_a_million_spaces_and_a_vocabulary_of_control_tokens(tmp_path):
+    """f180: tokens that take the spaces around them, and hundreds of others, are looked for in linear time."""
+    names = [f"<|reserved_{number}|>" for number in range(300)]
+    control = {**read(tmp_path, TEMPLATES["phi"]).special_tokens, **{name: 1000 + at for at, name in enumerate(names)}}
+    tokenizer = read(tmp_path, TEMPLATES["phi"])
+    both = {"lstrip": True, "rstrip": True}
+    wide = Tokenizer(tokenizer.ranks, pattern=PATTERN, special_tokens=control, bos_id=None, eos_id=None, stop_tokens=[],
+                     chat_format=None, add_bos=False, token_flags={"<|user|>": both, names[7]: both})  # fmt: skip
+    for text in (" " * 1_000_000, "a b " * 250_000):
+        begun = time.perf_counter()
+        template = ChatTemplate("<|user|>{{ messages[0].content }}<|reserved_7|>")
+        ids = encode_chat(chat("u", f"x{text}y"), template, wide)
+        assert ids[0] == control["<|user|>"] and ids[-1] == 1007 and wide.decode(ids[1:-1]) == f"x{text}y"
+        assert time.perf_counter() - begun < 20
+
+
 def test_an_answer_that_a_template_does_not_show_cannot_go_on(tmp_path):
     tokenizer = read(tmp_path, "{{ messages[0].content }}<|assistant|>")
     with pytest.raises(UsageError, match="doesn't show the last message as it stands, so it can't be continued"):

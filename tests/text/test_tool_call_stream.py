@@ -54,6 +54,7 @@ def streamed(pieces: list[str], names: set[str] = NAMES) -> tuple[list[str], str
             [("f", {}), ("get_weather", {}), ("f", {})],
         ),
         ('<function=f>{"x": 1}', [("f", {"x": 1})]),
+        ('<function=f>{"name": "any"}</function>', [("f", {"name": "any"})]),
         (
             '[f(x="a]b", y=\'"\', z=[(1, 2)]), get_weather()]',
             [("f", {"x": "a]b", "y": '"', "z": [[1, 2]]}), ("get_weather", {})],
