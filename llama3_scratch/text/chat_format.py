@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama3_scratch.errors import FileError, UsageError
-from llama3_scratch.text.chat_template import Rendered, render
+from llama3_scratch.text.chat_template import Rendered, render, shows_tools
 from llama3_scratch.text.dialog import encode_conversation, encode_dialog
 from llama3_scratch.text.hf_added_tokens import NAMED_TOKENS
 from llama3_scratch.text.tokenizer import ChatTemplate, Tokenizer
@@ -95,7 +95,7 @@ def _chat(roles: str, *contents: str) -> list[dict[str, Any]]:
 
 
 def _gives_the_same_ids(tokenizer: Tokenizer, template: ChatTemplate) -> bool:
-    if tokenizer.chat_format is None:
+    if tokenizer.chat_format is None or shows_tools(template):
         return False
     quoted, numbers = _constants(template.source)
     if len(quoted) > _MAX_TEXTS or max(numbers, default=0) > _MAX_NUMBER:

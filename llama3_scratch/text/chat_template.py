@@ -26,16 +26,24 @@ def encode_chat(
     template: ChatTemplate,
     tokenizer: Tokenizer,
     *,
+    tools: Sequence[Mapping[str, Any]] = (),
     add_generation_prompt: bool = True,
+    continue_last: bool = False,
     date: str | None = None,
 ) -> list[int]:
     """Ids of a chat as the template lays it out; BOS is only what the template writes.
 
-    `date` ("26 Jul 2024") is its `date_string`, and today for its `strftime_now`. UsageError in the template's own
-    words where it takes no such chat, FileError where it isn't Jinja or goes beyond a limit.
+    `tools` are its `tools`. `continue_last`: the ids end where the last message's content does, whatever the template
+    writes behind it. `date` ("26 Jul 2024") is its `date_string`, and today for its `strftime_now`. UsageError in the
+    template's own words where it takes no such chat, FileError where it isn't Jinja or goes beyond a limit.
     """
-    (text,) = render([(messages, add_generation_prompt)], template, tokenizer, date=date)
-    return text.ids(tokenizer)
+    if continue_last:
+        content = messages[-1]["content"]
+        end = unused_mark(" ".join([template.source, *texts_in(messages), *texts_in(tools)]))
+        # The space tells whether the template strips contents, as in transformers (`continue_final_message`).
+        messages = [*messages[:-1], {**messages[-1], "content": f"{content}{end} "}]
+    (text,) = render([(messages, add_generation_prompt)], template, tokenizer, tools=tools, date=date)
+    return (text.until(end) if continue_last else text).ids(tokenizer)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,17 @@ class Rendered:
         ends = (end for begin, end, id in self._control(tokenizer) if begin >= start and id in ids)
         return next(ends, -1)
 
+    def until(self, end: str) -> Rendered:
+        """What stands before the character that ends a content, which is stripped where the template strips it."""
+        begin = self.text.rfind(end)
+        if begin < 0:
+            raise UsageError(
+                "the model's chat template doesn't show the last message as it stands, so it can't be continued; "
+                "end the chat with a message of the user's"
+            )
+        kept = self.text[begin : begin + 2] == f"{end} "
+        return self[:begin] if kept else Rendered(self.text[:begin].rstrip(), self.mark)
+
     def _control(self, tokenizer: Tokenizer) -> Iterator[tuple[int, int, int]]:
         """(begin, end, id) of each control token that the template wrote."""
         for found in control_pattern(tokenizer.special_tokens, self.mark, tokenizer.token_flags).finditer(self.text):
@@ -71,14 +90,25 @@ class Rendered:
 
 
 def render(
-    chats: Sequence[tuple[Chat, bool]], template: ChatTemplate, tokenizer: Tokenizer, *, date: str | None = None
+    chats: Sequence[tuple[Chat, bool]],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    date: str | None = None,
 ) -> list[Rendered]:
     """Several chats, each with whether the assistant's next message is opened; errors as of `encode_chat`."""
     if date is not None and "date_string" not in template.source and "strftime_now" not in template.source:
         raise UsageError("a date goes into a chat template that asks for one; this model's doesn't, leave it out")
+    if tools and not shows_tools(template):
+        raise UsageError(
+            "the model's chat template has no place for tools; leave them out, or take the chat format chatml"
+        )
     if (size := len(template.source.encode("utf-8", "replace"))) > MAX_BYTES:
         raise FileError(f"the model's chat template has {size} bytes, at most {MAX_BYTES} are rendered; {REMEDY}")
-    mark = unused_mark(" ".join([template.source, *(text for messages, _ in chats for text in texts_in(messages))]))
+    said = [list(texts_in(messages)) for messages, _ in chats]
+    described = list(texts_in(tools))
+    mark = unused_mark(" ".join([template.source, *described, *(text for texts in said for text in texts)]))
     # Whatever the case, since a template may change it.
     typed = re.compile("|".join(map(re.escape, longest_first(tokenizer.special_tokens))) or "(?!)", re.IGNORECASE)
     request = {
@@ -86,13 +116,19 @@ def render(
         "variables": dict(template.variables),
         "date": marked(date, mark, typed),
         "seconds": MAX_SECONDS,
-        "limit": MAX_CHARACTERS + max(sum(map(len, texts_in(messages))) for messages, _ in chats),
+        "tools": marked(list(tools), mark, typed) or None,
+        "limit": MAX_CHARACTERS + sum(map(len, described)) + max(sum(map(len, texts)) for texts in said),
         "chats": [
             {"messages": [_seen(message, mark, typed) for message in messages], "add_generation_prompt": opened}
             for messages, opened in chats
         ],
     }
     return [Rendered(_text_of(answer), mark) for answer in PROCESS.ask(request)]
+
+
+def shows_tools(template: ChatTemplate) -> bool:
+    """Whether a template has a place for the tools that a chat comes with."""
+    return re.search(r"\btools\b", template.source) is not None
 
 
 def _text_of(answer: dict[str, str]) -> str:

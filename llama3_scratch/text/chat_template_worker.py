@@ -116,7 +116,7 @@ def _rendered(request: dict[str, Any], chat: dict[str, Any]) -> dict[str, str]:
         pieces, room = [], request["limit"]
         for piece in template.generate(
             messages=chat["messages"],
-            tools=None,
+            tools=request.get("tools"),
             documents=None,
             add_generation_prompt=chat["add_generation_prompt"],
             **variables,

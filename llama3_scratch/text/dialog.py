@@ -3,12 +3,13 @@
 A message is a dict, as JSON has it: `role` (system, user, assistant or tool) and `content`; an assistant's may have
 `tool_calls`, each `{"name": …, "arguments": {…}}` or as OpenAI has it, and `stop_reason` "end_of_message" where it
 waits for a tool. The layout is Meta's `ChatFormat` or, for `chat_format` "chatml", SmolLM2's template; for "template"
-it's what the model's own template makes (`chat_template`).
+it's what the model's own template makes (`chat_template`). What a client of OpenAI's API sends becomes such messages in
+`openai_messages`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llama3_scratch.errors import UsageError
@@ -16,31 +17,56 @@ from llama3_scratch.text.chat_template import encode_chat, render
 from llama3_scratch.text.detokenizer import text_of
 from llama3_scratch.text.tokenizer import Tokenizer
 from llama3_scratch.text.tool_calls import CODE_TOOL, function_of, name_and_arguments, parse_tool_calls, tool_text
-
-Message = Mapping[str, Any]
+from llama3_scratch.text.tool_prompts import (
+    Message,
+    Tool,
+    hermes_content,
+    hermes_messages,
+    hugging_face_messages,
+    meta_messages,
+)
 
 ROLES = ("system", "user", "assistant", "tool")
 STOP_REASONS = ("end_of_turn", "end_of_message", "out_of_tokens")
 
 
 def encode_dialog(
-    messages: Sequence[Message], tokenizer: Tokenizer, *, tool_format: str = "json", date: str | None = None
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[Tool] = (),
+    tool_format: str = "json",
+    date: str | None = None,
+    continue_last: bool = False,
 ) -> list[int]:
     """Ids of the prompt that asks for the assistant's next message.
 
-    `date` ("26 Jul 2024") is today's for a template that asks; it lays a Llama 3 chat without one out as Hugging Face's
-    3.1 template does: a system message that begins with the knowledge cutoff and today's date, every content stripped.
-    Without it, as Meta does: nothing is added.
+    `tools`, each `{"type": "function", "function": {"name", "description", "parameters"}}`, are what it may call.
+    `tool_format` is which of Meta's formats for calls is in use. `date` ("26 Jul 2024") is today's for a template that
+    asks; it lays a Llama 3 chat without one out as Hugging Face's 3.1 template does: a system message that begins with
+    the knowledge cutoff and today's date, every content stripped. Without it, as Meta does: nothing is added.
+    `continue_last`: the last message is the beginning of the assistant's, which goes on from there.
     """
-    check_order(messages)
+    check_order(messages, continue_last=continue_last)
     if tokenizer.chat_format == "template":
         assert tokenizer.chat_template
         if tool_format != "json":
             raise UsageError(f"the tool format {tool_format} goes with Meta's chat format; a chat template has its own")
-        return encode_chat([_plain(message) for message in messages], tokenizer.chat_template, tokenizer, date=date)
-    opening, messages = _opening(messages, tokenizer, date)
-    laid_out = (id for message in messages for id in encode_message(message, tokenizer, tool_format=tool_format))
-    return [*opening, *laid_out, *_open_answer(tokenizer)]
+        return encode_chat(
+            [_plain(message) for message in messages],
+            tokenizer.chat_template,
+            tokenizer,
+            tools=tools,
+            add_generation_prompt=not continue_last,
+            continue_last=continue_last,
+            date=date,
+        )
+    opening, messages = _opening(messages, tokenizer, date, tools, tool_format)
+    ids = opening
+    for message in messages[:-1] if continue_last else messages:
+        ids += encode_message(message, tokenizer, tool_format=tool_format)
+    begun = messages[-1]["content"] if continue_last else ""
+    return ids + _open_answer(tokenizer, begun)
 
 
 def encode_conversation(
@@ -66,7 +92,7 @@ def encode_conversation(
             continue
         header = _open_answer(tokenizer)
         if tokenizer.chat_format == "chatml":  # the line end behind an answer isn't the assistant's to write
-            body = [*_text(_parts(message)[1], tokenizer), tokenizer.special("<|im_end|>")]
+            body = [*_text(message["content"], tokenizer), tokenizer.special("<|im_end|>")]
             parts += [(header, False), (body, True), (ids[-1:], False)]
         else:
             parts += [(header, False), (ids[len(header) :], True)]
@@ -106,25 +132,38 @@ def _templated_conversation(
 
 
 def _opening(
-    messages: Sequence[Message], tokenizer: Tokenizer, date: str | None
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    date: str | None,
+    tools: Sequence[Tool] = (),
+    tool_format: str = "json",
 ) -> tuple[list[int], Sequence[Message]]:
-    """What comes before the first message: ids, and the messages with the system prompt that none of them replaces."""
+    """What comes before the first message: ids, and the messages with the system prompt that none of them replaces and
+    all that is said of tools."""
     if tokenizer.chat_format is None:
         raise UsageError("this tokenizer has no chat format, so its model completes text; take an instruct model")
     if tokenizer.chat_format == "llama3":
-        return [tokenizer.special("<|begin_of_text|>")], messages if date is None else _dated(messages, date)
+        opening = [tokenizer.special("<|begin_of_text|>")]
+        if date is None:
+            return opening, meta_messages(messages, tools, tool_format)
+        if tool_format != "json":
+            raise UsageError(f"the tool format {tool_format} goes without a date, which brings a format of its own")
+        return opening, hugging_face_messages(messages, tools, date)
     if date is not None:
         raise UsageError("a date goes into Llama 3's system message; this model chats in ChatML, leave it out")
+    if tool_format != "json":
+        raise UsageError(f"the tool format {tool_format} goes with Meta's chat format; ChatML has its own")
+    messages = hermes_messages(messages, tools, tokenizer.system_prompt)
     if messages[0]["role"] != "system" and tokenizer.system_prompt is not None:
         messages = [{"role": "system", "content": tokenizer.system_prompt}, *messages]
     return [], messages
 
 
-def _open_answer(tokenizer: Tokenizer) -> list[int]:
-    """Ids behind which the assistant's next message is written."""
+def _open_answer(tokenizer: Tokenizer, begun: str = "") -> list[int]:
+    """Ids behind which the assistant's next message is written, of which a beginning may be there."""
     if tokenizer.chat_format == "chatml":
-        return [tokenizer.special("<|im_start|>"), *_text("assistant\n", tokenizer)]
-    return _header("assistant", tokenizer)
+        return [tokenizer.special("<|im_start|>"), *_text(f"assistant\n{begun}", tokenizer)]
+    return [*_header("assistant", tokenizer), *_text(begun, tokenizer)]
 
 
 def encode_message(message: Message, tokenizer: Tokenizer, *, tool_format: str = "json") -> list[int]:
@@ -133,9 +172,7 @@ def encode_message(message: Message, tokenizer: Tokenizer, *, tool_format: str =
     if tokenizer.chat_format == "template":
         raise UsageError("a chat template lays out whole chats, not one message; take encode_dialog")
     if tokenizer.chat_format == "chatml":
-        if calls:
-            raise UsageError("ChatML has no tool calls here; write them into the message's content")
-        body = _text(f"{role}\n{content}", tokenizer)
+        body = _text(f"{role}\n{hermes_content(content, message.get('tool_calls') or [])}", tokenizer)
         end = [tokenizer.special("<|im_end|>"), *_text("\n", tokenizer)]
         return [tokenizer.special("<|im_start|>"), *body, *end]
     waits = role == "assistant" and message.get("stop_reason") == "end_of_message"
@@ -149,7 +186,8 @@ def encode_message(message: Message, tokenizer: Tokenizer, *, tool_format: str =
 
 
 def decode_message(ids: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The message that an assistant's ids mean: its text, or the tool calls in any of the four formats.
+    """The message that an assistant's ids mean: its text, or its tool calls in any of Meta's four formats or in
+    Hermes', which is the one that ChatML has.
 
     `stop_reason` is Meta's: "end_of_turn", "end_of_message" (it waits for a tool) or "out_of_tokens".
     """
@@ -160,16 +198,24 @@ def decode_message(ids: Sequence[int], tokenizer: Tokenizer) -> dict[str, Any]:
         reason = "end_of_message" if body.pop() == special.get("<|eom_id|>") else "end_of_turn"
     tagged = bool(body) and body[0] == special.get("<|python_tag|>")
     text = text_of(body[1:] if tagged else body, tokenizer)
-    calls = parse_tool_calls(text) if tokenizer.chat_format in ("llama3", "template") else []
+    calls = parse_tool_calls(text, tags_only=tokenizer.chat_format == "chatml") if tokenizer.chat_format else []
     if tagged and not calls:
         calls = [{"name": CODE_TOOL, "arguments": {"code": text}}]
     message: dict[str, Any] = {"role": "assistant", "content": "" if calls else text, "stop_reason": reason}
     return message | ({"tool_calls": calls} if calls else {})
 
 
-def check_order(messages: Sequence[Message]) -> None:
-    """Raise UsageError unless the messages are a chat that the assistant can answer, in whatever order they come."""
+def check_order(messages: Sequence[Message], *, continue_last: bool = False) -> None:
+    """Raise UsageError unless the messages are a chat that the assistant can answer, in whatever order they come; with
+    `continue_last`, one whose last message it can go on with."""
     check_messages(messages)
+    if continue_last:
+        if messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
+            what = "has tool calls" if messages[-1].get("tool_calls") else f"is of role {messages[-1]['role']}"
+            raise UsageError(
+                f"the last message {what}, expected the beginning of one of the assistant's, which is to be continued"
+            )
+        return
     if messages[-1]["role"] == "assistant":
         raise UsageError(
             "the last message is of role assistant, expected one to which the assistant answers; leave it out to have "
@@ -221,14 +267,6 @@ def _parts(message: Message) -> tuple[str, str, list[tuple[str, dict[str, Any]]]
     if message.get("stop_reason") not in (None, *STOP_REASONS):
         raise UsageError(f"stop_reason must be one of {', '.join(STOP_REASONS)}, got {message['stop_reason']!r}")
     return role, content or "", [name_and_arguments(call) for call in calls]
-
-
-def _dated(messages: Sequence[Message], date: str) -> list[Message]:
-    block = f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n"
-    system = messages[0]["content"].strip() if messages[0]["role"] == "system" else ""
-    rest = messages[1:] if messages[0]["role"] == "system" else messages
-    stripped = [{**message, "content": (message.get("content") or "").strip()} for message in rest]
-    return [{"role": "system", "content": block + system}, *stripped]
 
 
 def _header(role: str, tokenizer: Tokenizer) -> list[int]:

@@ -1,4 +1,5 @@
-"""Tool calls: how an assistant writes them in Meta's formats, and how they are read back out of its text."""
+"""Tool calls: how an assistant writes them, in Meta's formats and in Hermes', and how they are read back out of its
+text."""
 
 from __future__ import annotations
 
@@ -25,20 +26,36 @@ def tool_text(name: str, arguments: dict[str, Any], tool_format: str = "json") -
         if not isinstance(arguments.get(key), str):
             raise UsageError(f"a call of {name} must have {key}, a string, among its arguments, got {arguments!r}")
         return arguments["code"] if name == CODE_TOOL else f'{name}.call(query="{arguments["query"]}")'
-    try:
-        if tool_format == "json":
-            return json.dumps({"type": "function", "name": name, "parameters": arguments})
-        if tool_format == "function_tag":
-            return f"<function={name}>{json.dumps(arguments)}</function>"
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"the arguments of tool call {name} must be JSON: {error}") from error
+    if tool_format == "json":
+        return _json(name, {"type": "function", "name": name, "parameters": arguments}, ensure_ascii=True)
+    if tool_format == "function_tag":
+        return f"<function={name}>{_json(name, arguments, ensure_ascii=True)}</function>"
     return f"[{name}({', '.join(f'{key}={_python(value)}' for key, value in arguments.items())})]"
 
 
-def parse_tool_calls(text: str) -> list[dict[str, Any]]:
-    """The tool calls that an answer consists of; none where it is anything but calls."""
+def template_text(name: str, arguments: dict[str, Any]) -> str:
+    """How the chat template of Hugging Face's Llama 3.1 and 3.2 writes a tool call."""
+    return _json(name, {"name": name, "parameters": arguments})
+
+
+def hermes_text(name: str, arguments: dict[str, Any]) -> str:
+    """How an assistant that chats in ChatML writes a tool call, as Hermes and Qwen do."""
+    return f"<tool_call>\n{_json(name, {'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+def _json(name: str, value: dict[str, Any], *, ensure_ascii: bool = False) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=ensure_ascii)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"the arguments of tool call {name} must be JSON: {error}") from error
+
+
+def parse_tool_calls(text: str, *, tags_only: bool = False) -> list[dict[str, Any]]:
+    """The tool calls that an answer consists of; none where it is anything but calls. `tags_only`: no other form counts
+    than the <tool_call> with which ChatML has them."""
     text = text.strip()
-    for parse in (_parse_function_tags, _parse_json, _parse_python_list, _parse_query):
+    parses = (_parse_tool_call_tags, _parse_function_tags, _parse_json, _parse_python_list, _parse_query)
+    for parse in parses[:1] if tags_only else parses:
         calls = parse(text)
         if calls:
             return [{"name": name, "arguments": arguments} for name, arguments in calls]
@@ -86,6 +103,21 @@ def _python(value: Any) -> str:
     raise UsageError(f"a tool call's argument must be JSON, got {value!r}")
 
 
+def _parse_tool_call_tags(text: str) -> list[tuple[str, Any]]:
+    calls = []
+    while text:
+        opened = re.match(r"<tool_call>\s*", text)
+        if not opened:
+            return []
+        value, rest = _json_head(text[opened.end() :])
+        call = _call(value)
+        if call is None:
+            return []
+        calls.append(call)
+        text = rest.removeprefix("</tool_call>").lstrip()
+    return calls
+
+
 def _parse_function_tags(text: str) -> list[tuple[str, Any]]:
     calls = []
     while text:
@@ -105,16 +137,23 @@ def _parse_json(text: str) -> list[tuple[str, Any]]:
     calls = []
     while text:
         value, text = _json_head(text)
-        called = function_of(value)
-        if called is None or not (_says_call(value) or _says_call(called)):
-            return []
-        given = (called.get(key) for key in ("parameters", "arguments"))
-        arguments = _arguments(next((each for each in given if each is not None), None))
-        if arguments is None:
-            return []
-        calls.append((called["name"], arguments))
-        text = text.removeprefix(";").lstrip()  # several calls come one after the other
+        for each in value if isinstance(value, list) else [value]:
+            call = _call(each)
+            if call is None:
+                return []
+            calls.append(call)
+        text = text.removeprefix(";").lstrip()  # several calls come one after the other, or in a list
     return calls
+
+
+def _call(value: Any) -> tuple[str, dict[str, Any]] | None:
+    """(name, arguments) of a tool call that is an object of JSON; None where it is no call."""
+    called = function_of(value)
+    if called is None or not (_says_call(value) or _says_call(called)):
+        return None
+    given = (called.get(key) for key in ("parameters", "arguments"))
+    arguments = _arguments(next((each for each in given if each is not None), None))
+    return None if arguments is None else (called["name"], arguments)
 
 
 def _says_call(value: Mapping[str, Any]) -> bool:
@@ -123,9 +162,12 @@ def _says_call(value: Mapping[str, Any]) -> bool:
 
 
 def _json_head(text: str) -> tuple[Any, str]:
-    """The JSON value that a text begins with, and the rest; (None, text) where there is none."""
+    """The JSON value that a text begins with, and the rest; (None, text) where there is none.
+
+    A line end inside a string, which models write and JSON forbids, is taken for what it is.
+    """
     try:
-        value, end = json.JSONDecoder().raw_decode(text)
+        value, end = json.JSONDecoder(strict=False).raw_decode(text)
     except (ValueError, RecursionError):
         return None, text
     return value, text[end:].lstrip()

@@ -121,6 +121,13 @@ TEMPLATES = {
 {{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
 {%- if tools is not none %}{{ "Environment: ipython\n" }}{% endif %}
 {{- "Cutting Knowledge Date: December 2023\nToday Date: " + date_string + "\n\n" + system_message + "<|eot_id|>" }}
+{%- if tools is not none %}
+    {{- "<|start_header_id|>user<|end_header_id|>\n\nGiven the following functions, please respond with a JSON for " }}
+    {{- "a function call with its proper arguments that best answers the given prompt.\n\nRespond in the format " }}
+    {{- '{"name": function name, "parameters": dictionary of argument name and its value}.Do not use variables.\n\n' }}
+    {%- for tool in tools %}{{- tool | tojson(indent=4) + "\n\n" }}{% endfor %}
+    {{- messages[0]['content'] | trim + "<|eot_id|>" }}{% set messages = messages[1:] %}
+{%- endif %}
 {%- for message in messages %}
     {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
         {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
@@ -132,8 +139,7 @@ TEMPLATES = {
         {{- '{"name": "' + tool_call.name + '", "parameters": ' }}{{ tool_call.arguments | tojson }}{{ "}<|eot_id|>" }}
     {%- else %}
         {{- "<|start_header_id|>ipython<|end_header_id|>\n\n" }}
-        {%- if message.content is mapping %}{{ message.content | tojson }}{% else %}{{ message.content }}{% endif %}
-        {{- "<|eot_id|>" }}
+        {{- message.content | tojson + "<|eot_id|>" }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}
@@ -236,6 +242,9 @@ def test_ids_equal_those_of_transformers(theirs, tmp_path, kind):
                 return_dict=False,
             )
         except (jinja2.TemplateError, TypeError) as error:
+            if tokenizer.chat_format == "chatml":  # which has calls of its own, though its template fails on them
+                assert messages is CALLED
+                continue
             with pytest.raises(UsageError) as caught:
                 encode_dialog(messages, tokenizer)
             if type(error) is jinja2.TemplateError:
@@ -263,6 +272,103 @@ def test_a_date(theirs, tmp_path):
     assert asks.decode(encode_dialog(CHATS[0], asks, date="a Monday")) == "a Monday"
     with pytest.raises(UsageError, match="this model's doesn't, leave it out"):
         encode_dialog(CHATS[0], read(tmp_path, TEMPLATES["phi"]), date="26 Jul 2024")
+
+
+# Tools, and answers that have begun
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Météo <a> & 'b'",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string", "default": None}}},
+        },
+    },
+    {"type": "function", "function": {"name": "f"}},
+]
+HERMES = """{%- if tools %}<|im_start|>system
+{%- if messages[0].role == 'system' %}{{ '\n' + messages[0].content + '\n' if messages[0].content }}
+{%- set messages = messages[1:] %}{% endif %}
+{{ '\n# Tools\n' }}
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor -%}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|im_end|>
+{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role }}
+{%- if m.role == 'tool' %}{{ '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
+{%- else %}{{ '\n' + (m.content or '') if m.content or not m.tool_calls }}
+{%- for call in m.tool_calls or [] %}
+    {{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson }}
+    {{- '}\n</tool_call>' }}
+{%- endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+@pytest.mark.parametrize("template", [TEMPLATES["llama3.1"], HERMES, "{{ tools }}{{ tools | tojson }}<|user|>"])
+def test_tools_are_the_templates(theirs, tmp_path, template):
+    tokenizer = read(tmp_path, template)
+    assert tokenizer.chat_format == "template"
+    for messages in (chat("u", "Hi"), chat("suau", "Hi", "ab"), CALLED):
+        expected = theirs.apply_chat_template(
+            as_transformers_sees(messages),
+            tools=TOOLS,
+            chat_template=template,
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        assert encode_dialog(messages, tokenizer, tools=TOOLS) == expected
+        assert encode_dialog(messages, tokenizer) != expected
+
+
+def test_typed_control_tokens_stay_text_in_tools(plain):
+    tools = [
+        {"type": "function", "function": {"name": "f", "description": f"{TYPED} \ue000", "parameters": {TYPED: 1}}}
+    ]
+    ids = encode_chat(chat("u", "Hi"), ChatTemplate("<|user|>{{ tools[0].function }}<|end|>"), plain, tools=tools)
+    assert control_ids(ids, plain) == [plain.special("<|user|>"), plain.special("<|end|>")]
+    assert plain.decode(ids).count(TYPED) == 2
+
+
+def test_a_template_without_a_place_for_tools(tmp_path):
+    for tokenizer in (read(tmp_path, TEMPLATES["phi"]), read(tmp_path, TEMPLATES["gemma"])):
+        with pytest.raises(
+            UsageError, match="chat template has no place for tools; leave them out, or take the chat fo"
+        ):
+            encode_dialog(chat("u", "Hi"), tokenizer, tools=TOOLS)
+
+
+@pytest.mark.parametrize("kind", ["chatml", "zephyr", "mistral", "gemma", "alpaca", "vicuna", "llama3", "llama3.1",
+                                  "chatml-stripped", "chatml-default-system", "generation"])  # fmt: skip
+def test_an_answer_goes_on_where_transformers_lets_it(theirs, tmp_path, kind):
+    tokenizer = read(tmp_path, TEMPLATES[kind])
+    for said in ("Once", "é <a>", " a\n", "x  ", "<|eot_id|> a", "CONTINUE"):
+        messages = chat("uaua", "Hi", said)
+        messages[1]["content"] = "Hi"
+        expected = theirs.apply_chat_template(
+            messages, chat_template=TEMPLATES[kind], continue_final_message=True, return_dict=False
+        )
+        ids = encode_dialog(messages, tokenizer, continue_last=True)
+        if "<|" not in said:  # theirs takes what is typed for the token
+            assert ids == expected
+        assert tokenizer.decode(ids).endswith((said, said.strip()))
+        assert control_ids(ids, tokenizer) == control_ids(
+            encode_dialog([*messages[:-1], {"role": "assistant", "content": "x"}], tokenizer, continue_last=True),
+            tokenizer,
+        )
+
+
+def test_an_answer_that_a_template_does_not_show_cannot_go_on(tmp_path):
+    tokenizer = read(tmp_path, "{{ messages[0].content }}<|assistant|>")
+    with pytest.raises(UsageError, match="doesn't show the last message as it stands, so it can't be continued"):
+        encode_dialog(chat("ua", "Hi"), tokenizer, continue_last=True)
 
 
 # What is typed

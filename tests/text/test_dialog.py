@@ -273,8 +273,14 @@ def test_calls_that_cannot_be_written():
     for tool_format in TOOL_FORMATS:
         with pytest.raises(UsageError, match="must be JSON"):
             encode_message(call(x={1j}), TINY["llama3"], tool_format=tool_format)
-    with pytest.raises(UsageError, match="ChatML has no tool calls"):
-        encode_message(call(), TINY["chatml"])
+    with pytest.raises(UsageError, match="must be JSON"):
+        encode_message(call(x={1j}), TINY["chatml"])
+    for chat_format, more, says in [
+        ("chatml", {}, "tool format function_tag goes with Meta's chat format; ChatML has its own"),
+        ("llama3", {"date": "26 Jul 2024"}, "tool format function_tag goes without a date"),
+    ]:
+        with pytest.raises(UsageError, match=says):
+            encode_dialog([user()], TINY[chat_format], tool_format="function_tag", **more)
 
 
 # Answers
