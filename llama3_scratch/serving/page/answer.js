@@ -25,7 +25,8 @@ export function withoutTokens({ text, tokens = [] }) {
 
 /**
  * Have the message at `place` answered, or gone on with where it has text; `changed()` hears whenever it has grown. Ends
- * with the node's `finish`: the server's reason, "stopped" by the signal, or "error".
+ * with the node's `finish`: the server's reason, "stopped" by the signal, "left" unfinished, or "error". Whether the
+ * browser had room to keep it.
  */
 export async function answer(model, conversation, place, { signal, changed }) {
   const node = conversation.nodes[place], fields = settings.sampling();
@@ -57,8 +58,10 @@ export async function answer(model, conversation, place, { signal, changed }) {
     }
     node.finish ??= "left";
   } catch (error) {
-    node.finish = error.name === "AbortError" ? "stopped" : "error";
-    if (node.finish === "error") node.error = error instanceof ApiError ? error.message : String(error.message ?? error);
+    // A connection that breaks while there is an answer leaves it unfinished: the page may be closing.
+    const broken = !(error instanceof ApiError) && first;
+    node.finish = error.name === "AbortError" ? "stopped" : broken ? "left" : "error";
+    if (node.finish === "error") node.error = error.message;
   }
   if (first) {
     node.count = count;

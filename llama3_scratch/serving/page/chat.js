@@ -58,13 +58,15 @@ export function useModels(found) {
 export function open(id) {
   look.close();
   current = store.get("conversation", id) ?? store.newConversation();
-  const hash = store.get("conversation", current.id) ? `#chat/${current.id}` : "#chat";
-  if (location.hash !== hash) history.pushState(null, "", hash);
+  if (location.hash !== `#${address()}`) history.pushState(null, "", `#${address()}`);
   document.body.classList.remove("listing");
   draw();
   toEnd();
   composer.focus();
 }
+
+/** Where what is shown is found again. */
+export const address = () => (store.get("conversation", current.id) ? `chat/${current.id}` : "chat");
 
 export function draw() {
   sidebar.draw(current.id, open);

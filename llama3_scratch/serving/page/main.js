@@ -12,6 +12,7 @@ import * as form from "./settings_form.js";
 import * as studio from "./studio.js";
 
 const VIEWS = ["chat", "studio", "engine"];
+const addresses = { chat: chat.address, studio: studio.address }; // of what is open there
 let found = []; // the server's models
 
 /** Show the view that the address names: `#chat/ID`, `#studio/ID`, `#engine`. */
@@ -81,7 +82,7 @@ translate();
 chat.begin();
 studio.begin();
 roving(find("#views"), "[role=tab]");
-for (const view of VIEWS) find(`#tab-${view}`).addEventListener("click", () => (location.hash = view));
+for (const view of VIEWS) find(`#tab-${view}`).addEventListener("click", () => (location.hash = addresses[view]?.() ?? view));
 for (const close of findAll("dialog .close")) close.addEventListener("click", () => close.closest("dialog").close());
 find("#settings-open").addEventListener("click", openSettings);
 find("#help-open").addEventListener("click", () => find("#help").showModal());

@@ -58,6 +58,9 @@ export function open(id) {
   draw();
 }
 
+/** Where what is shown is found again. */
+export const address = () => (store.get("story", story?.id) ? `studio/${story.id}` : "studio");
+
 // What is seen
 
 function draw() {

@@ -7,7 +7,7 @@ const SURPRISE = 6; // nats, at which the colour is full
 
 export const percent = (logprob) => {
   const share = 100 * Math.exp(logprob);
-  return `${share >= 9.95 ? share.toFixed(0) : share >= 0.095 ? share.toFixed(1) : share >= 0.00095 ? share.toFixed(3) : "< 0.001"} %`;
+  return `${share >= 9.95 ? share.toFixed(0) : share >= 0.001 ? share.toPrecision(2) : "< 0.001"} %`;
 };
 
 /** A token's text so that all of it can be seen. */
