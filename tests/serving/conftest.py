@@ -39,7 +39,9 @@ def says(monkeypatch):
     def says(*texts: str | None, tokenizer=None):
         tokenizer = tokenizer or tiny.tokenizer()
         scripts = [
-            [*tokenizer.encode(text, bos=False), tokenizer.stop_tokens[0]] if text is not None else None
+            [*tokenizer.encode(text, bos=False, allowed_special="all"), tokenizer.stop_tokens[0]]
+            if text is not None
+            else None
             for text in texts
         ]
         left = iter(scripts)
