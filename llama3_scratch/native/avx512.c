@@ -7,14 +7,21 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* int8 goes by so fast that the processor's own prefetching does better. */
+/* Of one pass over a strip; int8 goes by so fast then that the processor's own prefetching does better. */
 enum { PREFETCH_BYTES = 6144 };
+enum { AT_ONCE = 4 }; /* inputs of a pass: as many as their sums fit into 32 registers */
 
 /* The instruction wants unsigned × signed. An int8 weight plus 128 is unsigned, so the sum of 128 · x is taken off. */
 INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]) {
     const __m512i flip = _mm512_set1_epi8((char)0x80), low_halves = _mm512_set1_epi8(15);
     int quads = kind == INT8_TILES ? 8 : 4;
     int above = kind == INT8_TILES ? 128 : kind == INT4_TILES ? 8 : 0;
+    /* Many inputs go over the strip in several passes: meanwhile the next strip is fetched, a part of each tile in
+     * every pass. */
+    int passes = (in->n + AT_ONCE - 1) / AT_ONCE, pass = first / AT_ONCE;
+    int64_t ahead = passes > 1 ? (int64_t)w->groups * quads * 64 : PREFETCH_BYTES;
+    int from = passes > 1 ? quads * pass / passes : 0;
+    int to = passes > 1 ? quads * (pass + 1) / passes : kind != INT8_TILES ? quads : 0;
     __m512 sums[MAX_INPUTS];
     for (int i = 0; i < n; i++) sums[i] = _mm512_setzero_ps();
     for (int g = 0; g < w->groups; g++) {
@@ -29,8 +36,8 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
             x[i][0] = in->high + at;
             x[i][1] = in->low + at;
         }
+        for (int line = from; line < to; line++) _mm_prefetch((const char *)values + 64 * line + ahead, _MM_HINT_T0);
         for (int quad = 0; quad < quads; quad++) {
-            if (kind != INT8_TILES) _mm_prefetch((const char *)values + 64 * quad + PREFETCH_BYTES, _MM_HINT_T0);
             __m512i part = _mm512_loadu_si512(values + 64 * quad);
             __m512i low = kind == INT8_TILES ? _mm512_xor_si512(part, flip) : _mm512_and_si512(part, low_halves);
             __m512i high = _mm512_and_si512(_mm512_srli_epi16(part, 4), low_halves);
@@ -70,7 +77,6 @@ static void strip_of(const Weight *w, int strip, const Input *in, int first, int
         avx2_kernels.strip(w, strip, in, first, n, out);
         return;
     }
-    enum { AT_ONCE = 4 }; /* as many as their sums fit into 32 registers */
     for (; n > 0; first += AT_ONCE, out += AT_ONCE, n -= AT_ONCE) {
 #define CASE(kind, n) \
     case AT_ONCE *(kind) + (n) - 1: tiles_times(kind, n, w, strip, in, first, out); break;
