@@ -39,6 +39,7 @@ ROOMS = [
     "evaluation",
     "benchmark",
     "training",
+    "serving",
     "documents",
 ]
 

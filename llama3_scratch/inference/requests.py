@@ -27,6 +27,7 @@ class Request:
     adapter: str | None = None  # which of the engine's adapters answers
     row: int = 0  # its place among the requests of whoever asks
     cached_tokens: int = 0  # of the prompt: they came from shared pages
+    let_in_at: float = 0.0  # when the first step began to work on it, in seconds of time.perf_counter()
 
 
 def check_prompt(prompt: Sequence[int], limit: int, vocab_size: int) -> None:

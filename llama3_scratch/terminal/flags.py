@@ -47,8 +47,9 @@ def sampling_choice(options: argparse.Namespace) -> SamplingChoice:
     return updated(SamplingChoice(), vars(options))
 
 
-def add_model_flags(parser: cli.Parser) -> None:
-    """All of a ModelChoice, and what else a run of a model asks: --max-seq-len and --date."""
+def add_model_flags(parser: cli.Parser, *, adapters: bool = True) -> None:
+    """All of a ModelChoice, and what else a run of a model asks: --max-seq-len and --date. Without `adapters`, the
+    verb has a flag of its own for them."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -58,7 +59,8 @@ def add_model_flags(parser: cli.Parser) -> None:
     )
     add_device_flags(group)
     add_quantize_flag(group)
-    add_adapter_flag(group, "merged when it's read, or beside weights in integers")
+    if adapters:
+        add_adapter_flag(group, "merged when it's read, or beside weights in integers")
     _add_number(group, CacheChoice, "max_seq_len", metavar="N", help="context to use, at most the model's own")
     add_reading_flags(group)
     add_date_flag(group)

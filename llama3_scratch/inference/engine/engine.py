@@ -7,6 +7,7 @@ step computes more of them. Whoever lacks only the last one gets the next token 
 from __future__ import annotations
 
 import bisect
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -192,6 +193,7 @@ class Engine:
             sequence.computed = len(pages) * PAGE_SLOTS
             if not sequence.let_in:
                 sequence.let_in = True
+                sequence.request.let_in_at = time.perf_counter()
                 sequence.request.cached_tokens = sequence.computed
                 self._prompt_tokens += len(sequence.tokens)
                 self._cached_tokens += sequence.computed

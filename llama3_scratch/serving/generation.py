@@ -1,0 +1,110 @@
+"""The answers to one request, on the event loop: their parts as they come, their deadline, a client that may leave."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from llama3_scratch.serving.answer import Answer, Part
+from llama3_scratch.serving.metrics import Metrics
+
+SILENCE = 1.0  # seconds after which a stream says that it's still there
+
+
+class ClientLeftError(Exception):
+    """The client is gone: there is nobody to answer."""
+
+
+class Generates(Protocol):
+    """Who has answers generated: the service."""
+
+    metrics: Metrics
+
+    def start(self, generation: Generation) -> None:
+        """Begin all of them, or raise."""
+
+    def end(self, generation: Generation, answers: Sequence[Answer]) -> None:
+        """End these with what there is of them."""
+
+    def finish(self, generation: Generation) -> None:
+        """Cancel what is unfinished."""
+
+
+class Generation:
+    """Answers under way. Used as `async with`: whatever ends the block, what is unfinished is cancelled."""
+
+    def __init__(self, service: Generates, answers: Sequence[Answer], began: float, max_seconds: float) -> None:
+        """`began`: when the request came, as of time.perf_counter()."""
+        self.answers = answers
+        self.began = began
+        self.deadline = began + max_seconds
+        self.last = time.perf_counter()  # when something was last said
+        self._service = service
+        self._ready: list[Part] = []
+        self._event = asyncio.Event()
+        self._left = False
+        self._watch: asyncio.Task[None] | None = None
+        self._last_token: dict[int, float] = {}
+
+    async def parts(self, receive: Callable[[], Awaitable[Any]]) -> AsyncIterator[list[Part]]:
+        """What has come since the last time, until all answers have ended; an empty list after a second of silence.
+
+        Raises ClientLeftError when the client is gone, and what an answer failed with.
+        """
+        self._watch = asyncio.ensure_future(self._leaving(receive))
+        open_answers = {answer.index for answer in self.answers}
+        while open_answers:
+            await self._event.wait()
+            self._event.clear()
+            if self._left:
+                raise ClientLeftError
+            parts, self._ready = self._ready, []
+            self.last = time.perf_counter()
+            for part in parts:
+                if part.error is not None:
+                    raise part.error
+                if part.finish_reason:
+                    open_answers.discard(part.index)
+            yield parts
+
+    def take(self, part: Part) -> None:
+        """A part has come."""
+        metrics, answer = self._service.metrics, part.index
+        if part.error is None and part.generated:
+            if answer not in self._last_token:
+                metrics.first_token.observe(part.at - self.began)
+                metrics.queued.observe(max(0.0, self.answers[answer].request.let_in_at - self.began))
+            else:
+                metrics.between_tokens.observe(part.at - self._last_token[answer])
+            self._last_token[answer] = part.at
+        if part.finish_reason:
+            metrics.finished[part.finish_reason] += 1
+        self._ready.append(part)
+        self._event.set()
+
+    def tick(self, now: float) -> None:
+        """Time goes by: wake a stream that has been silent, end answers that took too long."""
+        if now > self.deadline:
+            self.deadline = float("inf")
+            self._service.end(self, [answer for answer in self.answers if not answer.ended])
+        if now - self.last >= SILENCE:
+            self._event.set()
+
+    async def _leaving(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._event.set()
+
+    async def __aenter__(self) -> Generation:
+        self._service.start(self)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        if all(answer.ended for answer in self.answers):
+            self._service.metrics.whole_request.observe(time.perf_counter() - self.began)
+        self._service.finish(self)
