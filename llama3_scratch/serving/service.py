@@ -128,10 +128,14 @@ class Service:
         return room if wanted is None else min(wanted, room)
 
     def start(self, generation: Generation) -> None:
-        """Have its answers generated. Raises UsageError, before any of them is begun, for one that can't be."""
+        """Have its answers generated. Raises UsageError for one that can't be, and begins none then."""
         self._live.add(generation)
-        for answer in generation.answers:
-            self.thread.submit(answer.request, partial(self._hear, generation, answer))
+        try:
+            for answer in generation.answers:
+                self.thread.submit(answer.request, partial(self._hear, generation, answer))
+        except BaseException:
+            self.finish(generation)
+            raise
 
     def finish(self, generation: Generation) -> None:
         """It's over, however: what is unfinished is cancelled."""

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.requests import Failure
 from llama3_scratch.serving import answering, chat, generation
 from llama3_scratch.serving.answer import Answer
@@ -102,6 +103,22 @@ def test_f177_a_fault_of_our_own_is_a_500(client, monkeypatch, says):
     monkeypatch.undo()
     says("ok")
     assert client.chat("hi").status == 200
+
+
+def test_f177_where_one_of_several_answers_cannot_be_begun_none_is(client, says, monkeypatch):
+    says(*[None] * 3)
+    thread, begun = client.server.service.thread, []
+    submit = thread.submit
+
+    def third_fails(request, listener):
+        if len(begun) == 2:
+            raise UsageError("no more of them")
+        begun.append(request)
+        submit(request, listener)
+
+    monkeypatch.setattr(thread, "submit", third_fails)
+    assert client.chat("hi", n=3).error["message"] == "no more of them"
+    until(lambda: not stats(client).running and not stats(client).waiting)
 
 
 def test_f177_a_listener_that_fails_harms_no_other(client, says, monkeypatch):
