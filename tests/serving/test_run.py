@@ -68,9 +68,10 @@ def test_f178_sigterm_lets_answers_end_and_takes_no_more(folder):
         code, said = server.ended()
     assert code == 0
     lines = said.splitlines()
-    loaded, listening, pool = lines[1:4]
-    assert loaded.startswith("tiny loaded in ") and listening.startswith("tiny at http://127.0.0.1:")
-    assert re.match(r"the pool holds [\d,]+ tokens \(.*\), a prompt and its answer 4,096; 16 answers at once", pool)
+    loaded = next(place for place, line in enumerate(lines) if line.startswith("tiny loaded in "))
+    assert lines[loaded + 1].startswith("tiny at http://127.0.0.1:")
+    pool = r"the pool holds [\d,]+ tokens \(.*\), a prompt and its answer 4,096; 16 answers at once, 64 may wait"
+    assert re.fullmatch(pool, lines[loaded + 2])
     assert "ending: answers under way are finished first" in said
     assert re.fullmatch(r"1 requests \(1 length, 0 refused\) in \d+ s: .* 2,000 generated", lines[-1])
 
