@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+import llguidance
 from starlette.responses import JSONResponse, Response
 
 from llama3_scratch.serving.answer import Part, TokenLogprob
@@ -26,7 +27,10 @@ async def chat(call: Call) -> Response | None:
     with service.place(asked.sampled.n):
         tools = asked.tools if asked.callable else ()
         prompt = await chat_tokens(service, asked.messages, tools, call.caller.salt)
-        answers = make_answers(service, [prompt], asked.sampled, adapter=adapter, salt=call.caller.salt)
+        grammar = await service.apart(_grammar, call, asked)
+        answers = make_answers(
+            service, [prompt], asked.sampled, adapter=adapter, salt=call.caller.salt, grammar=grammar
+        )
         async with Generation(service, answers, began, service.choice.max_seconds) as generation:
             choices = [_Choice(index, asked) for index in range(asked.sampled.n)]
             name = asked.sampled.model or service.name
@@ -43,6 +47,13 @@ async def chat(call: Call) -> Response | None:
             for answer in answers:
                 service.said_before.keep(prompt, answer.tokens, answer.words.text, call.caller.salt)
             return done
+
+
+def _grammar(call: Call, asked: ChatRequest) -> llguidance.LLMatcher | None:
+    """What the answer has to be, where anything is said of that."""
+    tools = asked.forced or (asked.tools if asked.callable else ())
+    several = asked.parallel_tool_calls
+    return call.service.grammars.of(asked.schema, tools, forced=bool(asked.forced), several_calls=several)
 
 
 class _Choice:

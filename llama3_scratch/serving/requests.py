@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ class Sampled:
 
     model: str | None
     sampling: SamplingChoice
+    penalties: tuple[float, float]  # of presence and of frequency
+    logit_bias: tuple[tuple[int, float], ...]  # what is added to the logits of these tokens
     max_tokens: int | None  # None: as many as the context has room for
     n: int
     stream: bool
@@ -105,6 +108,8 @@ def chat_request(body: Mapping[str, Any]) -> ChatRequest:
         fields.flag("parallel_tool_calls", True),
         _schema(fields),
     )
+    if request.sampled.ignore_eos and (request.schema is not None or request.forced):
+        raise ApiError(400, "ignore_eos: an answer by a schema ends where the schema does", param="ignore_eos")
     if choice.startswith(":") and not request.forced:
         raise ApiError(400, f"tool_choice: {choice[1:99]} isn't among the tools", param="tool_choice")
     return request
@@ -228,6 +233,8 @@ def _sampled(fields: Fields, *, max_tokens: int | None, logprobs: int | None) ->
     return Sampled(
         fields.text("model") or None,
         sampling,
+        (_penalty(fields, "presence_penalty"), _penalty(fields, "frequency_penalty")),
+        _logit_bias(fields),
         max_tokens,
         n,
         stream,
@@ -235,6 +242,22 @@ def _sampled(fields: Fields, *, max_tokens: int | None, logprobs: int | None) ->
         fields.flag("ignore_eos"),
         logprobs,
     )
+
+
+def _penalty(fields: Fields, name: str) -> float:
+    return fields.number(name, 0.0, minimum=-2, maximum=2)
+
+
+def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
+    biases = fields.object("logit_bias")
+    if biases is None:
+        return ()
+    found: list[tuple[int, float]] = []
+    for name in biases.names:
+        if not re.fullmatch(r"\d{1,9}", name, re.ASCII) or len(found) == MAX_BIASES:
+            raise fields.wrong("logit_bias", f"at most {MAX_BIASES} token ids with numbers")
+        found.append((int(name), biases.number(name, 0.0, minimum=-100, maximum=100)))
+    return tuple(found)
 
 
 def _repeat_penalty(fields: Fields) -> float:

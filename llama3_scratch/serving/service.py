@@ -23,6 +23,7 @@ from llama3_scratch.serving.answer import Answer, Part
 from llama3_scratch.serving.choices import ServeChoice
 from llama3_scratch.serving.errors import RETRY, ApiError, model_not_found, too_long
 from llama3_scratch.serving.generation import Generation
+from llama3_scratch.serving.grammar import Grammars
 from llama3_scratch.serving.metrics import Metrics
 from llama3_scratch.serving.said_before import SaidBefore
 
@@ -51,6 +52,7 @@ class Service:
         self.created = int(time.time())
         self.metrics = Metrics()
         self.said_before = SaidBefore(self.tokenizer)
+        self.grammars = Grammars(self.tokenizer, checkpoint.config.vocab_size)
         self.thread = EngineThread(engine, self._deliver)
         self.pool_tokens, self.pool_bytes = engine.pool.pages * PAGE_SLOTS, engine.cache.n_bytes
         self.stopping = False
