@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama3_scratch.inference.choices import CHAT_SAMPLING, SamplingChoice
+from llama3_scratch.inference.choices import CHAT_SAMPLING, MAX_BIAS, SamplingChoice
 from llama3_scratch.serving.body_fields import Fields
 from llama3_scratch.serving.errors import ApiError
 from llama3_scratch.text.openai_messages import dialog_of, tool_names, tools_of
@@ -27,8 +27,6 @@ class Sampled:
 
     model: str | None
     sampling: SamplingChoice
-    penalties: tuple[float, float]  # of presence and of frequency
-    logit_bias: tuple[tuple[int, float], ...]  # what is added to the logits of these tokens
     max_tokens: int | None  # None: as many as the context has room for
     n: int
     stream: bool
@@ -227,14 +225,15 @@ def _sampled(fields: Fields, *, max_tokens: int | None, logprobs: int | None) ->
         top_k=max(0, fields.whole("top_k", 0, minimum=-1)),  # −1 is vLLM's word for all
         min_p=fields.number("min_p", 0.0, minimum=0, maximum=1),
         repeat_penalty=_repeat_penalty(fields),
+        presence_penalty=fields.number("presence_penalty", 0.0, minimum=-2, maximum=2),
+        frequency_penalty=fields.number("frequency_penalty", 0.0, minimum=-2, maximum=2),
+        logit_bias=_logit_bias(fields),
         seed=_seed(fields),
         stop=_stops(fields),
     )
     return Sampled(
         fields.text("model") or None,
         sampling,
-        (_penalty(fields, "presence_penalty"), _penalty(fields, "frequency_penalty")),
-        _logit_bias(fields),
         max_tokens,
         n,
         stream,
@@ -242,10 +241,6 @@ def _sampled(fields: Fields, *, max_tokens: int | None, logprobs: int | None) ->
         fields.flag("ignore_eos"),
         logprobs,
     )
-
-
-def _penalty(fields: Fields, name: str) -> float:
-    return fields.number(name, 0.0, minimum=-2, maximum=2)
 
 
 def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
@@ -256,7 +251,7 @@ def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
     for name in biases.names:
         if not re.fullmatch(r"\d{1,9}", name, re.ASCII) or len(found) == MAX_BIASES:
             raise fields.wrong("logit_bias", f"at most {MAX_BIASES} token ids with numbers")
-        found.append((int(name), biases.number(name, 0.0, minimum=-100, maximum=100)))
+        found.append((int(name), biases.number(name, 0.0, minimum=-MAX_BIAS, maximum=MAX_BIAS)))
     return tuple(found)
 
 

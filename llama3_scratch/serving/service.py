@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TypeVar
 
 from llama3_scratch.caches.paged import PAGE_SLOTS
@@ -18,12 +18,12 @@ from llama3_scratch.errors import ResourceError
 from llama3_scratch.inference.engine.engine import Engine
 from llama3_scratch.inference.engine.thread import EngineThread
 from llama3_scratch.inference.fast_forward import FastForward
+from llama3_scratch.inference.grammar import Grammars
 from llama3_scratch.inference.requests import Failure, GeneratedToken
 from llama3_scratch.serving.answer import Answer, Part
 from llama3_scratch.serving.choices import ServeChoice
 from llama3_scratch.serving.errors import RETRY, ApiError, model_not_found, too_long
 from llama3_scratch.serving.generation import Generation
-from llama3_scratch.serving.grammar import Grammars
 from llama3_scratch.serving.metrics import Metrics
 from llama3_scratch.serving.said_before import SaidBefore
 
@@ -52,7 +52,6 @@ class Service:
         self.created = int(time.time())
         self.metrics = Metrics()
         self.said_before = SaidBefore(self.tokenizer)
-        self.grammars = Grammars(self.tokenizer, checkpoint.config.vocab_size)
         self.thread = EngineThread(engine, self._deliver)
         self.pool_tokens, self.pool_bytes = engine.pool.pages * PAGE_SLOTS, engine.cache.n_bytes
         self.stopping = False
@@ -82,6 +81,11 @@ class Service:
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self.thread.limit
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Made by whoever asks first, beside the event loop: it takes a moment."""
+        return Grammars(self.tokenizer, self.checkpoint.config.vocab_size)
 
     # On the event loop
 
@@ -116,7 +120,7 @@ class Service:
 
     async def apart(self, function: Callable[..., T], *args: object) -> T:
         """Run what takes a while, beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, partial(function, *args))
+        return await asyncio.get_running_loop().run_in_executor(self._workers, functools.partial(function, *args))
 
     async def between_steps(self, function: Callable[[], T]) -> T:
         """Run a function on the engine's thread, to which the model belongs."""
@@ -134,7 +138,7 @@ class Service:
         self._live.add(generation)
         try:
             for answer in generation.answers:
-                self.thread.submit(answer.request, partial(self._hear, generation, answer))
+                self.thread.submit(answer.request, functools.partial(self._hear, generation, answer))
         except BaseException:
             self.finish(generation)
             raise

@@ -50,7 +50,7 @@ READING = {
     "training": "loop.py loss.py optimizer.py choices.py run.py checkpoints.py record.py curve.py flops.py "
     "pretraining.py finetuning.py classifier.py classifying.py compiled.py fp8.py flags.py",
     "serving": "choices.py run.py app.py endpoint.py security.py limits.py json_body.py body_fields.py requests.py "
-    "errors.py prompts.py said_before.py grammar.py answering.py answer.py generation.py service.py engine.py chat.py "
+    "errors.py prompts.py said_before.py answering.py answer.py generation.py service.py engine.py chat.py "
     "completions.py prompt_logprobs.py embeddings.py models.py tokenize.py health.py metrics.py responses.py "
     "streaming.py log.py page.py",
     "documents": "runner.py blocks.py notebook.py shown.py pictures.py",

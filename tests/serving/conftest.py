@@ -46,7 +46,7 @@ def says(monkeypatch):
         ]
         left = iter(scripts)
 
-        def make(choice):
+        def make(choice, prompt_tokens):
             script = next(left)
             said = iter(script if script is not None else iter(lambda: tokenizer.encode("a", bos=False)[0], None))
             return lambda logits_V, seen: next(said)

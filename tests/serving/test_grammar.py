@@ -10,7 +10,7 @@ import openai
 import pydantic
 import pytest
 
-from llama3_scratch.serving import grammar
+from llama3_scratch.inference import grammar
 from tests.serving.http_client import Client
 
 CITY = {
@@ -106,14 +106,9 @@ def test_a_named_call_is_made(client):
         assert call["function"]["name"] == "get_weather"
 
 
-def test_a_schema_beside_tools_is_json_or_a_call(client):
-    found = [
-        choice["message"]
-        for choice in choices(client, tools=[TIME], response_format=by_schema(CITY), parallel_tool_calls=False)
-    ]
-    for message in found:
-        if "tool_calls" not in message:
-            assert json.loads(message["content"])["days"]
+def test_a_schema_beside_tools_is_followed(client):
+    for choice in choices(client, tools=[TIME], response_format=by_schema(CITY)):
+        assert json.loads(choice["message"]["content"])["days"]
 
 
 HOSTILE = {
@@ -165,20 +160,20 @@ def test_a_hard_pattern_takes_no_long_time_and_others_are_served(client, name):
 
 
 def test_an_answer_whose_grammar_fails_midway_is_an_error_and_no_text(client, monkeypatch):
-    real = grammar.follow
+    real = grammar.Grammar.constrain
 
-    def fails(matcher, prompt_tokens):
-        inner, calls = real(matcher, prompt_tokens), []
+    def fails(self, sampler):
+        inner, drawn = real(self, sampler), []
 
-        def filter(logits_V, seen):
-            calls.append(1)
-            if len(calls) > 3:
-                raise grammar.GrammarError("the schema became too complex to be followed")
+        def sample(logits_V, seen):
+            drawn.append(1)
+            if len(drawn) > 3:
+                raise grammar.GrammarError("the answer can't go on by its grammar: too complex")
             return inner(logits_V, seen)
 
-        return filter
+        return sample
 
-    monkeypatch.setattr("llama3_scratch.serving.answering.follow", fails)
+    monkeypatch.setattr(grammar.Grammar, "constrain", fails)
     got = client.chat("hi", response_format=by_schema(CITY))
     assert got.status == 500 and "too complex" in got.error["message"]
 

@@ -79,7 +79,7 @@ def test_f176_an_answer_that_takes_too_long_ends_with_length(client, says, monke
 
 
 def test_f177_an_answer_that_fails_is_a_500_and_the_next_is_answered(client, says, monkeypatch):
-    def fails(choice):
+    def fails(choice, prompt_tokens):
         def sample(logits_V, seen):
             raise RuntimeError("a secret of the code's")
 
@@ -139,7 +139,7 @@ def test_a_silent_stream_says_that_it_is_still_there(client, says, monkeypatch):
     monkeypatch.setattr(generation, "SILENCE", 0.1)
     waiting = threading.Event()
 
-    def slow(choice):
+    def slow(choice, prompt_tokens):
         script = iter([ord("a"), 257])
 
         def sample(logits_V, seen):

@@ -36,8 +36,9 @@ class Process:
         self.port = int(found[1])
 
     def ended(self) -> tuple[int, str]:
-        _, rest = self.process.communicate(timeout=20)
-        return self.process.returncode, self.said + rest
+        assert self.process.stderr
+        self.said += self.process.stderr.read()  # until it's closed
+        return self.process.wait(timeout=20), self.said
 
 
 @contextlib.contextmanager
