@@ -199,7 +199,7 @@ def options(name: str) -> list[tuple[str, str]]:
         if name.endswith(".py")
         else vars(importlib.import_module(f"llama3_scratch.{name}"))
     )
-    parser: argparse.ArgumentParser = (scope.get("parser") or scope["_parser"])()
+    parser: argparse.ArgumentParser = scope["make_parser"]()
     found = []
     for action in parser._actions:
         if action.help == argparse.SUPPRESS or {"--help", "--quiet", "--debug"} & set(action.option_strings):

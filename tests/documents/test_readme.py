@@ -50,7 +50,7 @@ def test_every_verb_stands_in_the_table(document):
 
 
 def parser_of(scope: dict) -> argparse.ArgumentParser:
-    return (scope.get("parser") or scope["_parser"])()
+    return scope["make_parser"]()
 
 
 @pytest.mark.parametrize("document", SHELL)

@@ -95,7 +95,7 @@ def test_the_window_of_the_repeat_penalty_is_llama_cpps_unless_told_otherwise():
     values = torch.tensor([2.0, 1.9, 1.8])
     assert sampler(repeat_penalty=2.0)(values, [0, *[1] * 63]) == 2
     assert sampler(repeat_penalty=2.0)(values, [0, *[1] * 64]) == 0
-    assert generate._parser().parse_args(["hi"]).repeat_last_n == chat._parser().parse_args([]).repeat_last_n
+    assert generate.make_parser().parse_args(["hi"]).repeat_last_n == chat.make_parser().parse_args([]).repeat_last_n
     assert choices.REPEAT_LAST_N == REPEAT_LAST_N == 64
 
 

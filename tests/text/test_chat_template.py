@@ -711,7 +711,7 @@ def test_a_long_message_is_no_long_template(plain):
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system doesn't count a process's time")
 def test_the_limit_is_of_the_processors_time(plain, monkeypatch):
     """So that a busy machine refuses none; the parent's clock only stands behind it."""
-    monkeypatch.setattr(chat_template_process, "_DEADLINE_SECONDS", 60.0)
+    monkeypatch.setattr(chat_template_process, "DEADLINE_SECONDS", 60.0)
     started = time.perf_counter()
     with pytest.raises(FileError, match="takes more than 1 s"):
         encode_chat(chat("u", "Hi"), ChatTemplate(NESTED), plain)
