@@ -106,6 +106,23 @@ def test_a_named_call_is_made(client):
         assert call["function"]["name"] == "get_weather"
 
 
+def test_a_tools_definitions_are_its_own(client):
+    """As pydantic writes them: what it refers to stands within its parameters."""
+    parameters = {
+        "type": "object",
+        "$defs": {"City": {"enum": ["Oslo"]}},
+        "properties": {"city": {"$ref": "#/$defs/City"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "go", "parameters": parameters}}
+    for choice in choices(
+        client, tools=[TIME, tool], tool_choice={"type": "function", "function": {"name": "go"}}, max_tokens=400
+    ):
+        for call in choice["message"].get("tool_calls", []):
+            assert json.loads(call["function"]["arguments"]) == {"city": "Oslo"}
+
+
 def test_a_schema_beside_tools_is_followed(client):
     for choice in choices(client, tools=[TIME], response_format=by_schema(CITY)):
         assert json.loads(choice["message"]["content"])["days"]
@@ -119,7 +136,6 @@ HOSTILE = {
     "nothing": {"enum": []},
     "type": {"type": "potato"},
     "unknown keyword": {"type": "string", "unevaluatedItems": False},
-    "lenient": {"type": "string", "unevaluatedItems": False, "x-guidance": {"lenient": True}},
     "look-ahead": {"type": "string", "pattern": "(?=a)b"},
     "number": {"type": "integer", "minimum": 10**400},
     "large": {"enum": ["x" * 70_000]},
@@ -132,9 +148,10 @@ def test_a_schema_that_cannot_be_followed_is_refused_before_anything_is_answered
     for stream in (False, True):
         got = client.chat("hi", response_format=by_schema(HOSTILE[name]), stream=stream)
         assert got.status == 400 and got.error["param"] == "response_format"
-    tool = {"type": "function", "function": {"name": "f", "parameters": HOSTILE[name]}}
-    got = client.chat("hi", tools=[tool], tool_choice="required")
-    assert got.status == 400 and got.error["param"] == "tools"
+    if name != "large":  # its prompt is too long already
+        tool = {"type": "function", "function": {"name": "f", "parameters": HOSTILE[name]}}
+        got = client.chat("hi", tools=[tool], tool_choice="required")
+        assert got.status == 400 and got.error["param"] == "tools"
     assert time.monotonic() - began < 3
 
 
@@ -216,7 +233,7 @@ def test_penalties_count_what_the_answer_has_said(client):
         body = {
             "messages": [{"role": "user", "content": "aaaa"}],
             "temperature": 0,
-            "max_tokens": 12,
+            "max_tokens": 40,
             "ignore_eos": True,
         }
         got = client.post("/v1/chat/completions", {**body, "logprobs": True, "logit_bias": {"97": 30}, **fields})
