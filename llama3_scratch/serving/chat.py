@@ -17,7 +17,7 @@ from llama3_scratch.serving.errors import ApiError
 from llama3_scratch.serving.generation import Generation
 from llama3_scratch.serving.prompts import chat_tokens
 from llama3_scratch.serving.requests import ChatRequest, chat_request
-from llama3_scratch.serving.responses import DONE, STILL_HERE, Chunks, chat_logprobs, new_id, usage, whole
+from llama3_scratch.serving.responses import DONE, Chunks, chat_logprobs, new_id, usage, whole
 from llama3_scratch.serving.streaming import send_stream
 from llama3_scratch.text.tool_call_stream import ToolCallStream
 
@@ -132,10 +132,8 @@ async def _frames(
     yield b"".join(made.choice(one.index, _delta(role="assistant", content=None), None, None) for one in choices)
     async for parts in generation.parts(call.receive):
         frames = b"".join(choices[part.index].chunks(part, made) for part in parts)
-        if frames:
-            yield frames
-        elif not parts:
-            yield STILL_HERE
+        if said := generation.spoken(frames):
+            yield said
     if asked.sampled.include_usage:
         yield made.usage(usage(generation.answers))
     yield DONE

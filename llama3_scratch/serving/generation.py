@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from llama3_scratch.serving.answer import Answer, Part
 from llama3_scratch.serving.metrics import Metrics
 
+STILL_HERE = b": still here\n\n"  # a comment, which clients pass over
 SILENCE = 1.0  # seconds after which a stream says that it's still there
 
 
@@ -40,7 +41,7 @@ class Generation:
         self.answers = answers
         self.began = began
         self.deadline = began + max_seconds
-        self.last = time.perf_counter()  # when something was last said
+        self._said_at = time.perf_counter()  # when something was last said to the client
         self._service = service
         self._ready: list[Part] = []
         self._event = asyncio.Event()
@@ -49,7 +50,7 @@ class Generation:
         self._last_token: dict[int, float] = {}
 
     async def parts(self, receive: Callable[[], Awaitable[Any]]) -> AsyncIterator[list[Part]]:
-        """What has come since the last time, until all answers have ended; an empty list after a second of silence.
+        """What has come since the last time, until all answers have ended; maybe nothing, after a second of silence.
 
         Raises ClientLeftError when the client is gone, and what an answer failed with.
         """
@@ -61,13 +62,19 @@ class Generation:
             if self._left:
                 raise ClientLeftError
             parts, self._ready = self._ready, []
-            self.last = time.perf_counter()
             for part in parts:
                 if part.error is not None:
                     raise part.error
                 if part.finish_reason:
                     open_answers.discard(part.index)
             yield parts
+
+    def spoken(self, frames: bytes) -> bytes:
+        """What a stream says now: the frames, or where there are none and it has been silent, that it's still there."""
+        if not frames and time.perf_counter() - self._said_at < SILENCE:
+            return b""
+        self._said_at = time.perf_counter()
+        return frames or STILL_HERE
 
     def take(self, part: Part) -> None:
         """A part has come."""
@@ -89,7 +96,7 @@ class Generation:
         if now > self.deadline:
             self.deadline = float("inf")
             self._service.end(self, [answer for answer in self.answers if not answer.ended])
-        if now - self.last >= SILENCE:
+        if now - self._said_at >= SILENCE:
             self._event.set()
 
     async def _leaving(self, receive: Callable[[], Awaitable[Any]]) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from llama3_scratch.serving.answer import Answer, TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
-STILL_HERE = b": still here\n\n"
 
 
 def new_id(prefix: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
-import threading
 import time
 
 import pytest
@@ -135,26 +134,27 @@ def test_f177_a_listener_that_fails_harms_no_other(client, says, monkeypatch):
     assert client.chat("hi").json["choices"][0]["message"]["content"] == "aaa"
 
 
-def test_a_silent_stream_says_that_it_is_still_there(client, says, monkeypatch):
+@pytest.mark.parametrize("tools", [[], [{"type": "function", "function": {"name": "f"}}]], ids=["content", "held back"])
+def test_a_silent_stream_says_that_it_is_still_there(client, monkeypatch, tools):
+    """Where no token comes, and where tokens come and what they say is held back, since it may be a call."""
     monkeypatch.setattr(generation, "SILENCE", 0.1)
-    waiting = threading.Event()
+    texts = ["a"] if not tools else list('{"name":')
+    slowly = 0.6 / len(texts)
 
     def slow(choice, prompt_tokens):
-        script = iter([ord("a"), 257])
+        script = iter([*map(ord, texts), 257])
 
         def sample(logits_V, seen):
-            waiting.wait(0.6)
+            time.sleep(slowly)
             return next(script)
 
         return sample
 
     monkeypatch.setattr(answering, "make_sampler", slow)
-    frames = client.frames("/v1/chat/completions", {"messages": HI})
+    frames = client.frames("/v1/chat/completions", {"messages": HI, "tools": tools}, comments=True)
     assert frames[1].startswith(":") and frames[-1] == "[DONE]"
-    assert [frame["choices"][0]["delta"] for frame in frames if not isinstance(frame, str)][1:] == [
-        {"content": "a"},
-        {},
-    ]
+    deltas = [frame["choices"][0]["delta"] for frame in frames if not isinstance(frame, str)]
+    assert deltas[1:] == [{"content": "".join(texts)}, {}]
 
 
 def test_health_and_metrics_are_answered_while_a_prompt_is_read(client, says):
