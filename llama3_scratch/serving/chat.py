@@ -44,7 +44,11 @@ async def chat(call: Call) -> Response | None:
                     for part in parts:
                         choices[part.index].take(part)
                 bodies = [choice.body() for choice in choices]
-                done = JSONResponse(whole(new_id("chatcmpl"), "chat.completion", name, bodies, usage(answers)))
+                done = JSONResponse(
+                    whole(
+                        new_id("chatcmpl"), "chat.completion", name, bodies, usage(answers), timings=generation.timings
+                    )
+                )
             call.told.finished(answers, [choice.finish_reason or "" for choice in choices])
             for answer in answers:
                 service.said_before.keep(prompt, answer.tokens, answer.words.text, call.caller.salt)
@@ -135,5 +139,5 @@ async def _frames(
         if said := generation.spoken(frames):
             yield said
     if asked.sampled.include_usage:
-        yield made.usage(usage(generation.answers))
+        yield made.usage(usage(generation.answers), generation.timings)
     yield DONE

@@ -62,7 +62,9 @@ async def completions(call: Call) -> Response | None:
                     for part in parts:
                         choices[part.index].take(part)
                 bodies = [choice.body(choice.finish_reason) for choice in choices]
-                done = JSONResponse(whole(new_id("cmpl"), "text_completion", name, bodies, usage(answers)))
+                done = JSONResponse(
+                    whole(new_id("cmpl"), "text_completion", name, bodies, usage(answers), timings=generation.timings)
+                )
             call.told.finished(answers, [choice.finish_reason or "" for choice in choices])
             return done
 
@@ -138,5 +140,5 @@ async def _frames(
         if said := generation.spoken(frames):
             yield said
     if asked.sampled.include_usage:
-        yield made.usage(usage(generation.answers))
+        yield made.usage(usage(generation.answers), generation.timings)
     yield DONE

@@ -47,6 +47,7 @@ class Generation:
         self._event = asyncio.Event()
         self._left = False
         self._watch: asyncio.Task[None] | None = None
+        self._first_token: dict[int, float] = {}
         self._last_token: dict[int, float] = {}
 
     async def parts(self, receive: Callable[[], Awaitable[Any]]) -> AsyncIterator[list[Part]]:
@@ -81,6 +82,7 @@ class Generation:
         metrics, answer = self._service.metrics, part.index
         if part.error is None and part.generated:
             if answer not in self._last_token:
+                self._first_token[answer] = part.at
                 metrics.first_token.observe(part.at - self.began)
                 metrics.queued.observe(max(0.0, self.answers[answer].request.let_in_at - self.began))
             else:
@@ -90,6 +92,26 @@ class Generation:
             metrics.finished[part.finish_reason] += 1
         self._ready.append(part)
         self._event.set()
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """How long the prompts took, the queue included, and the answers, and how fast both were: llama.cpp's names."""
+        read = {id(answer.request.prompt): answer.request for answer in reversed(self.answers)}
+        prompt_n = sum(len(request.prompt) - request.cached_tokens for request in read.values())
+        predicted_n = sum(len(answer.tokens) for answer in self.answers)
+        first = min(self._first_token.values(), default=self.began)
+        prompt_ms = 1000 * (first - self.began)
+        predicted_ms = 1000 * (max(self._last_token.values(), default=first) - first)
+        after_first = predicted_n - len(self._first_token)
+        return {
+            "cache_n": sum(request.cached_tokens for request in read.values()),
+            "prompt_n": prompt_n,
+            "prompt_ms": round(prompt_ms, 3),
+            "prompt_per_second": round(1000 * prompt_n / prompt_ms, 3) if prompt_ms else 0.0,
+            "predicted_n": predicted_n,
+            "predicted_ms": round(predicted_ms, 3),
+            "predicted_per_second": round(1000 * after_first / predicted_ms, 3) if predicted_ms else 0.0,
+        }
 
     def tick(self, now: float) -> None:
         """Time goes by: wake a stream that has been silent, end answers that took too long."""

@@ -85,7 +85,7 @@ def test_f178_answers_that_take_too_long_are_cut_when_the_server_ends(folder):
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         code, _ = server.ended()
-    assert code == 0 and time.monotonic() - began < 10
+    assert code == 0 and time.monotonic() - began < 20
 
 
 def test_f178_a_second_signal_ends_it(folder):
@@ -98,7 +98,7 @@ def test_f178_a_second_signal_ends_it(folder):
         server.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         code, said = server.ended()
-    assert code == 128 + signal.SIGTERM and "ending now" in said and time.monotonic() - began < 5
+    assert code == 128 + signal.SIGTERM and "ending now" in said and time.monotonic() - began < 10
 
 
 def test_f179_a_port_that_is_taken_is_told_before_the_model_is_read(client, capsys):
