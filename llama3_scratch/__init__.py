@@ -57,12 +57,12 @@ _HOME = {
     "inference.requests": ("Request",),
     "inference.sample": ("sampler",),
 }
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
+MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULE:
-        return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    if name in MODULE_OF:
+        return getattr(importlib.import_module(f"{__name__}.{MODULE_OF[name]}"), name)
     if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -72,4 +72,4 @@ def __dir__() -> list[str]:
     """What a person may want: the functions and classes above, and every module; nothing that this file imports."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
     special = (name for name in globals() if name.startswith("__"))
-    return sorted({*_MODULE, *modules, *special})
+    return sorted({*MODULE_OF, *modules, *special})

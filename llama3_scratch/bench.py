@@ -29,7 +29,7 @@ def _several(one: Callable[[str], Any]) -> Callable[[str], list]:
     return lambda text: list(dict.fromkeys(one(part.strip()) for part in text.split(",")))
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("bench", __doc__ or "")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="folders, .gguf files or names; the default model")
     parser.add_argument(
@@ -76,7 +76,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     command = shlex.join(["python", "-m", "llama3_scratch.bench", *sys.argv[1:]])
     if options.startup:
@@ -101,7 +101,7 @@ def _tuple(value: Any) -> Any:
 
 
 def _check_startup(options: argparse.Namespace) -> None:
-    defaults = vars(_parser().parse_args([]))
+    defaults = vars(make_parser().parse_args([]))
     for name in defaults.keys() - {"models", "startup", "repeats", "json", "quiet", "debug"}:
         if getattr(options, name) != defaults[name]:
             raise UsageError(f"--startup measures whole commands; --{name.replace('_', '-')} isn't for it")

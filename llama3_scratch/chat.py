@@ -10,7 +10,7 @@ from llama3_scratch.terminal import flags
 from llama3_scratch.terminal.repl import HELP, talk
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser(
         "chat", "Talk with an instruct model.", epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,7 +31,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     return talk(
         model=flags.model_choice(options),
@@ -41,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
         sampling=flags.sampling_choice(options),
         prompt_cache=options.prompt_cache,
         keep_history=not options.no_history,
-        report=lambda error: cli.report(error, debug=options.debug, parser=_parser()),
+        report=lambda error: cli.report(error, debug=options.debug, parser=make_parser()),
     )
 
 

@@ -20,7 +20,7 @@ from llama3_scratch.system.fields import updated
 from llama3_scratch.terminal.flags import add_adapter_flag, add_reading_flags, model_choice
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("convert", __doc__ or "")
     parser.add_argument("source", metavar="SOURCE", help="a folder, a .gguf or .bin file, or a downloaded name")
     parser.add_argument("target", metavar="TARGET", type=Path, help="the folder to write, or the .gguf file")
@@ -53,7 +53,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     how = updated(Conversion(), vars(options))
     check_target(options.target.resolve(), folder=how.to != "gguf", force=options.force)  # before anything is read

@@ -13,7 +13,7 @@ from llama3_scratch.system import cli, stdio
 log = logging.getLogger("llama3_scratch")
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("describe", __doc__ or "")
     parser.add_argument("model", metavar="PATH_OR_NAME", help="a folder, a .gguf or .bin file, or a name; see download")
     parser.add_argument(
@@ -27,7 +27,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     found = describe(options.model)
     most = found.config.max_seq_len

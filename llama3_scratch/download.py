@@ -12,7 +12,7 @@ from llama3_scratch.system import cli
 log = logging.getLogger("llama3_scratch")
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("download", __doc__ or "")
     parser.add_argument(
         "name", metavar="NAME", help=f"{', '.join(FETCHED)} (llama3… also with -instruct), or owner/name"
@@ -20,7 +20,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     name = canonical(options.name)
     if (weights_dir() / name).is_dir():

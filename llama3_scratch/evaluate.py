@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llama3_scratch.checkpoint.load import Checkpoint
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("evaluate", __doc__ or "")
     count, length = cli.number(int, minimum=1), cli.number(int, minimum=2)
     parser.add_argument("model", metavar="MODEL", help="a folder, a .gguf or .bin file, or a downloaded name")
@@ -56,7 +56,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     files = (options.text, options.choices, options.samples, options.instructions)
     if not any(files):

@@ -16,7 +16,7 @@ from llama3_scratch.trace.flags import add_trace_flags, trace_choice
 from llama3_scratch.trace.session import TraceSession
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("generate", "Answer prompts with an instruct model, or complete them with a base model.")
     flags.add_prompt_flags(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a prompt, on a line of its own")
@@ -36,7 +36,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     how = _answering(options)
     trace = trace_choice(options)

@@ -14,7 +14,7 @@ from llama3_scratch.system import cli, stdio
 log = logging.getLogger("llama3_scratch")
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("parity", __doc__ or "")
     parser.add_argument("model", metavar="MODEL", help="a folder, a .gguf or .bin file, or a downloaded name")
     text = parser.add_mutually_exclusive_group()
@@ -43,7 +43,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     hf_layers.require_transformers("parity")
     import torch

@@ -19,7 +19,7 @@ def _adapter(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("serve", "Answer OpenAI's clients over HTTP, many at once, and show a page to talk with.")
     group = parser.add_argument_group("server")
     group.add_argument(
@@ -68,7 +68,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     choice = updated(ServeChoice(), {**vars(options), "adapters": dict(options.adapters)})
     try:

@@ -28,7 +28,7 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32)  # the dtypes of a check
 
 TILE_ROWS, TILE_COLUMNS = 16, 32
 NF4_GROUP = 64
-_PIECE_ELEMENTS = 1 << 19  # turned into floats at once: 2 MB in f32, which stays in the cache until they're used
+PIECE_ELEMENTS = 1 << 19  # turned into floats at once: 2 MB in f32, which stays in the cache until they're used
 # The quantiles of a normal distribution, scaled to −1 … 1, with an exact 0 (arXiv:2305.14314, appendix E).
 # fmt: off
 NF4_LEVELS = (
@@ -237,7 +237,7 @@ def form_of(forms: Mapping[str, str]) -> str:
 def pieces(weight: Floats, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Yield (slice of rows, those rows as floats); a piece is overwritten by the next."""
     n_rows, n_columns = weight.shape
-    step = max(1, min(n_rows, _PIECE_ELEMENTS // n_columns))
+    step = max(1, min(n_rows, PIECE_ELEMENTS // n_columns))
     step = step // TILE_ROWS * TILE_ROWS or step  # whole tiles of a weight in tiles
     # One buffer for all pieces of a plain weight: a fresh one each time costs more in page faults than the conversion.
     buffer = torch.empty(step, n_columns, dtype=dtype, device=weight.values.device)

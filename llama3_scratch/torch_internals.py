@@ -48,12 +48,12 @@ def changes_its_input(operation: Any) -> bool:
 
 def cpu_multiplies_bf16() -> bool:
     """Whether this processor has instructions for products of bf16; none where torch doesn't say."""
-    return _cpu_has("avx512_bf16", "_is_avx512_bf16_supported") or _cpu_has("amx_tile", "_is_amx_tile_supported")
+    return cpu_has("avx512_bf16", "_is_avx512_bf16_supported") or cpu_has("amx_tile", "_is_amx_tile_supported")
 
 
 def int8_matmul() -> Callable[[Tensor, Tensor], Tensor] | None:
     """torch's int8 product with int32 sums; None where it has none, or the processor no instructions for it."""
-    return getattr(torch, "_int_mm", None) if _cpu_has("avx512_vnni", "_is_vnni_supported") else None
+    return getattr(torch, "_int_mm", None) if cpu_has("avx512_vnni", "_is_vnni_supported") else None
 
 
 def no_cxx_compiler() -> type[Exception]:
@@ -69,7 +69,7 @@ class _NeverRaised(Exception):  # noqa: N818
     pass
 
 
-def _cpu_has(feature: str, older: str) -> bool:
+def cpu_has(feature: str, older: str) -> bool:
     """By torch.cpu.get_capabilities, or by the private function of earlier versions."""
     if (capabilities := getattr(torch.cpu, "get_capabilities", None)) is not None:
         return bool(capabilities().get(feature, False))

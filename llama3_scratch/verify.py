@@ -10,7 +10,7 @@ from llama3_scratch.errors import FileError
 from llama3_scratch.system import cli
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("verify", __doc__ or "")
     parser.add_argument(
         "folder",
@@ -23,7 +23,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     folder = resolve(options.folder)
     if not folder.is_dir() and not options.tensors:

@@ -26,7 +26,7 @@ log = logging.getLogger("llama3_scratch")
 NAMES = {"en": "walkthrough.md", "zh": "walkthrough.zh.md"}
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.Parser("walkthrough", (__doc__ or "").partition("\n\n")[0])
     parser.add_argument("document", nargs="?", metavar="FILE", help="another document to run in the same way")
     parser.add_argument("--language", choices=tuple(NAMES), default="en", help="which of the two (%(default)s)")
@@ -42,7 +42,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     path = Path(options.document or Path(__file__).parents[1] / NAMES[options.language])
     if not options.document and not path.exists():

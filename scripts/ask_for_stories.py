@@ -27,7 +27,7 @@ from llama3_scratch.terminal.flags import add_adapter_flag
 log = logging.getLogger("llama3_scratch")
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("ask_for_stories", __doc__)
     count = cli.number(int, minimum=1)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="stories with the words to ask for")
@@ -52,7 +52,7 @@ def requests_of(numbers: Sequence[int], words: Sequence[str], seed: int) -> list
     return [request(random.Random(f"{seed} {number}").sample(words, REQUESTED_WORDS)) for number in numbers]
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     from storyteller.requests import REQUESTED_WORDS, content_words
 

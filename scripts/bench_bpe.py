@@ -17,7 +17,7 @@ from llama3_scratch.errors import MismatchError, UsageError
 from llama3_scratch.system import cli
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("bench_bpe", __doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="text, or JSON lines (.jsonl)")
     parser.add_argument(
@@ -29,7 +29,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.names import resolve
     from llama3_scratch.data.documents import documents

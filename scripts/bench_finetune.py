@@ -20,7 +20,7 @@ from llama3_scratch.system import cli
 from llama3_scratch.training import flags
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("bench_finetune", __doc__)
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="conversations")
@@ -28,7 +28,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     import torch
     import torch.nn.functional as F

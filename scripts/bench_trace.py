@@ -30,14 +30,14 @@ WAYS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("bench_trace", __doc__)
     parser.add_argument("model", nargs="?", default=DEFAULT, metavar="MODEL", help="(%(default)s)")
     parser.add_argument("--rounds", type=cli.number(int, minimum=1), default=15, metavar="N", help="(%(default)s)")
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     checkpoint = l3.load(download(DEFAULT) if options.model == DEFAULT else options.model)
     config = checkpoint.config

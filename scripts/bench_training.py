@@ -22,7 +22,7 @@ from llama3_scratch.training import flags
 OURS = "llama3_scratch"
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("bench_training", __doc__)
     count = cli.number(int, minimum=1)
     flags.add_flags(parser, helps={"compile": "our step by torch.compile too"}, length=512, size=4, compile=False)
@@ -39,7 +39,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     import torch
 

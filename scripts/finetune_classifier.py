@@ -30,7 +30,7 @@ log = logging.getLogger("llama3_scratch")
 RATES = {"head": 1e-3, "last-block": 2e-4, "all": 5e-5, "lora": 2e-4}
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("finetune_classifier", __doc__)
     count = cli.number(int, minimum=1)
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
@@ -58,7 +58,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.load import load

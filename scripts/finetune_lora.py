@@ -21,7 +21,7 @@ from llama3_scratch.terminal.flags import add_chat_format_flag, add_date_flag
 from llama3_scratch.training import flags
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("finetune_lora", __doc__)
     count = cli.number(int, minimum=1)
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="(%(default)s)")
@@ -65,7 +65,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     choices, batches, run = flags.finetuning(options), flags.batch_plan(options), flags.run_plan(options)
     plan = flags.training_plan(options, lr=options.lr or (2e-5 if choices.method == "full" else 2e-4))

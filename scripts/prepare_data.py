@@ -21,7 +21,7 @@ from llama3_scratch.system import cli
 log = logging.getLogger("llama3_scratch")
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("prepare_data", __doc__)
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="text, JSON lines (.jsonl) or a JSON list (.json)"
@@ -53,7 +53,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.names import resolve
     from llama3_scratch.data.clean import RULES

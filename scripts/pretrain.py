@@ -18,7 +18,7 @@ from llama3_scratch.system import cli
 from llama3_scratch.training import flags
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("pretrain", __doc__)
     count = cli.number(int, minimum=1)
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder that scripts/prepare_data.py wrote")
@@ -46,7 +46,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     plan, batches, run = flags.training_plan(options), flags.batch_plan(options), flags.run_plan(options)
 

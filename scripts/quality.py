@@ -28,7 +28,7 @@ PEERS = ("Q8_0", "Q4_0", "Q4_1")
 WINDOW = 512
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("quality", __doc__)
     parser.add_argument("text", metavar="TEXT", type=Path, help="a file of UTF-8")
     parser.add_argument("--model", default=DEFAULT, metavar="PATH|NAME", help="float weights (%(default)s)")
@@ -43,7 +43,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     import torch
 

@@ -18,7 +18,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.system import cli
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("random_checkpoint", __doc__)
     parser.add_argument("name", metavar="NAME", help=", ".join(OFFICIAL))
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to write it")
@@ -40,7 +40,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     name = official_name(options.name)
     if name is None:

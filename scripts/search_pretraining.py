@@ -32,7 +32,7 @@ def _tried(text: str) -> tuple[str, list[str]]:
     return name, chosen
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("search_pretraining", __doc__)
     count = cli.number(int, minimum=1)
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder that scripts/prepare_data.py wrote")
@@ -52,7 +52,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     names = [name for name, _ in options.tries]
     if len(set(names)) < len(names):

@@ -18,7 +18,7 @@ from llama3_scratch.system import cli
 from llama3_scratch.system.writing import fresh_file
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("story_requests", __doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="stories, JSONL with a text or plain text")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="conversations")
@@ -29,7 +29,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     from storyteller.requests import REQUESTED_WORDS, content_words, request, words_of
 

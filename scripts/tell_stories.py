@@ -18,7 +18,7 @@ from llama3_scratch.system import cli
 RUN = 5  # words by which a document's place is found again
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("tell_stories", __doc__)
     parser.add_argument("model", metavar="PATH|NAME")
     parser.add_argument("--text", nargs="*", type=Path, default=[], metavar="FILE", help="what it learnt from")
@@ -49,7 +49,7 @@ def longest_runs(stories: Sequence[str], documents: Iterable[str]) -> list[int]:
     return longest
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.documents import documents

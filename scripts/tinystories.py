@@ -20,7 +20,7 @@ from llama3_scratch.system.files import read_text
 from llama3_scratch.system.writing import fresh_file
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("tinystories", __doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="the first one with capitals")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
@@ -51,7 +51,7 @@ def with_capitals(story: str, names: set[str]) -> str:
     return re.sub(r'((?:^|[.!?]["\']?\s+|(?:^|\s)["\'])["\']?)([a-z])', lambda m: m[1] + m[2].upper(), story)
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     first = list(split(options.files[0]))
     known = names(first)

@@ -20,7 +20,7 @@ from llama3_scratch.system import cli
 from llama3_scratch.system.writing import fresh_file
 
 
-def _parser() -> cli.Parser:
+def make_parser() -> cli.Parser:
     parser = cli.script("write_stories", __doc__)
     parser.add_argument("--count", type=cli.number(int, minimum=1), default=10, metavar="N", help="(%(default)s)")
     parser.add_argument("--seed", type=cli.number(int, minimum=0), default=0, metavar="N", help="(%(default)s)")
@@ -29,7 +29,7 @@ def _parser() -> cli.Parser:
     return parser
 
 
-@cli.verb(_parser)
+@cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     made = stories(options.seed, options.count)
     as_text = options.show or (options.out is not None and options.out.suffix == ".txt")

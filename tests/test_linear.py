@@ -30,7 +30,7 @@ def params(request):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Pieces of five rows, so that a weight of the tiny world has several, the last one short."""
-    monkeypatch.setattr(stored_module, "_PIECE_ELEMENTS", 5 * tiny.CONFIG.dim)
+    monkeypatch.setattr(stored_module, "PIECE_ELEMENTS", 5 * tiny.CONFIG.dim)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,7 +82,7 @@ def test_short_activations_are_f32_sums_rounded_once(dtype, weight_dtype, monkey
 
 
 def test_a_frozen_weight_is_never_copied_whole(monkeypatch, torch_only):
-    monkeypatch.setattr(stored_module, "_PIECE_ELEMENTS", 64)
+    monkeypatch.setattr(stored_module, "PIECE_ELEMENTS", 64)
     pieces = []
     real = F.linear
     monkeypatch.setattr(linear_module.F, "linear", lambda x, weight: pieces.append(weight.numel()) or real(x, weight))

@@ -55,9 +55,9 @@ def test_help_shows_examples_that_can_be_typed(name, capsys):
     for line in examples(name):
         _, *typed = shlex.split(line)
         if typed[0] == "-m":
-            importlib.import_module(typed[1])._parser().parse_args(typed[2:])
+            importlib.import_module(typed[1]).make_parser().parse_args(typed[2:])
         else:
-            runpy.run_path(str(PACKAGE.parent / typed[0]))["_parser"]().parse_args(typed[1:])
+            runpy.run_path(str(PACKAGE.parent / typed[0]))["make_parser"]().parse_args(typed[1:])
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_a_torch_that_says_nothing_of_the_processor_has_f32_alone(monkeypatch):
 
 
 def test_a_torch_without_int8_products_measures_none(monkeypatch):
-    monkeypatch.setattr(torch_internals, "_cpu_has", lambda *_: True)
+    monkeypatch.setattr(torch_internals, "cpu_has", lambda *_: True)
     monkeypatch.delattr(torch, "_int_mm")
     monkeypatch.setattr(machine, "_flops", lambda dtype, device: 1.0)
     assert torch_internals.int8_matmul() is None and "int8" not in machine.peak_flops()

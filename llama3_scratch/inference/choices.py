@@ -7,6 +7,7 @@ the field. Model, cache and drafts are a process's, prompt and sampling a reques
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -116,6 +117,9 @@ class SamplingChoice(Checked):
     min_p: float = number(0.0, minimum=0, maximum=1)  # keep tokens at least this share as likely as the likeliest
     repeat_penalty: float = number(1.0, above=0)  # above 1 makes tokens seen lately less likely
     repeat_last_n: int = whole(REPEAT_LAST_N, minimum=-1)  # how many of the last tokens count, 0: none, -1: all
+    presence_penalty: float = number(0.0, minimum=-2, maximum=2)  # off the logit of what the answer has said already
+    frequency_penalty: float = number(0.0, minimum=-2, maximum=2)  # likewise, for each time that it was said
+    logit_bias: tuple[tuple[int, float], ...] = ()  # what is added to the logits of these ids
     seed: int = whole(-1, minimum=-1, maximum=2**64 - 1)  # -1: a random one
     max_tokens: int | None = whole(None, minimum=1)  # None: MAX_TOKENS, or as many as the context has room for
     stop: tuple[str, ...] = ()  # texts before which an answer ends
@@ -123,6 +127,7 @@ class SamplingChoice(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "stop", _several("stop", self.stop, str, str, "a text"))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if "" in self.stop:
             raise UsageError("`stop`: expected some text, got an empty string")
 
@@ -134,6 +139,20 @@ class SamplingChoice(Checked):
     def seeded(self) -> SamplingChoice:
         """The same with a seed, drawn where it is to be a random one."""
         return replace(self, seed=random_seed()) if self.seed == -1 else self
+
+
+MAX_BIAS = 100  # OpenAI's: that much bans a token, or chooses it
+
+
+def _biases(given: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs of an id and what is added to its logit, from such pairs or a dict."""
+    try:
+        pairs = tuple((operator.index(id), float(bias)) for id, bias in dict(given).items())
+    except (TypeError, ValueError):
+        pairs = ((-1, 0.0),)
+    if not all(id >= 0 and abs(bias) <= MAX_BIAS for id, bias in pairs):
+        raise UsageError(f"`logit_bias`: expected ids with numbers from -{MAX_BIAS} to {MAX_BIAS}, got {given!r:.99}")
+    return pairs
 
 
 def random_seed() -> int:

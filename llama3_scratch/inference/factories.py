@@ -72,7 +72,8 @@ def make_pool(choice: CacheChoice, model: FastForward, lengths: Sequence[int], *
     return PagedCache(config, pages, limit=limit, keys=keys, values=values, dtype=model.dtype, device=model.device)
 
 
-def make_sampler(choice: SamplingChoice) -> Sampler:
+def make_sampler(choice: SamplingChoice, prompt_tokens: int = 0) -> Sampler:
+    """The sampler that was chosen, for an answer to a prompt of so many tokens."""
     choice = choice.seeded()
     return sampler(
         temperature=choice.temperature,
@@ -81,6 +82,10 @@ def make_sampler(choice: SamplingChoice) -> Sampler:
         min_p=choice.min_p,
         repeat_penalty=choice.repeat_penalty,
         repeat_last_n=choice.repeat_last_n,
+        presence_penalty=choice.presence_penalty,
+        frequency_penalty=choice.frequency_penalty,
+        logit_bias=choice.logit_bias,
+        prompt_tokens=prompt_tokens,
         seed=choice.seed,
     )
 

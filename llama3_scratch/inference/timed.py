@@ -12,7 +12,7 @@ import torch
 from llama3_scratch.cache import Cache
 from llama3_scratch.caches.paged import PagedCache
 from llama3_scratch.checkpoint.load import Checkpoint
-from llama3_scratch.inference import stream
+from llama3_scratch.inference import sample, stream
 from llama3_scratch.inference.choices import SamplingChoice
 from llama3_scratch.inference.engine.engine import Engine
 from llama3_scratch.inference.factories import make_sampler
@@ -73,7 +73,7 @@ def timed_stream(
         watch.start(answers[0])
     model = FastForward(checkpoint.params, checkpoint.config, dtype=dtype, block=block if watch is not None else None)
     requests = [
-        Request(prompt, make_sampler(sampling), sampling.at_most, answer.take, row=row)
+        Request(prompt, make_sampler(sampling, len(prompt)), sampling.at_most, answer.take, row=row)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
     ]
     if isinstance(cache, PagedCache):
@@ -101,11 +101,9 @@ def warn_if_clamped(prompt_tokens: int, limit: int, sampling: SamplingChoice) ->
 
 def logprobs(step: GeneratedToken, n_top: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """The chosen token and the `n_top` likeliest, with their natural log-probabilities before any filter."""
-    logprobs_V = step.logits_V.log_softmax(-1)
+    chosen, top = sample.logprobs(step.logits_V, step.token, n_top)
 
-    def entry(id: int) -> dict[str, Any]:
-        text = piece(id, tokenizer).decode(errors="replace")
-        return {"token": id, "text": text, "logprob": round(float(logprobs_V[id]), 6)}
+    def entry(id: int, logprob: float) -> dict[str, Any]:
+        return {"token": id, "text": piece(id, tokenizer).decode(errors="replace"), "logprob": round(logprob, 6)}
 
-    top = logprobs_V.topk(min(n_top, len(logprobs_V))).indices.tolist()
-    return entry(step.token) | {"top": [entry(id) for id in top]}
+    return entry(step.token, chosen) | {"top": [entry(*one) for one in top]}

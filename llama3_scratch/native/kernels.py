@@ -10,7 +10,7 @@ import ctypes
 import functools
 import importlib.util
 import logging
-from ctypes import POINTER, byref, c_int, c_void_p
+from ctypes import POINTER, byref, c_double, c_float, c_int, c_void_p
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 LEVELS = ("plain C", "AVX2", "AVX-512")
 TORCH = "torch"  # the level at which no kernel is used
 MAX_FLOAT_INPUTS = 16  # inputs up to which the kernels are faster than torch with a weight of plain floats
-_MAX_SIZE = 1 << 30  # of anything that C counts in 32 bits
+MAX_SIZE = 1 << 30  # of anything that C counts in 32 bits
 _FLOATS = {torch.float32: layout.F32, torch.bfloat16: layout.BF16, torch.float16: layout.F16}
 FILE: Path | None = None  # the compiled library, where it isn't the package's own
 _level: str | None = None  # the one in use, once the library is loaded; None: torch
@@ -60,6 +60,7 @@ def library() -> ctypes.CDLL | None:
     loaded.rows.argtypes = [POINTER(Weight), c_int, c_void_p, c_void_p]
     loaded.rows.restype = None
     loaded.decode.argtypes = [c_void_p, c_int, *[c_void_p] * 8, c_int]
+    loaded.sample.argtypes = [c_void_p, c_int, c_float, c_int, c_double, c_double, c_double]
     loaded.release.restype = loaded.free_scratch.restype = None
     atexit.register(_release, loaded)
     _choose(loaded, None)
@@ -114,7 +115,7 @@ def weight(form: Floats) -> Weight | None:
         return None
     rows, columns = form.shape
     groups = 1
-    if not (0 < rows < _MAX_SIZE and 0 < columns < _MAX_SIZE):
+    if not (0 < rows < MAX_SIZE and 0 < columns < MAX_SIZE):
         return None
     wanted: list[tuple[Tensor, torch.dtype, tuple[int, ...]]] = [(form.values, form.values.dtype, (rows, columns))]
     if isinstance(form, Tiles):
@@ -180,7 +181,7 @@ def matmul(x: Tensor, form: Floats) -> Tensor | None:
     x = x.contiguous()
     n = x.numel() // described.columns
     out = x.new_empty(*x.shape[:-1], described.rows)
-    if n == 0 or n >= _MAX_SIZE:
+    if n == 0 or n >= MAX_SIZE:
         return out if n == 0 else None
     threads, last = torch.get_num_threads(), n > MAX_FLOAT_INPUTS
     if not require().matmul(byref(described), n, x.data_ptr(), out.data_ptr(), threads, last):
@@ -198,7 +199,7 @@ def rows(index: Tensor, form: Floats, dtype: torch.dtype) -> Tensor | None:
         return None
     index = index.contiguous()
     out = torch.empty(*index.shape, described.columns)
-    if index.numel() >= _MAX_SIZE:
+    if index.numel() >= MAX_SIZE:
         return None
     if index.numel():
         lowest, highest = index.aminmax()

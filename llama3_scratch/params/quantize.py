@@ -31,7 +31,7 @@ from llama3_scratch.system.files import listed
 
 log = logging.getLogger("llama3_scratch")
 
-_PIECE_ELEMENTS = 1 << 18  # of a weight that are worked on at once: 1 MB as f32, which stays in a core's cache
+PIECE_ELEMENTS = 1 << 18  # of a weight that are worked on at once: 1 MB as f32, which stays in a core's cache
 
 # To try for 4 bits: ranges as parts of a group's own, and, without a min, of how many steps its largest number is made.
 # What loses least of the weights isn't what loses least of what the model says, which scripts/quality.py measures.
@@ -216,9 +216,9 @@ def _in_pieces(weight: Floats, name: str, form: Form) -> dict[str, Tensor]:
 
 
 def _pieces(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of rows, whole tiles, of about _PIECE_ELEMENTS weights each."""
+    """Slices of rows, whole tiles, of about PIECE_ELEMENTS weights each."""
     n_rows, n_columns = shape
-    step = max(TILE_ROWS, _PIECE_ELEMENTS // n_columns // TILE_ROWS * TILE_ROWS)
+    step = max(TILE_ROWS, PIECE_ELEMENTS // n_columns // TILE_ROWS * TILE_ROWS)
     return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
 

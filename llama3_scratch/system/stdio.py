@@ -18,7 +18,7 @@ from typing import Any
 
 _LEGIBLE = "llama3_scratch.legible"
 # What our own messages hold, and what models write most.
-_NEAREST = {
+NEAREST = {
     **{chr(0x2400 + code): f"^{chr(code ^ 64)}" for code in range(32)},  # how text.visible shows control characters
     **dict.fromkeys("·–—−─", "-") | dict.fromkeys("‘’‚", "'") | dict.fromkeys("“”„", '"'),
     **{"×": "x", "•": "*", "…": "...", "\xa0": " ", "�": "?", "§": "section ", "µ": "u", "√": "sqrt ", "Σ": "sum "},
@@ -32,7 +32,7 @@ def _legible(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return "".join(_NEAREST.get(character) or json.dumps(character)[1:-1] for character in text), error.end
+    return "".join(NEAREST.get(character) or json.dumps(character)[1:-1] for character in text), error.end
 
 
 def prepare() -> None:

@@ -173,6 +173,8 @@ def add_sampling_flags(parser: cli.Parser, defaults: SamplingChoice | None = Non
         "N",
         "with --repeat-penalty: how many of the last tokens count, 0: none, -1: all (%(default)s)",
     )
+    add("presence_penalty", "X", "above 0 makes what the answer has said less likely (%(default)s)")
+    add("frequency_penalty", "X", "likewise, for each time that it was said (%(default)s)")
     add("seed", "N", "-1: a random one")
     group.add_argument(
         "--speculate",

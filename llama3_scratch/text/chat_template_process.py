@@ -17,7 +17,7 @@ from llama3_scratch.errors import FileError
 
 MAX_SECONDS = 1.0  # of a rendering
 # The processor's seconds are counted where the system can: a busy machine is no fault of the template's.
-_DEADLINE_SECONDS = 10 * MAX_SECONDS if hasattr(signal, "setitimer") else MAX_SECONDS
+DEADLINE_SECONDS = 10 * MAX_SECONDS if hasattr(signal, "setitimer") else MAX_SECONDS
 _START_SECONDS = 30.0  # for Python and jinja2 to start
 REMEDY = "take the chat format llama3 or chatml, which needs none"
 
@@ -35,7 +35,7 @@ class TemplateProcess:
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             process = self._running()
-            found = self._said(process, line, _DEADLINE_SECONDS)
+            found = self._said(process, line, DEADLINE_SECONDS)
             if not found.endswith(b"\n"):
                 self.stop()
                 late = (-signal.SIGKILL, -signal.SIGPROF) if hasattr(signal, "SIGPROF") else (1,)

@@ -159,7 +159,7 @@ class Tokenizer:
                 ids.append(part)
                 continue
             for start in range(0, len(part), MAX_CHARS):
-                for run in _split_runs(part[start : start + MAX_CHARS]):
+                for run in split_runs(part[start : start + MAX_CHARS]):
                     ids += self._merge(run)
         if eos:
             ids.append(self._require("eos_id"))
@@ -259,7 +259,7 @@ def _isolate(cut: regex.Pattern[str], text: str) -> Iterator[str]:
         yield text[done:]
 
 
-def _split_runs(text: str) -> Iterator[str]:
+def split_runs(text: str) -> Iterator[str]:
     """`text` cut after every MAX_RUN spaces or non-spaces in a row (`_split_whitespaces_or_nonwhitespaces`)."""
     start = 0
     if len(text) > MAX_RUN:

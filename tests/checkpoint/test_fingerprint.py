@@ -72,7 +72,7 @@ def folder(tmp_path):
 @pytest.fixture
 def settled(monkeypatch):
     """As if the test's files were older than they are."""
-    monkeypatch.setattr(module, "_TICK", -(10**12))
+    monkeypatch.setattr(module, "CLOCK_TICK", -(10**12))
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_what_changed_a_moment_ago_is_not_remembered(folder):
             os.utime(path, ns=(now, int(now - age)))
         origin = Origin.now([folder])
         aged = tuple((*state[:5], state[4]) for state in origin.states)  # the other time can't be set
-        assert all(max(state[-2:]) < origin.taken - module._TICK for state in aged) == remembered
+        assert all(max(state[-2:]) < origin.taken - module.CLOCK_TICK for state in aged) == remembered
     hash_of(folder)
     assert not (names.user_cache() / FILE).exists(), "the time of their change, which can't be set, is now"
 
@@ -199,7 +199,7 @@ def test_what_is_remembered_may_be_damaged(folder, settled, content):
 
 
 def test_no_more_are_remembered_than_the_newest(folder, settled, monkeypatch):
-    monkeypatch.setattr(module, "_MAX_REMEMBERED", 2)
+    monkeypatch.setattr(module, "MAX_REMEMBERED", 2)
     for form in ("int8-row", "int8", "nf4"):
         hash_of(folder, quantize=form)
     assert len(json.loads((names.user_cache() / FILE).read_text())) == 2

@@ -22,7 +22,8 @@ CHINESE: dict[str, str] = json.loads((Path(__file__).parent / "chinese.json").re
 # The files of the core, of each room and of scripts/, in reading order; test_pages.py holds that none is missing.
 READING = {
     "core": " ".join(f"{name}.py" for name in CORE),
-    "native": "kernels.py layout.py decode.py native.h portable.c avx2.c avx512.c matmul.c decode.c pool.c constants.c",
+    "native": "kernels.py layout.py decode.py native.h portable.c avx2.c avx512.c matmul.c decode.c "
+    "sampling.py sample.c pool.c constants.c",
     "system": "cli.py fields.py stdio.py signals.py files.py json_fields.py writing.py memory.py machine.py "
     "timings.py progress.py wait_policy.py",
     "text": "tokenizer.py tokenizer_file.py byte_level.py bpe.py merge_order.py pre_tokenizers.py oniguruma.py "
@@ -37,7 +38,7 @@ READING = {
     "caches": "quantized.py sliding.py paged.py prompt_cache.py",
     "data": "documents.py clean.py duplicates.py report.py shards.py windows.py batches.py conversations.py "
     "conversation_batches.py labelled.py labelled_batches.py",
-    "inference": "sample.py fast_forward.py prefill.py requests.py stream.py speculate.py engine/engine.py "
+    "inference": "sample.py grammar.py fast_forward.py prefill.py requests.py stream.py speculate.py engine/engine.py "
     "engine/pages.py engine/thread.py non_finite.py choices.py loading.py factories.py prompt_encoding.py "
     "timed.py answers.py notebook.py conversation.py prompt_cache_file.py",
     "terminal": "flags.py prompts.py batches.py printer.py repl.py line_editor.py word_wrap.py",
@@ -198,7 +199,7 @@ def options(name: str) -> list[tuple[str, str]]:
         if name.endswith(".py")
         else vars(importlib.import_module(f"llama3_scratch.{name}"))
     )
-    parser: argparse.ArgumentParser = (scope.get("parser") or scope["_parser"])()
+    parser: argparse.ArgumentParser = scope["make_parser"]()
     found = []
     for action in parser._actions:
         if action.help == argparse.SUPPRESS or {"--help", "--quiet", "--debug"} & set(action.option_strings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,14 @@ BAD = [
     (SamplingChoice, {"top_k": -1}, "`top_k`: expected a whole number at least 0, got -1"),
     (SamplingChoice, {"min_p": 1.1}, "`min_p`: expected a number at least 0 and at most 1"),
     (SamplingChoice, {"repeat_last_n": -2}, "`repeat_last_n`: "),
+    (CacheChoice, {"kv_bit": 8}, "CacheChoice has no `kv_bit`; did you mean kv_bits?"),
+    (CacheChoice, {"zzz": 8}, "CacheChoice has no `zzz`; there are max_seq_len, kv_bits, "),
+    (SamplingChoice, {"presence_penalty": 2.5}, "`presence_penalty`: "),
+    (SamplingChoice, {"frequency_penalty": math.nan}, "`frequency_penalty`: "),
+    (SamplingChoice, {"logit_bias": {3: 101}}, "`logit_bias`: expected ids with numbers from -100 to 100"),
+    (SamplingChoice, {"logit_bias": {-1: 1}}, "`logit_bias`: "),
+    (SamplingChoice, {"logit_bias": {"a": 1}}, "`logit_bias`: "),
+    (SamplingChoice, {"logit_bias": 5}, "`logit_bias`: "),
     (SamplingChoice, {"seed": 2**64}, "`seed`: "),
     (SamplingChoice, {"seed": 2**2000}, "`seed`: "),
     (SamplingChoice, {"max_tokens": 0}, "`max_tokens`: expected a whole number at least 1, got 0"),
@@ -136,6 +145,8 @@ FLAGS = {
     "--min-p": ("0.5", SamplingChoice(min_p=0.5)),
     "--repeat-penalty": ("1.5", SamplingChoice(repeat_penalty=1.5)),
     "--repeat-last-n": ("-1", SamplingChoice(repeat_last_n=-1)),
+    "--presence-penalty": ("1.5", SamplingChoice(presence_penalty=1.5)),
+    "--frequency-penalty": ("-0.5", SamplingChoice(frequency_penalty=-0.5)),
     "--seed": ("5", SamplingChoice(seed=5)),
     "--max-tokens": ("5", SamplingChoice(max_tokens=5)),
     "--stop": ("x", SamplingChoice(stop=("x",))),

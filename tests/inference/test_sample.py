@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -19,9 +20,12 @@ from llama3_scratch.inference.sample import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    logprobs,
     penalise_repeats,
+    penalise_what_was_said,
     sampler,
 )
+from llama3_scratch.native import kernels
 
 
 def logits(seed: int, size: int = 50) -> torch.Tensor:
@@ -91,7 +95,7 @@ def test_the_window_of_the_repeat_penalty_is_llama_cpps_unless_told_otherwise():
     values = torch.tensor([2.0, 1.9, 1.8])
     assert sampler(repeat_penalty=2.0)(values, [0, *[1] * 63]) == 2
     assert sampler(repeat_penalty=2.0)(values, [0, *[1] * 64]) == 0
-    assert generate._parser().parse_args(["hi"]).repeat_last_n == chat._parser().parse_args([]).repeat_last_n
+    assert generate.make_parser().parse_args(["hi"]).repeat_last_n == chat.make_parser().parse_args([]).repeat_last_n
     assert choices.REPEAT_LAST_N == REPEAT_LAST_N == 64
 
 
@@ -145,3 +149,81 @@ def test_f127_filters_that_leave_no_token_are_refused():
     for make in (greedy, lambda filters: draw(filters, 0)):
         with pytest.raises(UsageError, match="leave no token"):
             make([lambda logits_V, seen: torch.full_like(logits_V, -math.inf)])(logits(2), [])
+
+
+def plain(temperature, top_k, top_p, min_p, seed):
+    """The filters one by one, as torch has them."""
+    filters = [at_temperature(temperature)]
+    filters += [keep_top_k(top_k)] if top_k else []
+    filters += [keep_top_p(top_p)] if top_p < 1 else []
+    filters += [keep_min_p(min_p)] if min_p else []
+    return draw(filters, seed)
+
+
+KINDS = {
+    "flat": lambda x: x * 0.01,
+    "ordinary": lambda x: x * 3,
+    "peaked": lambda x: x * 12,
+    "with equals": lambda x: (x * 2).round(),
+    "all alike": lambda x: x * 0,
+}
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="the kernels weren't built: no C compiler")
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_token_drawn_in_c_is_the_one_drawn_by_filters(kind, level):
+    if kernels.choose(level) is None:
+        kernels.choose()
+        pytest.skip(f"this processor has no {level}")
+    generator = torch.Generator().manual_seed(3)
+    picked = random.Random(5)
+    try:
+        for seed in range(250):
+            logits_V = KINDS[kind](torch.randn(picked.choice([1, 2, 7, 63, 64, 1000, 5000]), generator=generator))
+            options = {
+                "temperature": picked.choice([0.1, 0.7, 1.0, 1.5]),
+                "top_k": picked.choice([0, 0, 1, 5, 40, 10**6]),
+                # Where a share of equal tokens is just p, rounding decides: such a p isn't asked for.
+                "top_p": picked.choice([1.0, 0.947, 0.513, 0.0123]),
+                "min_p": picked.choice([0.0, 0.0, 0.05, 0.5]),
+                "seed": seed,
+            }
+            ours, filters = sampler(**options), plain(**options)
+            assert [ours(logits_V, []) for _ in range(3)] == [filters(logits_V, []) for _ in range(3)], options
+    finally:
+        kernels.choose()
+
+
+def test_a_bad_logit_is_an_error_in_c_too():
+    for bad in (math.nan, math.inf, -math.inf):
+        logits_V = torch.zeros(100)
+        logits_V[50] = bad
+        with pytest.raises(NonFiniteError):
+            sampler(temperature=1.0, top_p=0.9)(logits_V, [])
+
+
+def test_presence_and_frequency_penalties_are_openais_and_leave_the_prompt_alone():
+    seen = [1, 1, 1, 2, 3, 3]
+    got_V = penalise_what_was_said(0.5, 0.25, prompt_tokens=3)(torch.zeros(5), seen)
+    assert got_V.tolist() == [0, 0, -0.75, -1.0, 0]
+    assert sampler(presence_penalty=1.0, prompt_tokens=3)(torch.tensor([0.0, 0.5, 0.9]), [2, 2, 2, 2, 1]) == 0
+    assert sampler(presence_penalty=1.0, prompt_tokens=5)(torch.tensor([0.0, 0.5, 0.9]), [2, 2, 2, 2, 1]) == 2
+
+
+def test_a_bias_bans_and_chooses():
+    logits_V = torch.tensor([1.0, 9.0, 3.0])
+    assert sampler(logit_bias=[(1, -100.0)])(logits_V, []) == 2
+    assert sampler(logit_bias={0: 100.0}.items(), temperature=1.0)(logits_V, []) == 0
+    with pytest.raises(UsageError, match="`logit_bias`: token 3, the model's vocabulary has 3"):
+        sampler(logit_bias=[(3, 1.0)])(logits_V, [])
+
+
+def test_logprobs_are_those_of_the_softmax_and_equals_come_by_id():
+    logits_V = torch.tensor([2.0, 1.0, 2.0, 0.0, 2.0])
+    wanted_V = logits_V.log_softmax(-1)
+    chosen, top = logprobs(logits_V, 3, 4)
+    assert chosen == pytest.approx(float(wanted_V[3]))
+    assert [id for id, _ in top] == [0, 2, 4, 1]
+    assert [value for _, value in top] == pytest.approx([float(wanted_V[id]) for id, _ in top])
+    assert logprobs(logits_V, 0, 0)[1] == [] and len(logprobs(logits_V, 0, 20)[1]) == 5

@@ -18,6 +18,7 @@ void rows(const Weight *w, int n, const int64_t *index, float *out);
 int decode(const Layer *layers, int n_layers, const Weight *last_norm, const Sizes *sizes, const Tokens *tokens,
            const CachedVectors *keys, const CachedVectors *values, float *x, const Weight *head, float *logits,
            int threads);
+int sample(const float *logits, int n, float temperature, int k, double p, double min_p, double point);
 void release(void);
 void free_scratch(void);
 int constant(const char *name);
@@ -171,6 +172,20 @@ static void check_matmul(int kind, int rows_, int columns, int n, int threads) {
     free_weight(&w), free(x), free(out), free(wanted), free(read), free(index);
 }
 
+/* A token of a row, whatever is asked for; none of a row that holds a NaN. */
+static void check_sample(void) {
+    int n = 1 + any() % 2000, equal = (int)(any() >> 30);
+    float *logits = get(sizeof(float) * n);
+    for (int i = 0; i < n; i++) logits[i] = equal == 0 ? 1 : equal == 1 ? (float)(int)(number() * 4) : number() * 20;
+    double point = (number() + 1) / 2;
+    int token = sample(logits, n, 0.1f + (number() + 1), (int)(any() % 3 * any() % 100), (number() + 1.001) / 2,
+                       (number() + 1) / 4, point);
+    if (token < 0 || token >= n) fail("no token", token, n, 0);
+    logits[any() % (uint32_t)n] = 0.0f / 0.0f;
+    if (sample(logits, n, 1, 0, 1, 0, point) != -1) fail("a NaN was drawn", 0, n, 0);
+    free(logits);
+}
+
 static void *caller(void *of) {
     Weight *w = of;
     float x[3 * DIM], out[3 * DIM];
@@ -187,6 +202,7 @@ int main(int count, char **arguments) {
     for (int round = 0; round < rounds; round++)
         for (int level = 0; level < 3; level++) {
             if (choose_kernels(level) != level) continue;
+            for (int i = 0; i < 200; i++) check_sample();
             for (int kind = F32; kind <= INT4_TILES_WITH_MINS; kind++) {
                 Model m = make_model(kind);
                 for (int t = 0; t < 8; t++) {

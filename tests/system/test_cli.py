@@ -156,7 +156,7 @@ def test_the_package_lists_its_verbs(capsys):
 
 
 def test_names_of_the_package_are_there():
-    for name in llama3_scratch._MODULE:
+    for name in llama3_scratch.MODULE_OF:
         assert getattr(llama3_scratch, name) is not None
     assert llama3_scratch.linear.linear is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
@@ -177,13 +177,13 @@ def test_the_names_that_a_message_lists_are_all_there_are():
 @pytest.mark.parametrize("where", ["generate", "chat", "convert", "scripts/finetune_lora"])
 def test_chat_formats_are_offered_as_the_tokenizer_has_them(where):
     path = PACKAGE.parent / f"{where}.py" if "/" in where else PACKAGE / f"{where}.py"
-    actions = runpy.run_path(str(path))["_parser"]()._actions
+    actions = runpy.run_path(str(path))["make_parser"]()._actions
     (choices,) = (action.choices for action in actions if "--chat-format" in action.option_strings)
     assert set(choices) == set(CHAT_FORMATS)
 
 
 def test_gguf_types_are_offered_as_they_are_written():
-    (choices,) = (action.choices for action in convert._parser()._actions if "--type" in action.option_strings)
+    (choices,) = (action.choices for action in convert.make_parser()._actions if "--type" in action.option_strings)
     assert set(choices) == set(FILE_TYPES)
 
 

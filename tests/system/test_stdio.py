@@ -78,7 +78,7 @@ def test_every_text_can_be_shown_in_every_encoding_and_what_it_has_stays(encodin
         try:
             expected += character.encode(encoding).decode(encoding)
         except UnicodeEncodeError:
-            near = stdio._NEAREST.get(character)
+            near = stdio.NEAREST.get(character)
             expected += near or json.dumps(character)[1:-1]
             assert near is None or near.isascii()
     assert shown == expected
@@ -103,7 +103,7 @@ def test_our_own_words_are_legible_in_ascii():
         said = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in prose]
         for words in said:
             if isinstance(words, str) and re.search("[a-z] [a-z]", words):  # no table of characters
-                assert not {c for c in words if not c.isascii()} - stdio._NEAREST.keys(), (module, words)
+                assert not {c for c in words if not c.isascii()} - stdio.NEAREST.keys(), (module, words)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

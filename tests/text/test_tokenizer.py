@@ -432,7 +432,7 @@ def test_f109_runs_are_cut_as_meta_cuts_them(parts):
     text = "".join(character * count for character, count in parts)
     limit, module.MAX_RUN = module.MAX_RUN, 4
     try:
-        ours = [part for part in module._split_runs(text) if part]
+        ours = [part for part in module.split_runs(text) if part]
     finally:
         module.MAX_RUN = limit
     assert ours == [part for part in meta().tokenizer._split_whitespaces_or_nonwhitespaces(text, 4) if part]

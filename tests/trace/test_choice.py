@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from llama3_scratch.errors import UsageError
-from llama3_scratch.generate import _parser
+from llama3_scratch.generate import make_parser
 from llama3_scratch.trace.choice import TraceChoice
 from llama3_scratch.trace.flags import trace_choice
 from tests import tiny
 
 
 def test_nothing_is_traced_unless_it_is_asked_for():
-    assert not TraceChoice().watches and trace_choice(_parser().parse_args(["hi"])) == TraceChoice()
+    assert not TraceChoice().watches and trace_choice(make_parser().parse_args(["hi"])) == TraceChoice()
 
 
 def test_flags_make_the_choice_that_python_makes(tmp_path):
@@ -25,12 +25,12 @@ def test_flags_make_the_choice_that_python_makes(tmp_path):
         trace_layers=(1, 2), trace_steps=("q_BTHK",), trace_out=tmp_path / "a.jsonl", lens=True, attention=(2, 3),
         rope_pair=4, trace_tokens=2, heads=True, trace_cost=True,
     )  # fmt: skip
-    assert trace_choice(_parser().parse_args(argv)) == wanted
+    assert trace_choice(make_parser().parse_args(argv)) == wanted
     assert wanted.prints and wanted.views and wanted.watches
 
 
 def test_every_field_is_a_flag():
-    assert {field.name for field in fields(TraceChoice)} <= vars(_parser().parse_args(["hi"])).keys()
+    assert {field.name for field in fields(TraceChoice)} <= vars(make_parser().parse_args(["hi"])).keys()
 
 
 @pytest.mark.parametrize(
