@@ -11,7 +11,8 @@ from llama3_scratch.serving.responses import usage
 
 log = logging.getLogger("llama3_scratch")
 
-QUIET = {"/health", "/v1/health", "/metrics", "/v1/metrics", "/v1/look/pages"}  # asked every second by what watches
+# Asked every second by what watches; the page is a dozen files.
+QUIET = ("/health", "/v1/health", "/metrics", "/v1/metrics", "/v1/look/pages")
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Told:
 
 
 def log_request(method: str, path: str, status: int, seconds: float, told: Told) -> None:
-    if path in QUIET and status < 400:
+    if (path in QUIET or path.startswith("/page/")) and status < 400:
         return
     parts = [f"{printable(method, 12)} {printable(path, 99)} {status or 'left'}", f"{seconds:.2f} s"]
     if told.prompt_tokens is not None:

@@ -1,4 +1,4 @@
-"""`POST /v1/look/lens`, `/attention` and `/trace`: why the model says what it says next; `GET /v1/look/pages`: the cache.
+"""`POST /v1/look/lens`, `/attention`, `/trace`: why the model says what it says; `GET /v1/look/pages`: the cache.
 
 What is looked at is a chat, or a text, up to and without the token in question. One request is computed at a time, on a
 thread beside the engine's. Only on loopback, or with a key: a pass of its own for each click is dear.
@@ -138,7 +138,7 @@ class Look:
 
     async def pages(self, call: Call) -> Response:
         """Which requests hold which pages of the cache: numbers, and nothing of what they say."""
-        _allowed(call)
+        check_allowed(call)
         service = call.service
         holders = await service.between_steps(service.thread.holders)
         live = dict.fromkeys(request for page in holders for request in page or ())
@@ -157,9 +157,7 @@ class Look:
             }
             for request, number in self._numbers.items()
         ]
-        return JSONResponse(
-            {"page_tokens": PAGE_SLOTS, "n_pages": len(holders), "pages": used, "requests": requests}
-        )
+        return JSONResponse({"page_tokens": PAGE_SLOTS, "n_pages": len(holders), "pages": used, "requests": requests})
 
     def _next(self) -> int:
         self._seen += 1
@@ -176,13 +174,14 @@ class Look:
             self._busy = False
 
 
-def _allowed(call: Call) -> None:
+def check_allowed(call: Call) -> None:
+    """Raises ApiError 403 where strangers could ask: neither on loopback nor with a key."""
     if not (call.service.choice.local or call.service.choice.api_keys):
         raise ApiError(403, "looking inside is for this machine, or for people with a key; start the server with one")
 
 
 async def _looked(call: Call, most: int) -> Looked:
-    _allowed(call)
+    check_allowed(call)
     fields = Fields(await call.json())
     service, salt = call.service, call.caller.salt
     adapter = service.adapter(fields.text("model") or None)

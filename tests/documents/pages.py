@@ -43,7 +43,7 @@ READING = {
     "timed.py answers.py notebook.py conversation.py prompt_cache_file.py",
     "terminal": "flags.py prompts.py batches.py printer.py repl.py line_editor.py word_wrap.py",
     "compare": "difference.py tensor_names.py hf_layers.py parity.py",
-    "trace": "tracer.py table.py shapes.py files.py page.py page.html page.css page.js views.py cost.py "
+    "trace": "tracer.py table.py shapes.py files.py page.py page.html page.css page.js views.py position.py cost.py "
     "roofline.py compare.py references.py choice.py session.py flags.py",
     "evaluation": "reference.py scoring.py perplexity.py multiple_choice.py instructions.py judge.py table.py",
     "benchmark": "measure.py ours.py peers.py worker.py environment.py report.py startup.py",
@@ -52,11 +52,14 @@ READING = {
     "serving": "choices.py run.py app.py endpoint.py security.py limits.py json_body.py body_fields.py requests.py "
     "errors.py prompts.py said_before.py answering.py answer.py generation.py service.py engine.py chat.py "
     "completions.py prompt_logprobs.py embeddings.py models.py tokenize.py health.py metrics.py responses.py "
-    "streaming.py log.py page.py",
+    "streaming.py log.py look.py images.py page.py page/index.html page/main.js page/chat.js page/answer.js "
+    "page/message.js page/composer.js page/sidebar.js page/markdown.js page/store.js page/api.js page/settings.js "
+    "page/settings_form.js page/i18n.js page/dom.js page/look.js page/tokens.js page/lens.js page/attention.js "
+    "page/pages.js page/proof.js page/studio.js page/base.css page/chat.css page/look.css page/studio.css",
     "documents": "runner.py blocks.py notebook.py shown.py pictures.py",
     "scripts": "train_tokenizer.py prepare_data.py pretrain.py search_pretraining.py finetune_lora.py "
     "finetune_classifier.py quality.py random_checkpoint.py bench_peers.sh native_llama_bench.sh "
-    "bench_training.py bench_finetune.py bench_trace.py bench_bpe.py storyteller.sh write_stories.py "
+    "bench_training.py bench_finetune.py bench_trace.py bench_bpe.py page_pictures.py storyteller.sh write_stories.py "
     "storyteller/stories.py storyteller/words.py storyteller/plots.txt tinystories.py story_requests.py "
     "storyteller/requests.py ask_for_stories.py tell_stories.py test_in_debian.sh",
 }
@@ -66,6 +69,7 @@ ABOUT = {
     "trace/page.html": "The page's frame.",
     "trace/page.css": "How the page looks, by day and by night.",
     "trace/page.js": "What the page does: unpacks the steps, draws them, answers clicks and keys.",
+    "serving/page/index.html": "The page's frame: its three views and its dialogs, without a word in it.",
     "scripts/storyteller/plots.txt": "The plots of `stories`, in words that can be chosen from.",
 }
 

@@ -9,6 +9,7 @@ from llama3_scratch.serving import answering
 from llama3_scratch.serving.choices import ServeChoice
 from llama3_scratch.serving.run import serving
 from tests import tiny
+from tests.serving.browser import CHROMIUM
 from tests.serving.http_client import Client
 
 
@@ -67,3 +68,41 @@ def nothing_is_left_behind(request):
             thread = request.getfixturevalue(name).server.service.thread
             until(lambda thread=thread: not thread.stats.running and not thread.stats.waiting)
             assert thread.stats.pages_held == 0
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, client):
+    """Open the page; at the end of the test nothing may have been complained about or fetched from elsewhere."""
+    contexts, complaints, requests = [], [], []
+
+    def visit(path="/", **options):
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, "locale": "en-US", **options})
+        context.set_default_timeout(20_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        context.on("request", lambda request: requests.append(request.url))
+        page.goto(client.server.address + path)
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    visit.complaints = complaints
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert requests and all(url.startswith((client.server.address, "blob:", "data:")) for url in requests)

@@ -124,10 +124,10 @@ def test_only_on_this_machine_or_with_a_key(client):
     def call(choice):
         return SimpleNamespace(service=SimpleNamespace(choice=choice))
 
-    look._allowed(call(choice))
-    look._allowed(call(replace(choice, host="0.0.0.0", api_keys=("secret",))))
+    look.check_allowed(call(choice))
+    look.check_allowed(call(replace(choice, host="0.0.0.0", api_keys=("secret",))))
     with pytest.raises(ApiError) as refused:
-        look._allowed(call(replace(choice, host="0.0.0.0")))
+        look.check_allowed(call(replace(choice, host="0.0.0.0")))
     assert refused.value.status == 403
 
 

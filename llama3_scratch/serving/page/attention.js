@@ -24,7 +24,7 @@ export function drawAttention({ tokens, shape: [layers, heads, n], weights }) {
     const mean = Array.from({ length: heads }, (_, h) => weight(layer, h, at)).reduce((a, b) => a + b) / heads;
     return head === null ? mean : weight(layer, head, at);
   };
-  const tint = (element, much) => { element.style.backgroundColor = `color-mix(in srgb, var(--accent) ${Math.round(85 * Math.min(1, much))}%, transparent)`; };
+  const tint = (element, much) => { element.style.backgroundColor = `color-mix(in srgb, var(--accent) ${Math.round(60 * Math.min(1, much))}%, transparent)`; };
 
   function draw() {
     const shares = tokens.map((_, at) => share(at));

@@ -21,6 +21,6 @@ export function drawLens({ layers }, token) {
 function cell({ token, probability }, isSaid) {
   const share = percent(Math.log(probability));
   const td = make("td", { class: isSaid ? "is-said" : "", title: `${visible(token)} ${share}` }, visible(token));
-  td.style.backgroundColor = `color-mix(in srgb, var(--accent) ${Math.round(75 * probability)}%, transparent)`;
+  td.style.backgroundColor = `color-mix(in srgb, var(--accent) ${Math.round(45 * probability)}%, transparent)`;
   return td;
 }

@@ -35,10 +35,8 @@ export function add(conversation, parent, node) {
 
 /** Show the branch of the message at `place`, down to the latest end that it has. */
 export function show(conversation, place) {
-  conversation.leaf = place;
-  conversation.nodes.forEach((node, at) => {
-    if (node.parent === conversation.leaf) conversation.leaf = at;
-  });
+  const parents = conversation.nodes.map(({ parent }) => parent);
+  for (let at = place; at >= 0; at = parents.lastIndexOf(at)) conversation.leaf = at;
 }
 
 // Keeping
