@@ -237,6 +237,30 @@ def test_a_hostile_file_is_only_text(visit, tmp_path):
     assert page.evaluate("window.hacked") is None
 
 
+def test_without_room_in_the_browser_tokens_are_forgotten_first_and_then_it_is_told(visit, says):
+    says("One. " * 20, "Two.", "Three.")
+    page = visit()
+    ask(page, "First")
+    fill = """(size) => {
+        let junk = "x".repeat(6_000_000);
+        for (let part = junk.length; part >= size; part = Math.floor(part / 2)) {
+            try { localStorage.setItem(Math.random(), junk.slice(0, part)); } catch { /* less, then */ }
+        }
+    }"""
+    page.evaluate(fill, 512)
+    page.click("#new")
+    ask(page, "Second")
+    kept = (
+        "Object.entries(localStorage).filter(([key]) => key.includes('conversation')).map(([_, value]) => value).sort()"
+    )
+    first, second = (json.loads(value) for value in sorted(page.evaluate(kept), key=lambda value: "Second" in value))
+    assert "tokens" not in first["nodes"][1] and first["nodes"][1]["text"].startswith("One.")
+    assert second["nodes"][1]["text"] == "Two." and page.inner_text("#notice") == ""
+    page.evaluate(fill, 1)
+    ask(page, "Third")
+    assert "has no room" in page.inner_text("#notice") and texts(page)[-1] == "Three.", "it's there until it's closed"
+
+
 def test_two_tabs_show_the_same(visit, says):
     says("One.")
     page = visit()

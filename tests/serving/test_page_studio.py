@@ -51,6 +51,15 @@ def test_one_of_three_stories_is_chosen(visit, says):
     assert page.evaluate("document.activeElement.className") == "sentence"
 
 
+def test_three_stories_stand_one_below_the_other_on_a_phone(visit, says):
+    says("One way.", "Another way.", "A third way.")
+    page = visit("/#studio", viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.tap("#story-form [value='3']")
+    page.wait_for_selector(".way button")
+    boxes = [way.bounding_box() for way in page.locator(".way").all()]
+    assert len({box["x"] for box in boxes}) == 1 and all(box["x"] + box["width"] <= 390 for box in boxes)
+
+
 def test_pictures_are_offered_where_a_model_makes_them(visit, says):
     says("A story.")
     page = visit("/#studio")
