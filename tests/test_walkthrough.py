@@ -251,6 +251,7 @@ def test_a_notebook_that_cannot_be_written_is_told_before_anything_runs(tmp_path
     assert f"{path}: can't be written: its folder is not there" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_whole_document_makes_a_valid_notebook(ran):
     cells, outputs = ran
     made = nbformat.from_dict(notebook(cells, outputs, ROOT))

@@ -157,9 +157,7 @@ class Look:
             }
             for request, number in self._numbers.items()
         ]
-        return JSONResponse(
-            {"page_tokens": PAGE_SLOTS, "n_pages": len(holders), "pages": used, "requests": requests}
-        )
+        return JSONResponse({"page_tokens": PAGE_SLOTS, "n_pages": len(holders), "pages": used, "requests": requests})
 
     def _next(self) -> int:
         self._seen += 1
