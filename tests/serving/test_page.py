@@ -139,8 +139,8 @@ def test_on_a_phone(visit, says):
     ended(page)
     for view in ("chat", "studio", "engine"):
         page.tap(f"#tab-{view}")
+        page.wait_for_selector(f"#view-{view}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.locator(f"#view-{view}").is_visible()
     page.tap("#tab-chat")
     page.tap("#menu")
     assert page.locator("#conversations li").count() == 1
@@ -203,7 +203,8 @@ def test_by_keyboard_alone(visit, says):
     page.locator("#tab-chat").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    assert page.locator("#view-studio").is_visible() and page.evaluate("location.hash") == "#studio"
+    page.wait_for_selector("#view-studio")
+    assert page.evaluate("location.hash") == "#studio" and page.locator("#view-chat").is_hidden()
 
 
 def test_screen_readers_are_told(visit, says):
