@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,13 +21,16 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from torch import Tensor
 
 from llama3_scratch.caches.paged import PAGE_SLOTS
+from llama3_scratch.config import Config
 from llama3_scratch.inference.fast_forward import FastForward
 from llama3_scratch.inference.requests import Request
-from llama3_scratch.model import block, forward
+from llama3_scratch.model import Block, block, forward, fused_block
 from llama3_scratch.serving.body_fields import Fields
 from llama3_scratch.serving.endpoint import Call
 from llama3_scratch.serving.errors import RETRY, ApiError
+from llama3_scratch.serving.generation import ClientLeftError
 from llama3_scratch.serving.prompts import chat_tokens, text_tokens
+from llama3_scratch.stored import Params
 from llama3_scratch.text.detokenizer import legible, piece
 from llama3_scratch.text.openai_messages import dialog_of
 from llama3_scratch.trace import position
@@ -70,9 +75,10 @@ class Look:
         asked = await _looked(call, MAX_TOKENS)
         tokenizer = call.service.tokenizer
 
-        def compute() -> dict[str, Any]:
+        def compute(left: threading.Event) -> dict[str, Any]:
             model = asked.model
-            shares_LV = position.lens(asked.tokens, model.params, model.config, dtype=model.dtype)
+            layer_of = _until(left, fused_block)
+            shares_LV = position.lens(asked.tokens, model.params, model.config, block=layer_of, dtype=model.dtype)
             top = shares_LV.topk(min(LENS_TOKENS, shares_LV.shape[-1]))
             layers: list[dict[str, Any]] = []
             for layer, (ids, values) in enumerate(zip(top.indices.tolist(), top.values.tolist(), strict=True)):
@@ -87,16 +93,19 @@ class Look:
                     layers[-1]["rank"] = int((share_V > share_V[asked.said]).sum()) + 1
             return {"n_tokens": len(asked.tokens), "layers": layers}
 
-        return JSONResponse(await self._alone(compute))
+        return JSONResponse(await self._alone(call, compute))
 
     async def attention(self, call: Call) -> Response:
         """The tokens, and how much each head attends to each: layers × heads × tokens, a byte each, 255 · √weight."""
         asked = await _looked(call, MAX_TOKENS)
         tokenizer = call.service.tokenizer
 
-        def compute() -> dict[str, Any]:
+        def compute(left: threading.Event) -> dict[str, Any]:
             model = asked.model
-            weights_LHS = position.attention(asked.tokens, model.params, model.config, dtype=model.dtype)
+            layer_of = _until(left, block)
+            weights_LHS = position.attention(
+                asked.tokens, model.params, model.config, block=layer_of, dtype=model.dtype
+            )
             coded: Tensor = (weights_LHS.sqrt() * 255).round().to(torch.uint8).cpu()
             return {
                 "tokens": [legible(piece(id, tokenizer)) for id in asked.tokens],
@@ -104,25 +113,27 @@ class Look:
                 "weights": base64.b64encode(coded.numpy().tobytes()).decode(),
             }
 
-        return JSONResponse(await self._alone(compute))
+        return JSONResponse(await self._alone(call, compute))
 
     async def trace(self, call: Call) -> Response:
         """Every step of the pass, as the page that `generate` writes; where it lies is told, and it isn't listed."""
         asked = await _looked(call, MAX_TRACED)
         service, told = call.service, legible(b"".join(piece(id, call.service.tokenizer) for id in asked.tokens))
 
-        def compute() -> str:
+        def compute(left: threading.Event) -> str:
             model = asked.model
             page = TracePage(model.params, model.config, service.tokenizer, service.name)
             with torch.inference_mode(), watch(keep=needs, costs=True, on_step=page.take) as steps:
                 tokens_BT = torch.tensor([asked.tokens], device=model.device)
-                logits_BTV = forward(tokens_BT, model.params, model.config, block=block, dtype=model.dtype)
+                logits_BTV = forward(
+                    tokens_BT, model.params, model.config, block=_until(left, block), dtype=model.dtype
+                )
                 steps.clear()
             said = int(logits_BTV[0, -1].argmax()) if asked.said is None else asked.said
             page.asked, page.answered, page.n_answered = told, legible(piece(said, service.tokenizer)), 1
             return page.html()
 
-        html = await self._alone(compute)
+        html = await self._alone(call, compute)
         key = secrets.token_urlsafe(24)
         self._traces[key] = html
         if len(self._traces) > MAX_TRACES:
@@ -163,15 +174,52 @@ class Look:
         self._seen += 1
         return self._seen
 
-    async def _alone(self, function: Callable[[], T]) -> T:
-        """Compute it on a thread beside the engine's. Raises ApiError 503 where another is being computed."""
+    async def _alone(self, call: Call, function: Callable[[threading.Event], T]) -> T:
+        """Compute it on a thread beside the engine's; it's told when the client has left, and ends then.
+
+        Raises ApiError 503 where another is being computed, ClientLeftError where nobody waits for this one any more.
+        """
         if self._busy:
             raise ApiError(503, "another position is being looked into; try again in a moment", headers=RETRY)
         self._busy = True
+        left: threading.Event = threading.Event()
+        future: Future[T] = Future()
+
+        def run() -> None:
+            future.set_running_or_notify_cancel()
+            try:
+                result = function(left)
+            except BaseException as error:
+                self._busy = False
+                future.set_exception(error)
+            else:
+                self._busy = False
+                future.set_result(result)
+
+        # A daemon, or the server couldn't end before it.
+        threading.Thread(target=run, name="look", daemon=True).start()
+        watch = asyncio.ensure_future(_leaving(call, left))
         try:
-            return await asyncio.to_thread(function)
+            return await asyncio.wrap_future(future)
         finally:
-            self._busy = False
+            watch.cancel()
+
+
+async def _leaving(call: Call, left: threading.Event) -> None:
+    while (await call.receive())["type"] != "http.disconnect":
+        pass
+    left.set()
+
+
+def _until(left: threading.Event, block: Block) -> Block:
+    """The block, which raises ClientLeftError once the client has left."""
+
+    def watched(x_BTD: Tensor, params: Params, name: str, config: Config, **state: Any) -> Tensor:
+        if left.is_set():
+            raise ClientLeftError
+        return block(x_BTD, params, name, config, **state)
+
+    return watched
 
 
 def check_allowed(call: Call) -> None:

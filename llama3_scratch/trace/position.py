@@ -13,17 +13,24 @@ from torch import Tensor
 from llama3_scratch.cache import Mask
 from llama3_scratch.config import Config
 from llama3_scratch.linear import embed
-from llama3_scratch.model import attend_fused, block, decode, fused_block, rms_norm, unembed
+from llama3_scratch.model import Block, attend_fused, block, decode, fused_block, rms_norm, unembed
 from llama3_scratch.stored import Params
 
 
 @torch.inference_mode()
-def lens(tokens: Sequence[int], params: Params, config: Config, *, dtype: torch.dtype | None = None) -> Tensor:
+def lens(
+    tokens: Sequence[int],
+    params: Params,
+    config: Config,
+    *,
+    block: Block = fused_block,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """The logit lens: the probability of every token as the next one, were each layer the last: shares_LV in f32."""
     outputs: list[Tensor] = []
 
     def recorded(x_BTD: Tensor, params: Params, name: str, config: Config, **state: Any) -> Tensor:
-        x_BTD = fused_block(x_BTD, params, name, config, **state)
+        x_BTD = block(x_BTD, params, name, config, **state)
         outputs.append(x_BTD[:, -1:])
         return x_BTD
 
@@ -33,7 +40,9 @@ def lens(tokens: Sequence[int], params: Params, config: Config, *, dtype: torch.
 
 
 @torch.inference_mode()
-def attention(tokens: Sequence[int], params: Params, config: Config, *, dtype: torch.dtype | None = None) -> Tensor:
+def attention(
+    tokens: Sequence[int], params: Params, config: Config, *, block: Block = block, dtype: torch.dtype | None = None
+) -> Tensor:
     """How much each head of each layer attends to each token: weights_LHS in f32, which sum to 1 over S."""
     weights: list[Tensor] = []
 

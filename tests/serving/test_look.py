@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -116,6 +117,22 @@ def test_there_is_one_place(client, monkeypatch):
     assert answers[0].status == 200
     monkeypatch.undo()
     assert client.post("/v1/look/attention", CHAT).status == 200
+
+
+def test_who_leaves_gives_the_place_back(client, monkeypatch):
+    begun = threading.Event()
+    real = look.fused_block
+
+    def slow(*args, **state):
+        begun.set()
+        time.sleep(2)
+        return real(*args, **state)
+
+    monkeypatch.setattr(look, "fused_block", slow)
+    with client.opened(client.request("/v1/look/lens", CHAT)):
+        assert begun.wait(20)
+    monkeypatch.undo()
+    until(lambda: client.post("/v1/look/attention", CHAT).status == 200, seconds=6)  # five layers would take ten
 
 
 def test_only_on_this_machine_or_with_a_key(client):

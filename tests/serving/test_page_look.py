@@ -43,7 +43,7 @@ def test_tokens_tell_their_probability_and_another_can_be_taken(visit, says, cli
     assert answer.locator(".token").count() == place + 1 + len(" And so on.")
 
 
-def test_attention_and_trace_of_a_token(visit, says):
+def test_attention_of_a_token(visit, says):
     says("Hello.")
     page = visit()
     page.check("#look-toggle")
@@ -56,6 +56,14 @@ def test_attention_and_trace_of_a_token(visit, says):
     assert "layer 1 · head 2" in page.locator("#look-view").inner_text()
     page.locator(".attended .token").nth(2).click()
     assert page.locator(".attended .token.open").count() == 1
+
+
+@pytest.mark.slow
+def test_the_trace_of_a_token(visit, says):
+    says("Hello.")
+    page = visit()
+    page.check("#look-toggle")
+    ask(page, "Hi").locator(".token").nth(3).click()
     page.click("#look [data-view=trace]")
     page.click("#look-view button")
     with page.context.expect_page() as opened:

@@ -240,7 +240,7 @@ function openToken(place, index) {
   look.open({
     tokens: node.tokens,
     index,
-    asked: asked(model(), current, place, begun),
+    asked: asked(models.find(({ id }) => id === node.model) ?? model(), current, place, begun),
     branch: (other) => {
       if (running.has(current.id)) return;
       const token = { ...node.tokens[index], ...other, top: node.tokens[index].top };

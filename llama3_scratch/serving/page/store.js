@@ -109,6 +109,7 @@ function checkedConversation(value) {
     const found = { role: node.role, parent: node.parent, text: textOf(node.text) };
     for (const name of ["finish", "model", "system", "error"]) if (typeof node[name] === "string") found[name] = node[name];
     for (const name of ["seed", "count", "speed", "first", "cached"]) if (Number.isFinite(node[name])) found[name] = node[name];
+    if (found.count) Object.assign(found, { speed: found.speed ?? 0, first: found.first ?? 0 });
     if (Array.isArray(node.tokens)) found.tokens = node.tokens.map((one) => ({ ...checkedToken(one), top: one.top.map(checkedToken) }));
     return found;
   });
