@@ -94,13 +94,17 @@ def visit(browser, client):
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", visit.dismiss)
         context.on("request", lambda request: requests.append(request.url))
         page.goto(client.server.address + path)
         page.wait_for_selector("html[data-ready]")
         return page
 
-    visit.complaints = complaints
+    def dismiss(dialog):
+        complaints.append(dialog.message)
+        dialog.dismiss()
+
+    visit.complaints, visit.dismiss = complaints, dismiss
     yield visit
     for context in contexts:
         context.close()

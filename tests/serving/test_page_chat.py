@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests.serving.browser import HOSTILE, ask, ended, send, texts
+from tests.serving.http_client import until
 
 
 def test_a_question_is_answered_in_markdown(visit, says):
@@ -149,6 +150,32 @@ def test_the_view_doesnt_jump_while_an_answer_grows(visit, says):
     ended(page)
 
 
+def test_a_conversation_that_is_deleted_ends_and_stays_deleted(visit, says, client):
+    says(None)
+    page = visit()
+    send(page, "Go on for ever")
+    page.wait_for_function("() => document.querySelector('.message.assistant .body')?.textContent.length > 5")
+    page.remove_listener("dialog", visit.dismiss)
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete").click()
+    page.wait_for_selector(".greeting")
+    until(lambda: not client.server.service.thread.stats.running)
+    assert page.locator("#conversations li").count() == 0 and page.locator("#send").is_visible()
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert page.locator("#conversations li").count() == 0
+
+
+def test_a_conversation_gets_another_name(visit, says):
+    says("One.")
+    page = visit()
+    ask(page, "Hi")
+    page.remove_listener("dialog", visit.dismiss)
+    page.once("dialog", lambda dialog: dialog.accept("<b>A name</b>"))
+    page.get_by_role("button", name="Rename").click()
+    assert page.locator("#conversations a").inner_text() == "<b>A name</b>"
+
+
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_what_a_model_says_and_people_write_is_only_text(visit, says, hostile):
     says(hostile)
@@ -189,6 +216,9 @@ def test_conversations_go_out_and_come_in(visit, says, tmp_path):
     assert page.locator("#conversations li").count() == 0
     page.set_input_files("#file", tmp_path / "all.json")
     page.wait_for_selector("#conversations li")
+    assert page.inner_text("#file-said") == "2 conversations and 0 stories imported"
+    page.set_input_files("#file", tmp_path / "all.json")
+    page.get_by_text("0 conversations and 0 stories imported").first.wait_for()  # they are there already
     assert page.locator("#conversations a").all_inner_texts() == ["Second", "First"]
     page.locator("#conversations a").last.click()
     page.wait_for_function("() => document.querySelectorAll('.message').length === 2")

@@ -31,6 +31,7 @@ export function withoutTokens({ text, tokens = [] }) {
 export async function answer(model, conversation, place, { signal, changed }) {
   const node = conversation.nodes[place], fields = settings.sampling();
   const began = performance.now();
+  const keep = () => !store.get("conversation", conversation.id) || store.keep("conversation", conversation); // or it's deleted
   let first = 0, last = began, kept = began, count = 0;
   delete node.finish;
   delete node.error;
@@ -52,7 +53,7 @@ export async function answer(model, conversation, place, { signal, changed }) {
       if (part.finish) node.finish = part.finish;
       if (last - kept > KEEP) {
         kept = last;
-        store.keep("conversation", conversation);
+        keep();
       }
       changed();
     }
@@ -69,7 +70,7 @@ export async function answer(model, conversation, place, { signal, changed }) {
     node.speed = last > first ? Math.round((10_000 * (count - 1)) / (last - first)) / 10 : 0;
   }
   conversation.changed = Date.now();
-  const room = store.keep("conversation", conversation);
+  const room = keep();
   changed();
   return room;
 }

@@ -35,6 +35,7 @@ export function begin() {
   store.listen((kind, id, elsewhere) => {
     if (kind !== "conversation") return;
     sidebar.draw(current.id, open);
+    if (!store.get("conversation", id)) running.get(id)?.controller.abort();
     if (elsewhere && id === current.id && !running.has(id)) {
       current = store.get("conversation", id) ?? store.newConversation();
       draw();

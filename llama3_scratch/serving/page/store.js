@@ -83,11 +83,16 @@ export function remove(kind, id) {
 export const exported = () =>
   JSON.stringify({ file: FILE, version: 1, conversations: all("conversation"), stories: all("story") });
 
-/** Take in a file that `exported` made, beside what is there. How many of each; raises Error for any other file. */
+/**
+ * Take in a file that `exported` made, beside what is there, of which what is newer stays. How many of each were taken;
+ * raises Error for any other file.
+ */
 export function imported(text) {
   const file = JSON.parse(text);
   if (file?.file !== FILE || !Array.isArray(file.conversations) || !Array.isArray(file.stories)) throw new Error("file");
-  const conversations = file.conversations.map(checkedConversation), stories = file.stories.map(checkedStory);
+  const newer = (kind) => (one) => !(get(kind, one.id)?.changed >= one.changed);
+  const conversations = file.conversations.map(checkedConversation).filter(newer("conversation"));
+  const stories = file.stories.map(checkedStory).filter(newer("story"));
   for (const one of conversations) keep("conversation", one);
   for (const one of stories) keep("story", one);
   return { conversations: conversations.length, stories: stories.length };
