@@ -186,8 +186,8 @@ def _ready(process: subprocess.Popen, address: str | None, say: Path, name: str)
     until = time.monotonic() + 120
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise Llama3Error(f"{name} ended by itself: {say.read_text(errors='replace')[-500:].strip()}")
-        if address is None and (told := re.search(r"http://[\d.]+:\d+", say.read_text(errors="replace"))):
+            raise Llama3Error(f"{name} ended by itself: {_read(say)[-500:].strip()}")
+        if address is None and (told := re.search(r"http://[\d.]+:\d+", _read(say))):
             address = told[0]
         if address is not None:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
