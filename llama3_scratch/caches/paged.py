@@ -65,6 +65,13 @@ class PagedCache:
         """The cache of these sequences, which hold so many tokens each: what the model takes."""
         return PagedRows(self, page_table, lengths)
 
+    def copy(self, source: int, target: int, slots: int) -> None:
+        """Write the first `slots` slots of page `source` to page `target`, in all layers."""
+        for layer in self.layers.values():
+            for kept in layer:
+                for tensor in kept.tensors().values():
+                    tensor[target, :slots] = tensor[source, :slots]
+
 
 class PagedRows(NoCache):
     """Sequences with pages of their own: the cache of a call of the model."""

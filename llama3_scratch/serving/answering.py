@@ -68,6 +68,13 @@ def without(sampler: Sampler, tokens: Sequence[int]) -> Sampler:
     ids = torch.tensor(tokens)
 
     def sample(logits_V: Tensor, seen: Sequence[int]) -> int:
-        return sampler(logits_V.index_fill(0, ids.to(logits_V.device), torch.finfo(logits_V.dtype).min), seen)
+        # A row of logits is long, and a copy of it would take as long as drawing from it.
+        ids_N = ids.to(logits_V.device)
+        kept_N = logits_V.index_select(0, ids_N)
+        logits_V.index_fill_(0, ids_N, torch.finfo(logits_V.dtype).min)
+        try:
+            return sampler(logits_V, seen)
+        finally:
+            logits_V.index_copy_(0, ids_N, kept_N)
 
     return sample

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from llama3_scratch.__main__ import verbs
+from llama3_scratch.benchmark.report import OURS
+from llama3_scratch.benchmark.served import medians, ratios, shares
 from tests.house import CORE, PACKAGE, ROOMS, VERBS
 
 ROOT = PACKAGE.parent
@@ -46,7 +48,7 @@ READING = {
     "trace": "tracer.py table.py shapes.py files.py page.py page.html page.css page.js views.py position.py cost.py "
     "roofline.py compare.py references.py choice.py session.py flags.py",
     "evaluation": "reference.py scoring.py perplexity.py multiple_choice.py instructions.py judge.py table.py",
-    "benchmark": "measure.py ours.py peers.py worker.py environment.py report.py startup.py",
+    "benchmark": "measure.py ours.py peers.py worker.py environment.py report.py startup.py served.py load.py flags.py",
     "training": "loop.py loss.py optimizer.py choices.py run.py checkpoints.py record.py curve.py flops.py "
     "pretraining.py finetuning.py classifier.py classifying.py compiled.py fp8.py flags.py",
     "serving": "choices.py run.py app.py endpoint.py security.py limits.py json_body.py body_fields.py requests.py "
@@ -247,7 +249,74 @@ def result(name: str) -> dict[str, Any]:
     """
     text = (RESULTS / f"{name}.json").read_text(encoding="utf-8")
     kept = json.loads(text, parse_float=str)
-    return kept if "columns" in kept else of_bench(json.loads(text))
+    if "columns" in kept:
+        return kept
+    found = json.loads(text)
+    return of_served(found) if found.get("kind") == "serve" else of_bench(found)
+
+
+SCENARIOS = {
+    "short": {"en": "short questions", "zh": "简短的问题"},
+    "shared": {"en": "a shared system prompt, new", "zh": "共同的系统提示，第一次见"},
+    "decode": {"en": "all answers under way", "zh": "所有回答都在进行"},
+    "cached": {"en": "a system prompt that is known", "zh": "已知的系统提示"},
+    "intruder": {"en": "four, and a long prompt comes", "zh": "四个，来了一个长提示"},
+    "turns": {"en": "chats of six turns", "zh": "六轮的对话"},
+}
+
+
+def of_served(found: dict[str, Any]) -> dict[str, Any]:
+    """What `bench --serve --json` printed as a table: a row a scenario, users and server, of medians."""
+    columns: list[dict[str, str]] = [{"en": "scenario", "zh": "场景"}, {"en": "users", "zh": "用户"}]
+    columns += [{"en": "server", "zh": "服务器"}, {"en": "output tokens/s", "zh": "输出词元/秒"}]
+    columns += [{"en": "ours / theirs", "zh": "我们 / 对方"}]
+    columns += [{"en": "first token p50, p95", "zh": "首个词元 p50、p95", "unit": " s"}]
+    columns += [{"en": "between tokens p50, p95, max", "zh": "词元之间 p50、p95、最大", "unit": " ms"}]
+    columns += [{"en": "of the prompts cached", "zh": "提示在缓存中", "unit": " %"}]
+    columns += [{"en": "`/health` p99", "zh": "`/health` p99", "unit": " ms"}]
+    columns += [{"en": "CPU of server, client", "zh": "服务器、客户端的 CPU", "unit": " s"}]
+    compared, rows = ratios(found), []
+    for row in sorted(found["rows"], key=lambda row: (list(SCENARIOS).index(row["scenario"]), row["users"])):
+        m, key = medians(row), (row["scenario"], row["users"])
+        ratio = f"{compared[key]:.2f}×" if row["server"] == OURS and key in compared else None
+        cells: list[Any] = [SCENARIOS[row["scenario"]], row["users"], row["server"], round(m["tokens_per_second"])]
+        cells += [ratio, [f"{m['first_p50']:.3f}", f"{m['first_p95']:.3f}"]]
+        cells += [[three_digits(1000 * m[f"between_{name}"]) for name in ("p50", "p95", "max")]]
+        cells += [round(100 * m["cached_share"]), three_digits(1000 * m["health_p99"]) if m["health_p99"] else None]
+        rows.append([*cells, [f"{m['server_cpu']:.1f}", f"{m['client_cpu']:.1f}"]])
+    return {
+        "date": found["date"][:10],
+        "machine": {"cpu": found["cpu"]},
+        "software": {"Python": found["versions"]["python"], "torch": found["versions"]["torch"].partition("+")[0]}
+        | {name: {"en": build, "zh": build} for name, build in found["builds"].items()},
+        "threads": found["threads"],
+        "runs": found["repeats"],
+        "command": found["command"],
+        "columns": columns,
+        "rows": rows,
+    }
+
+
+def served_rows(name: str, users: int) -> list[int]:
+    """The numbers of a kept `bench --serve`'s rows with so many users, and of the scenarios that have their own."""
+    rows, several = of_served(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))["rows"], []
+    for number, row in enumerate(rows):
+        scenario = next(key for key, said in SCENARIOS.items() if said == row[0])
+        if row[1] == users or scenario in ("cached", "intruder", "turns"):
+            several.append(number)
+    return several
+
+
+def through_the_server(name: str, language: str = "en") -> str:
+    """Of a kept `bench --serve`: what the engine decodes without a server, and how much of that through it."""
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    first = heads(
+        language,
+        ("prompts at once", "the engine alone, tokens/s", "through the server"),
+        ("同时的提示", "只有引擎，词元/秒", "经过服务器"),
+    )
+    rows = [(str(n), f"{rate:,.0f}", f"{share:.0%}") for n, (rate, share) in shares(found).items()]
+    return table([first, *rows])
 
 
 def of_bench(found: dict[str, Any]) -> dict[str, Any]:

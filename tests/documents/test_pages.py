@@ -167,6 +167,28 @@ def test_what_bench_prints_as_json_becomes_a_table_in_both_languages(tmp_path, m
     )
 
 
+def test_what_bench_prints_of_servers_becomes_a_table_in_both_languages(tmp_path, monkeypatch):
+    figures = {"first_p50": 0.0512, "first_p95": 0.1, "between_p50": 0.0104, "between_p95": 0.012, "between_max": 0.2}
+    figures |= {"cached_share": 0.873, "health_p99": 0.004, "server_cpu": 10.04, "client_cpu": 0.5}
+    rows = [
+        {"server": server, "scenario": "shared", "users": 8, "runs": [figures | {"tokens_per_second": rate}]}
+        for server, rate in (("llama3_scratch", 600.0), ("llama.cpp", 150.0))
+    ]
+    found = {
+        **{"kind": "serve", "command": "bench --serve", "date": "2026-11-27T16:00:00+00:00", "cpu": "AMD EPYC"},
+        **{"repeats": 5, "threads": 2, "versions": {"python": "3.11.2", "torch": "2.13.0"}},
+        **{"builds": {"llama.cpp": "0 (native)"}, "rows": rows, "batches": []},
+    }
+    (tmp_path / "new.json").write_text(json.dumps(found))
+    monkeypatch.setattr(pages, "RESULTS", tmp_path)
+    shown = pages.results_table("new").replace("\u00a0", " ").splitlines()
+    assert shown[2].startswith("| a shared system prompt, new | 8 | llama3_scratch | 600 | 4.00× | 0.051 · 0.100 s |")
+    assert shown[2].endswith("| 10.4 · 12.0 · 200 ms | 87 % | 4.0 ms | 10.0 · 0.5 s |")
+    assert pages.results_table("new", "zh").splitlines()[3].startswith("| 共同的系统提示，第一次见 | 8 | llama.cpp |")
+    assert pages.served_rows("new", 8) == [0, 1] and pages.served_rows("new", 4) == []
+    assert "llama.cpp 0 (native), 2 threads, 5 runs), by `bench --serve`." in pages.results_note("new")
+
+
 # From the front page alone: the page that a newcomer turns to, and the file that they look for.
 WALK = {
     "RoPE": ("llama3_scratch/model.py", "rope_frequencies"),

@@ -35,7 +35,7 @@ def test_openai_chats(api, says):
     got = api.chat.completions.create(model="tiny", messages=HI, seed=1, temperature=0.3, top_p=0.9)
     assert got.choices[0].message.content == "Hello, you" and got.choices[0].finish_reason == "stop"
     assert got.usage.total_tokens == got.usage.prompt_tokens + 11
-    assert got.usage.prompt_tokens_details.cached_tokens == 0
+    assert 0 <= got.usage.prompt_tokens_details.cached_tokens < got.usage.prompt_tokens
 
 
 def test_openai_streams(api, says):

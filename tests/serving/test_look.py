@@ -162,7 +162,8 @@ def test_pages_tell_who_holds_them_and_nothing_else(client, says):
     numbers = sorted(one["request"] for one in got["requests"])
     shared = [page for page in got["pages"] if len(page["held_by"]) == 2]
     assert shared and all(sorted(page["held_by"]) == numbers for page in shared)
-    assert sorted(one["cached_tokens"] for one in got["requests"])[1] == 64 * len(shared)
+    known = sorted(one["cached_tokens"] for one in got["requests"])[1]
+    assert 64 * len(shared) <= known < 64 * (len(shared) + 1), "beside whole pages the beginning of one, copied"
     assert b"alike" not in client.get("/v1/look/pages").body
     for thread in threads:
         thread.join()

@@ -26,7 +26,7 @@ def test_an_answer_is_that_of_generate(served, smollm2):
 
 
 def test_a_conversation_computes_only_what_is_new(served):
-    """Six turns with the sampler's own tokens: those of all turns before are in the pages, but for the last page."""
+    """Six turns with the sampler's own tokens: those of all turns before are in the pages, but for the last few."""
     messages = [{"role": "system", "content": "You answer in two or three sentences, with odd words. " * 4}]
     before = 0
     for turn in range(6):
@@ -36,7 +36,7 @@ def test_a_conversation_computes_only_what_is_new(served):
         ).json
         used = got["usage"]
         if turn:
-            assert used["prompt_tokens_details"]["cached_tokens"] > before - 64, turn
+            assert used["prompt_tokens_details"]["cached_tokens"] > before - 10, turn
         before = used["total_tokens"]
         messages.append(got["choices"][0]["message"])
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from llama3_scratch.caches.paged import PAGE_SLOTS, PagedCache, pages_for
 from llama3_scratch.caches.prompt_cache import common_prefix
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.engine.pages import PagePool, Parent
+from llama3_scratch.inference.engine.pages import BEGINNING_TOKENS, PagePool, Parent
 from llama3_scratch.inference.fast_forward import FastForward
 from llama3_scratch.inference.non_finite import located
 from llama3_scratch.inference.requests import Failure, GeneratedToken, Request, Stats, check_prompt
@@ -177,6 +177,8 @@ class Engine:
             for sequence in ours:
                 sequence.computed += scheduled[sequence]
                 self._fill(sequence)
+                if scheduled[sequence] > 1:  # a prompt's: others may begin so; what is answered is told at the end
+                    self._begin_page(sequence)
                 if not sequence.missing:
                     events.append((sequence.order, self._draw(sequence, next(logits_NV), model)))
         self._observe(prompt_tokens, time.perf_counter() - begun)
@@ -197,6 +199,7 @@ class Engine:
                 return
             sequence.pages, sequence.full, sequence.parent = pages, len(pages), parent
             sequence.computed = len(pages) * PAGE_SLOTS
+            self._copy_beginning(sequence)
             if not sequence.let_in:
                 sequence.let_in = True
                 sequence.request.let_in_at = time.perf_counter()
@@ -206,6 +209,16 @@ class Engine:
             self._waiting.remove(sequence)
             bisect.insort(self._running, sequence, key=_order)
 
+    def _copy_beginning(self, sequence: _Sequence) -> None:
+        """Begin the page behind those that are shared with what another page begins with."""
+        found = self.pool.find_beginning(sequence.tokens[sequence.computed : -1], sequence.parent)
+        if found is not None:
+            source, n = found
+            page = self.pool.take()  # it may be the source itself, in which everything is still there
+            self.cache.copy(source, page, n)
+            sequence.pages = [*sequence.pages, page]
+            sequence.computed += n
+
     def _is_computed_now(self, sequence: _Sequence) -> bool:
         """Whether one that runs is computing pages that this one could have: then it waits for them."""
         if sequence.ahead in self._running and sequence.ahead.computed < sequence.ahead_tokens:
@@ -213,9 +226,9 @@ class Engine:
         for other in self._running:
             if other.missing > 1 and _salt(other.request) == _salt(sequence.request):
                 same = min(common_prefix(other.tokens, sequence.tokens), len(sequence.tokens) - 1)
-                whole = same - same % PAGE_SLOTS
-                if whole > other.computed:
-                    sequence.ahead, sequence.ahead_tokens = other, whole
+                usable = same - same % BEGINNING_TOKENS
+                if usable > other.computed:
+                    sequence.ahead, sequence.ahead_tokens = other, usable
                     return True
         return False
 
@@ -267,6 +280,12 @@ class Engine:
             sequence.parent = self.pool.fill(sequence.pages[sequence.full], sequence.parent, tokens)
             sequence.full += 1
 
+    def _begin_page(self, sequence: _Sequence) -> None:
+        """Tell the pool what the page behind the full ones begins with."""
+        tokens = sequence.tokens[sequence.full * PAGE_SLOTS : sequence.computed]
+        if tokens:
+            self.pool.begin(sequence.pages[sequence.full], sequence.parent, tokens)
+
     def _draw(self, sequence: _Sequence, logits_V: Tensor, model: FastForward) -> GeneratedToken | Failure:
         request = sequence.request
         try:
@@ -289,6 +308,7 @@ class Engine:
         self._release(sequence)
 
     def _release(self, sequence: _Sequence) -> None:
+        self._begin_page(sequence)
         self.pool.release(sequence.pages)
         sequence.pages, sequence.computed, sequence.full = [], 0, 0
 

@@ -112,9 +112,34 @@ def test_a_beginning_that_is_being_computed_is_waited_for_and_computed_once(monk
     requests = [Request([*BASE, row], sampler(), 1, row=row) for row in range(8)]
     for _ in one.run(requests):
         pass
-    assert [request.cached_tokens for request in requests] == [0] + [192] * 7
-    assert sum(computed) == 201 + 7 * 9
-    assert one.stats.prompt_tokens == 8 * 201 and one.stats.cached_tokens == 7 * 192
+    assert [request.cached_tokens for request in requests] == [0] + [200] * 7
+    assert sum(computed) == 201 + 7
+    assert one.stats.prompt_tokens == 8 * 201 and one.stats.cached_tokens == 7 * 200
+
+
+@needs_kernels
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_page_that_begins_alike_is_copied_and_its_owner_keeps_it(cache):
+    """Three conversations that part in the middle of a page, one after the other and while the first goes on."""
+    shared = BASE[:100]  # a page and 36 tokens, of which 32 are known
+    one = engine("int8", cache)
+    prompts = [[*shared, *end] for end in ([1, 2, 3], [4], [5, 6])]
+    requests = [Request(prompt, sampler(), 40, row=row) for row, prompt in enumerate(prompts)]
+    said: list[list[int]] = [[], [], []]
+    one.add(requests[0])
+    for _ in range(5):
+        said[0] += [event.token for event in one.step()]
+    for request in requests[1:]:
+        one.add(request)
+    while one.unfinished:
+        for event in one.step():
+            said[event.row].append(event.token)
+    assert [request.cached_tokens for request in requests] == [0, 96, 96]
+    for prompt, got in zip(prompts, said, strict=True):
+        fresh = engine("int8", cache).run([Request(prompt, sampler(), 40)])
+        assert [event.token for event in fresh] == got
+    again = Request([*prompts[0], *said[0], 7], sampler(), 1)  # and its answer is known
+    assert len(list(one.run([again]))) == 1 and again.cached_tokens == 136
 
 
 def test_whoever_waits_goes_on_when_the_one_ahead_is_cancelled():
