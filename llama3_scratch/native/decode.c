@@ -57,8 +57,8 @@ static void norm(float *x, const Weight *weight, float eps) {
 }
 
 /* Turn the pairs of a strip of q or k by their token's rotation. Pairs never cross a strip, heads may. */
-static void rotate(float *strip, int row, const float *rotation, int head_dim) {
-    for (int r = 0; r < STRIP; r += 2) {
+static void rotate(float *strip, int rows, int row, const float *rotation, int head_dim) {
+    for (int r = 0; r < rows; r += 2) {
         const float *turn = rotation + (row + r) % head_dim;
         float a = strip[r], b = strip[r + 1];
         strip[r] = a * turn[0] - b * turn[1];
@@ -72,13 +72,12 @@ static void project(const Call *c, const Weight *w, int phase, float *to, int ro
     int head_dim = c->sizes->head_dim;
     FOR_EACH (strip, c->phase + phase, strips_at_once(w, c->threads), strips_of(w)) {
         for (int first = 0; first < c->normed.n; first += MAX_INPUTS) {
-            float out[MAX_INPUTS][STRIP];
             int row = STRIP * strip, some = inputs_at_once(&c->normed, first);
-            kernels->strip(w, strip, &c->normed, first, some, out);
-            for (int i = 0; i < some; i++) {
-                if (rotated) rotate(out[i], row, t->rotations + (int64_t)t->positions[first + i] * head_dim, head_dim);
-                memcpy(to + (int64_t)(first + i) * w->rows + row, out[i], sizeof(float) * rows_of_strip(w, strip));
-            }
+            float *out = to + (int64_t)first * w->rows + row;
+            kernels->strip(w, strip, &c->normed, first, some, out, w->rows);
+            for (int i = 0; i < some && rotated; i++)
+                rotate(out + (int64_t)i * w->rows, rows_of_strip(w, strip), row,
+                       t->rotations + (int64_t)t->positions[first + i] * head_dim, head_dim);
         }
     }
 }
@@ -89,7 +88,7 @@ static void add_matmul(const Call *c, const Weight *w, const Input *in, int phas
         for (int first = 0; first < in->n; first += MAX_INPUTS) {
             float out[MAX_INPUTS][STRIP];
             int some = inputs_at_once(in, first), rows = rows_of_strip(w, strip);
-            kernels->strip(w, strip, in, first, some, out);
+            kernels->strip(w, strip, in, first, some, out[0], STRIP);
             for (int i = 0; i < some; i++) {
                 float *x = c->x + (int64_t)(first + i) * w->rows + STRIP * strip;
                 for (int r = 0; r < rows; r++) x[r] += out[i][r];
@@ -106,8 +105,8 @@ static void gate(const Call *c) {
         for (int first = 0; first < c->normed.n; first += MAX_INPUTS) {
             float gates[MAX_INPUTS][STRIP], ups[MAX_INPUTS][STRIP], minus[STRIP];
             int some = inputs_at_once(&c->normed, first), rows = rows_of_strip(w1, strip);
-            kernels->strip(w1, strip, &c->normed, first, some, gates);
-            kernels->strip(w3, strip, &c->normed, first, some, ups);
+            kernels->strip(w1, strip, &c->normed, first, some, gates[0], STRIP);
+            kernels->strip(w3, strip, &c->normed, first, some, ups[0], STRIP);
             for (int i = 0; i < some; i++) {
                 float *to = c->gated + (int64_t)(first + i) * w1->rows + STRIP * strip;
                 for (int r = 0; r < rows; r++) minus[r] = gates[i][r] > -80 ? -gates[i][r] : 80; /* e^80 is a float */

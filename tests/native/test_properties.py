@@ -72,6 +72,40 @@ def test_matmul_and_rows(data):
     assert torch.equal(out, weight.floats(first, torch.float32))
 
 
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@pytest.mark.parametrize("form", TILE_FORMS)
+@settings(random, max_examples=30)
+@given(st.data())
+def test_an_inputs_product_has_the_same_bits_in_any_company(level, form, data):
+    """Alone or among others, in whatever place, in one call or in two; and AVX2's bits are AVX-512's."""
+    if kernels.choose(level) is None:
+        pytest.skip(f"this processor has no {level}")
+    draw = data.draw
+    rows, columns = 16 * draw(st.integers(1, 6)), 32 * draw(st.integers(1, 20))
+    company, seed = draw(st.integers(2, 40)), draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+    weight = stored(one(form, torch.randn(rows, columns, generator=generator)), "w")
+    x = torch.randn(company + 1, columns, generator=generator)
+    x *= 10.0 ** torch.randint(-3, 4, (company + 1, columns // 32), generator=generator).repeat_interleave(32, 1)
+    cut = draw(st.integers(1, company))
+
+    def products(x):
+        torch.set_num_threads(draw(THREADS))
+        out = kernels.matmul(x, weight)
+        assert out is not None
+        return out.view(torch.int32)
+
+    together = products(x)
+    assert torch.equal(torch.cat([products(x[i : i + 1]) for i in range(company + 1)]), together)
+    assert torch.equal(torch.cat((products(x[:cut]), products(x[cut:]))), together)
+    if level == "AVX-512":
+        kernels.choose("AVX2")
+        try:
+            assert torch.equal(products(x), together)
+        finally:
+            kernels.choose(level)
+
+
 MODELS: dict[tuple, tuple[Params, Config]] = {}
 
 
