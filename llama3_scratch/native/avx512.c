@@ -9,7 +9,7 @@
 
 enum {
     QUADS = GROUP / 4, /* the instruction's operands: 4 columns each */
-    AT_ONCE = 4,       /* inputs whose sums grow side by side: an instruction takes 4 cycles */
+    AT_ONCE = 4,       /* inputs whose sums grow side by side, since each instruction waits for the one before */
     FEW = 6,           /* inputs with which memory is slower than the products */
 };
 
@@ -45,29 +45,24 @@ INLINE __m512i add_quads(__m512i sum, const Tile *tile, int quad, const int8_t *
     return _mm512_dpbusd_epi32(sum, tile->quads[quad], _mm512_set1_epi32(four));
 }
 
-/* sums[i] += tile · input i, for n inputs of which `at` is the first one's group. The high bytes' products come first
- * and are shifted, then the low ones' join them: so a single register holds the sum, and the tile stays in others. */
+/* sums[i] += tile · input i, for n inputs of which `at` is the first one's group. */
 INLINE void add_products(int kind, int n, const Tile *tile, const Input *in, int64_t at, int64_t groups, __m512 *sums) {
     int above = kind == INT8_TILES ? 7 : 3; /* by 1 << above the bytes lie above the weights */
     const int8_t *x = in->bytes + at * 2 * GROUP;
-    __m512i whole[AT_ONCE];
-    for (int i = 0; i < n; i++) whole[i] = _mm512_setzero_si512();
-    for (int quad = 0; quad < QUADS; quad++)
-        for (int i = 0; i < n; i++) whole[i] = add_quads(whole[i], tile, quad, x + i * groups * 2 * GROUP);
-    for (int i = 0; i < n; i++) {
-        if (kind == INT4_TILES_WITH_MINS) {
-            whole[i] = _mm512_slli_epi32(whole[i], 8);
-        } else {
-            whole[i] = _mm512_slli_epi32(whole[i], 8 - above);
-            whole[i] = _mm512_sub_epi32(whole[i], _mm512_set1_epi32(in->sums[at + i * groups]));
-            whole[i] = _mm512_slli_epi32(whole[i], above);
+    __m512i highs[AT_ONCE], lows[AT_ONCE];
+    for (int i = 0; i < n; i++) highs[i] = lows[i] = _mm512_setzero_si512();
+    for (int quad = 0; quad < QUADS; quad++) {
+        for (int i = 0; i < n; i++) {
+            highs[i] = add_quads(highs[i], tile, quad, x + i * groups * 2 * GROUP);
+            lows[i] = add_quads(lows[i], tile, quad, x + (i * groups * 2 + 1) * GROUP);
         }
     }
-    for (int quad = 0; quad < QUADS; quad++)
-        for (int i = 0; i < n; i++) whole[i] = add_quads(whole[i], tile, quad, x + (i * groups * 2 + 1) * GROUP);
     for (int i = 0; i < n; i++) {
+        if (kind != INT4_TILES_WITH_MINS)
+            lows[i] = _mm512_sub_epi32(lows[i], _mm512_slli_epi32(_mm512_set1_epi32(in->sums[at + i * groups]), above));
+        __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(highs[i], 8), lows[i]));
         __m512 both = _mm512_mul_ps(tile->scales, _mm512_set1_ps(in->scales[at + i * groups]));
-        sums[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[i]), both, sums[i]);
+        sums[i] = _mm512_fmadd_ps(sum, both, sums[i]);
         if (kind == INT4_TILES_WITH_MINS)
             sums[i] = _mm512_fmadd_ps(tile->mins, _mm512_set1_ps(in->totals[at + i * groups]), sums[i]);
     }
@@ -78,8 +73,9 @@ INLINE void strip_times(int kind, int rest, const Weight *w, int strip, const In
                         int64_t stride) {
     int64_t groups = w->groups, tile_bytes = STRIP * GROUP / (kind == INT8_TILES ? 1 : 2);
     /* Few inputs use a tile up sooner than the next one comes from memory, so these are asked for long before; with
-     * many, what comes too soon drives the inputs out of the first cache. Of a later pass the strip is there. */
-    int near = first == 0 && n > FEW ? 2048 : 0, far = n <= FEW ? 8192 : 0;
+     * many, what comes too soon drives the inputs out of the first cache. One input goes through int8 so fast that the
+     * processor's own prefetching does better, and in a later pass the strip is there. */
+    int near = first == 0 && n > FEW ? 2048 : 0, far = n <= FEW && (kind != INT8_TILES || n > 1) ? 8192 : 0;
     __m512 sums[MAX_INPUTS];
     for (int i = 0; i < n; i++) sums[i] = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; g++) {
@@ -97,13 +93,14 @@ INLINE void strip_times(int kind, int rest, const Weight *w, int strip, const In
 }
 
 static void strip_of(const Weight *w, int strip, const Input *in, int first, int n, float *out, int64_t stride) {
+    if (w->kind < INT8_TILES) {
+        avx2_kernels.strip(w, strip, in, first, n, out, stride);
+        return;
+    }
 #define CASE(kind, rest) \
     case AT_ONCE *(kind) + (rest): strip_times(kind, rest, w, strip, in, first, n, out, stride); break;
 #define CASES(kind) CASE(kind, 0) CASE(kind, 1) CASE(kind, 2) CASE(kind, 3)
-    switch (AT_ONCE * w->kind + n % AT_ONCE) {
-        CASES(INT8_TILES)
-        CASES(INT4_TILES) CASES(INT4_TILES_WITH_MINS) default : avx2_kernels.strip(w, strip, in, first, n, out, stride);
-    }
+    switch (AT_ONCE * w->kind + n % AT_ONCE) { CASES(INT8_TILES) CASES(INT4_TILES) CASES(INT4_TILES_WITH_MINS) }
 }
 
 Kernels avx512_kernels;
