@@ -432,6 +432,7 @@ def test_llama_cpp_reads_a_random_shape(tmp_path, monkeypatch):
     worker.close()
 
 
+@pytest.mark.slow
 def test_transformers_answers_beside_ours(model, capsys):
     pytest.importorskip("transformers")
     assert bench.main([str(model), "--against", "hf", "--contexts", "0,6", *SMALL, "--json"]) == 0
@@ -491,6 +492,7 @@ def test_f136_a_picture_that_cant_be_written_is_refused_before_loading(tmp_path,
     assert f"there is no folder {nowhere.parent} to write it in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_line_for_each_form(model, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     path = tmp_path / "rates.svg"
@@ -499,6 +501,7 @@ def test_the_picture_has_a_line_for_each_form(model, tmp_path, capsys):
     assert path.read_text().count('<g id="line2d') > 4
 
 
+@pytest.mark.slow
 def test_startup_times_whole_commands(model, capsys):
     assert bench.main([str(model), "--startup", "-r", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -26,7 +26,7 @@ from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, MismatchError, UsageError
 from llama3_scratch.text.dialog import encode_dialog
 from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
-from tests.text.test_chat_template import model as chat_model
+from tests.text.templates import model as chat_model
 
 
 @pytest.fixture

@@ -58,7 +58,8 @@ def test_text_goes_to_stdout_and_statistics_to_stderr(run, chats):
     (answer,) = result(run, "hi", "--model", chats)
     code, out, err = run("hi", "--model", chats, "--max-tokens", 12, "--seed", 7)
     assert (code, out) == (0, answer["text"] + "\n")
-    assert "prefill" in err and "decode" in err and "peak" in err and "seed 7" in err
+    assert "prefill" in err and "decode" in err and "peak" in err and "seed" not in err, "nothing was drawn"
+    assert "· seed 7" in run("hi", "--model", chats, "--max-tokens", 12, "--seed", 7, "--temperature", 1)[2]
     assert run("hi", "--model", chats, "--max-tokens", 12, "--quiet")[2] == ""
 
 

@@ -33,7 +33,7 @@ from llama3_scratch.system.memory import memory_plan
 from llama3_scratch.trace import watch
 from tests import tiny
 from tests.batches import ragged_rows
-from tests.checkpoint.test_gguf import greedy, llama_cpp
+from tests.checkpoint.llama_cpp import greedy, llama_cpp
 from tests.compare import DiffersError, check
 from tests.forms import plain
 from tests.hf_reference import doubled, hf_model, their_model, wide

@@ -119,7 +119,7 @@ def test_gradcheck_of_an_adaptor_on_a_frozen_weight(form, small_pieces):
     assert torch.autograd.gradcheck(product, (x, A, B))
 
 
-@pytest.mark.parametrize("form", ["bf16", "nf4"])
+@pytest.mark.parametrize("form", ["bf16", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_gradcheck_of_dora_whose_lengths_are_constants(form, small_pieces, monkeypatch):
     """Of A, B and the magnitude, each row's own length held: a difference quotient would move it too."""
     name = "layers.0.attention.wk"

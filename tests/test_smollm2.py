@@ -133,7 +133,7 @@ def test_generate_without_a_model_runs_from_the_blocks(blocks, checkpoint, monke
     assert opened() == floats
 
 
-@pytest.mark.parametrize("form", ["int8", "nf4"])
+@pytest.mark.parametrize("form", ["int8", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_the_blocks_are_quantised_to_what_the_floats_are(blocks, checkpoint, form):
     ours, wanted = quantize(blocks.params, form, of_integers=True), quantize(checkpoint.params, form)
     assert ours.keys() == wanted.keys() and all(tensor.equal(wanted[name]) for name, tensor in ours.items())

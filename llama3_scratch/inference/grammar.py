@@ -31,6 +31,8 @@ LIMITS: dict[str, Any] = {
     "max_grammar_size": 100_000,
     "verbose_errors": False,  # a schema may be a secret
 }
+# As json.dumps writes: where white space may come anywhere, a model can go on with it for ever.
+_LAYOUT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # What is forbidden gets this: far below any logit, and yet a number that the sampler can compute with.
 _FORBIDDEN = -30_000.0
 
@@ -59,14 +61,8 @@ class Grammars:
         """JSON by a schema; True: any object. Raises UsageError for a schema that can't be followed."""
         if isinstance(schema, bool):
             schema = {"type": "object"}
-        text = json.dumps(schema)
-        if len(text) > MAX_SCHEMA_BYTES:
-            raise UsageError(f"the schema has {len(text)} bytes, at most {MAX_SCHEMA_BYTES} are taken")
-        _check(schema)
         try:
-            grammar = self._library.LLMatcher.grammar_from_json_schema(
-                text, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-            )
+            grammar = self._library.LLMatcher.grammar_from_json_schema(_text(schema), overrides=_LAYOUT)
         except ValueError as error:
             raise UsageError(f"the schema can't be followed: {_first_line(error)}") from error
         return self._made(grammar)
@@ -76,26 +72,16 @@ class Grammars:
 
         `tools` are OpenAI's: {"function": {"name", "parameters"}}. `several`: one call or more, "; " between them.
         """
-        functions = [tool["function"] for tool in tools]
-        call = {
-            "anyOf": [
-                {
-                    "type": "object",
-                    "properties": {
-                        "name": {"const": function["name"]},
-                        "parameters": function.get("parameters") or {"type": "object"},
-                    },
-                    "required": ["name", "parameters"],
-                    "additionalProperties": False,
-                }
-                for function in functions
-            ]
-        }
-        if not several:
-            return self.json(call)
-        _check(call)
-        lark = f'start: call ("; " call)*\ncall: %json {json.dumps(call)}\n'
-        return self._made(self._library.LLMatcher.grammar_from_lark(lark))
+        rules = ['start: call ("; " call)*' if several else "start: call"]
+        rules.append(f"call: {' | '.join(f'call_{place}' for place in range(len(tools)))}")
+        for place, tool in enumerate(tools):
+            function = tool["function"]
+            schema = {"type": "object", **(function.get("parameters") or {}), "x-guidance": _LAYOUT}
+            head = f'{{"name": {json.dumps(function["name"])}, "parameters": '
+            rules.append(f'call_{place}: {json.dumps(head)} parameters_{place} "}}"')
+            # A schema of its own, in which #/$defs/… leads to its own definitions.
+            rules.append(f"parameters_{place}: %json {_text(schema)}")
+        return self._made(self._library.LLMatcher.grammar_from_lark("\n".join([*rules, ""])))
 
     def regex(self, pattern: str) -> Grammar:
         """A text that the pattern matches whole."""
@@ -159,6 +145,15 @@ class _Tokens:
     def __call__(self, text: bytes | str) -> list[int]:
         whole = text.decode("utf-8", "ignore") if isinstance(text, bytes) else text
         return self._tokenizer.encode(whole, bos=False, eos=False)
+
+
+def _text(schema: Mapping[str, Any]) -> str:
+    """The schema as JSON. Raises UsageError for one that is too large or too deep, or would fetch another."""
+    _check(schema)
+    text = json.dumps(schema)
+    if len(text) > MAX_SCHEMA_BYTES:
+        raise UsageError(f"the schema has {len(text)} bytes, at most {MAX_SCHEMA_BYTES} are taken")
+    return text
 
 
 def _check(schema: Any, depth: int = 0) -> None:

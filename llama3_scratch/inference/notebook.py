@@ -14,8 +14,7 @@ from llama3_scratch.inference.factories import make_cache, make_drafts
 from llama3_scratch.inference.loading import activations
 from llama3_scratch.inference.prompt_encoding import encode_prompt
 from llama3_scratch.inference.timed import timed_stream
-from llama3_scratch.system.cli import meant
-from llama3_scratch.system.fields import updated
+from llama3_scratch.system.fields import meant, updated
 from llama3_scratch.system.timings import Timings
 from llama3_scratch.text.detokenizer import Detokenizer
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from llama3_scratch.inference.requests import Failure, GeneratedToken, Request
-from llama3_scratch.inference.sample import Sampler
+from llama3_scratch.inference.sample import Sampler, logprobs
 from llama3_scratch.text.detokenizer import Detokenizer, piece
 from llama3_scratch.text.tokenizer import Tokenizer
 
@@ -79,7 +79,7 @@ class Answer:
             self.ended = True
             return Part(self.index, error=event.error, generated=0)
         if self._logprobs is not None and event.token not in self._stop_tokens:
-            entry = token_logprob(event.token, event.logits_V.log_softmax(-1), self._logprobs, self._tokenizer)
+            entry = token_logprob(event.token, event.logits_V, self._logprobs, self._tokenizer)
             entry.text = self._bytes.decode(entry.data)
             self._waiting.append(entry)
         if event.finish_reason:
@@ -127,11 +127,10 @@ class Answer:
         return found
 
 
-def token_logprob(token: int, logprobs_V: Tensor, n_top: int, tokenizer: Tokenizer) -> TokenLogprob:
+def token_logprob(token: int, logits_V: Tensor, n_top: int, tokenizer: Tokenizer) -> TokenLogprob:
     """A token beside the `n_top` likeliest in its place."""
-    top: list[tuple[bytes, float]] = []
-    if n_top:
-        values, ids = logprobs_V.topk(min(n_top, len(logprobs_V)))
-        top = [(piece(id, tokenizer), value) for id, value in zip(ids.tolist(), values.tolist(), strict=True)]
+    logprob, likeliest = logprobs(logits_V, token, n_top)
     data = piece(token, tokenizer)
-    return TokenLogprob(data.decode("utf-8", "replace"), data, float(logprobs_V[token]), top)
+    return TokenLogprob(
+        data.decode("utf-8", "replace"), data, logprob, [(piece(id, tokenizer), value) for id, value in likeliest]
+    )

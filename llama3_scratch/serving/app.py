@@ -18,7 +18,9 @@ from llama3_scratch.serving.completions import completions
 from llama3_scratch.serving.embeddings import embeddings
 from llama3_scratch.serving.endpoint import Endpoint, Handler
 from llama3_scratch.serving.errors import ApiError
+from llama3_scratch.serving.images import images
 from llama3_scratch.serving.log import Told, log_request
+from llama3_scratch.serving.look import TRACE_PATH, Look
 from llama3_scratch.serving.page import Page
 from llama3_scratch.serving.security import check_caller, preflight_headers
 from llama3_scratch.serving.service import Service
@@ -28,6 +30,7 @@ API: list[tuple[str, str, Handler]] = [
     ("POST", "/chat/completions", chat),
     ("POST", "/completions", completions),
     ("POST", "/embeddings", embeddings),
+    ("POST", "/images/generations", images),
     ("GET", "/models", models.models),
     ("GET", "/models/{id:path}", models.model),
     ("POST", "/tokenize", tokenize.tokenize),
@@ -36,15 +39,24 @@ API: list[tuple[str, str, Handler]] = [
     ("GET", "/health", health.health),
     ("GET", "/metrics", health.metrics),
 ]
-WITHOUT_KEY = ("/", "/health", "/v1/health")  # and all of the page, which asks for the key
+# And all of the page, which asks for the key; a trace's name is one.
+WITHOUT_KEY = ("/", "/health", "/v1/health", TRACE_PATH)
 
 
 def make_app(service: Service, page: Page | None = None) -> ASGIApp:
+    look = Look()
+    looks: list[tuple[str, str, Handler]] = [
+        ("POST", "/look/lens", look.lens),
+        ("POST", "/look/attention", look.attention),
+        ("POST", "/look/trace", look.trace),
+        ("GET", "/look/pages", look.pages),
+    ]
     routes = [
         Route(prefix + path, Endpoint(service, handler), methods=[method])
-        for method, path, handler in API
+        for method, path, handler in API + looks
         for prefix in ("/v1", "")
     ]
+    routes.append(Route(TRACE_PATH, Endpoint(service, look.traced), methods=["GET"]))
     served = Endpoint(service, (page or Page()).serve)
     routes += [Route(path, served, methods=["GET"]) for path in ("/", "/page/{name:path}")]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _as_openai})

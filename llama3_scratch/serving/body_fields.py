@@ -18,6 +18,10 @@ class Fields:
     def __init__(self, values: Mapping[str, Any], path: str = "") -> None:
         self._values, self._path = values, path
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._values)
+
     def get(self, name: str) -> Any:
         return self._values.get(name)
 

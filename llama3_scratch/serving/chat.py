@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`."""
+"""`POST /v1/chat/completions`: the assistant's next message, whole or as it comes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from llama3_scratch.errors import UsageError
+from llama3_scratch.inference.grammar import Grammar
 from llama3_scratch.serving.answer import Part, TokenLogprob
 from llama3_scratch.serving.answering import make_answers
 from llama3_scratch.serving.endpoint import Call
+from llama3_scratch.serving.errors import ApiError
 from llama3_scratch.serving.generation import Generation
 from llama3_scratch.serving.prompts import chat_tokens
 from llama3_scratch.serving.requests import ChatRequest, chat_request
-from llama3_scratch.serving.responses import DONE, STILL_HERE, Chunks, chat_logprobs, new_id, usage, whole
+from llama3_scratch.serving.responses import DONE, Chunks, chat_logprobs, new_id, usage, whole
 from llama3_scratch.serving.streaming import send_stream
 from llama3_scratch.text.tool_call_stream import ToolCallStream
 
@@ -26,7 +29,10 @@ async def chat(call: Call) -> Response | None:
     with service.place(asked.sampled.n):
         tools = asked.tools if asked.callable else ()
         prompt = await chat_tokens(service, asked.messages, tools, call.caller.salt)
-        answers = make_answers(service, [prompt], asked.sampled, adapter=adapter, salt=call.caller.salt)
+        grammar = await service.apart(_grammar, call, asked)
+        answers = make_answers(
+            service, [prompt], asked.sampled, adapter=adapter, salt=call.caller.salt, grammar=grammar
+        )
         async with Generation(service, answers, began, service.choice.max_seconds) as generation:
             choices = [_Choice(index, asked) for index in range(asked.sampled.n)]
             name = asked.sampled.model or service.name
@@ -38,11 +44,29 @@ async def chat(call: Call) -> Response | None:
                     for part in parts:
                         choices[part.index].take(part)
                 bodies = [choice.body() for choice in choices]
-                done = JSONResponse(whole(new_id("chatcmpl"), "chat.completion", name, bodies, usage(answers)))
+                done = JSONResponse(
+                    whole(
+                        new_id("chatcmpl"), "chat.completion", name, bodies, usage(answers), timings=generation.timings
+                    )
+                )
             call.told.finished(answers, [choice.finish_reason or "" for choice in choices])
             for answer in answers:
                 service.said_before.keep(prompt, answer.tokens, answer.words.text, call.caller.salt)
             return done
+
+
+def _grammar(call: Call, asked: ChatRequest) -> Grammar | None:
+    """What the answer has to be, where anything is said of that: calls come before JSON by a schema.
+
+    Raises ApiError for a schema that can't be followed. Takes up to a quarter of a second.
+    """
+    try:
+        if asked.forced:
+            return call.service.grammars.calls(asked.forced, several=asked.parallel_tool_calls)
+        return None if asked.schema is None else call.service.grammars.json(asked.schema)
+    except UsageError as error:
+        param = "tools" if asked.forced else "response_format"
+        raise ApiError(400, f"{param}: {error}", param=param) from error
 
 
 class _Choice:
@@ -112,10 +136,8 @@ async def _frames(
     yield b"".join(made.choice(one.index, _delta(role="assistant", content=None), None, None) for one in choices)
     async for parts in generation.parts(call.receive):
         frames = b"".join(choices[part.index].chunks(part, made) for part in parts)
-        if frames:
-            yield frames
-        elif not parts:
-            yield STILL_HERE
+        if said := generation.spoken(frames):
+            yield said
     if asked.sampled.include_usage:
-        yield made.usage(usage(generation.answers))
+        yield made.usage(usage(generation.answers), generation.timings)
     yield DONE

@@ -18,7 +18,6 @@ from llama3_scratch.serving.prompts import check_ids, text_tokens
 from llama3_scratch.serving.requests import CompletionRequest, completion_request
 from llama3_scratch.serving.responses import (
     DONE,
-    STILL_HERE,
     Chunks,
     completion_logprobs,
     new_id,
@@ -63,7 +62,9 @@ async def completions(call: Call) -> Response | None:
                     for part in parts:
                         choices[part.index].take(part)
                 bodies = [choice.body(choice.finish_reason) for choice in choices]
-                done = JSONResponse(whole(new_id("cmpl"), "text_completion", name, bodies, usage(answers)))
+                done = JSONResponse(
+                    whole(new_id("cmpl"), "text_completion", name, bodies, usage(answers), timings=generation.timings)
+                )
             call.told.finished(answers, [choice.finish_reason or "" for choice in choices])
             return done
 
@@ -136,10 +137,8 @@ async def _frames(
         yield b"".join(choice.first_chunk(made) for choice in choices)
     async for parts in generation.parts(call.receive):
         frames = b"".join(choices[part.index].chunks(part, made) for part in parts)
-        if frames:
-            yield frames
-        elif not parts:
-            yield STILL_HERE
+        if said := generation.spoken(frames):
+            yield said
     if asked.sampled.include_usage:
-        yield made.usage(usage(generation.answers))
+        yield made.usage(usage(generation.answers), generation.timings)
     yield DONE

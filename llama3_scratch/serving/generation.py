@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from llama3_scratch.serving.answer import Answer, Part
 from llama3_scratch.serving.metrics import Metrics
 
+STILL_HERE = b": still here\n\n"  # a comment, which clients pass over
 SILENCE = 1.0  # seconds after which a stream says that it's still there
 
 
@@ -40,16 +41,17 @@ class Generation:
         self.answers = answers
         self.began = began
         self.deadline = began + max_seconds
-        self.last = time.perf_counter()  # when something was last said
+        self._said_at = time.perf_counter()  # when something was last said to the client
         self._service = service
         self._ready: list[Part] = []
         self._event = asyncio.Event()
         self._left = False
         self._watch: asyncio.Task[None] | None = None
+        self._first_token: dict[int, float] = {}
         self._last_token: dict[int, float] = {}
 
     async def parts(self, receive: Callable[[], Awaitable[Any]]) -> AsyncIterator[list[Part]]:
-        """What has come since the last time, until all answers have ended; an empty list after a second of silence.
+        """What has come since the last time, until all answers have ended; maybe nothing, after a second of silence.
 
         Raises ClientLeftError when the client is gone, and what an answer failed with.
         """
@@ -61,7 +63,6 @@ class Generation:
             if self._left:
                 raise ClientLeftError
             parts, self._ready = self._ready, []
-            self.last = time.perf_counter()
             for part in parts:
                 if part.error is not None:
                     raise part.error
@@ -69,11 +70,19 @@ class Generation:
                     open_answers.discard(part.index)
             yield parts
 
+    def spoken(self, frames: bytes) -> bytes:
+        """What a stream says now: the frames, or where there are none and it has been silent, that it's still there."""
+        if not frames and time.perf_counter() - self._said_at < SILENCE:
+            return b""
+        self._said_at = time.perf_counter()
+        return frames or STILL_HERE
+
     def take(self, part: Part) -> None:
         """A part has come."""
         metrics, answer = self._service.metrics, part.index
         if part.error is None and part.generated:
             if answer not in self._last_token:
+                self._first_token[answer] = part.at
                 metrics.first_token.observe(part.at - self.began)
                 metrics.queued.observe(max(0.0, self.answers[answer].request.let_in_at - self.began))
             else:
@@ -84,12 +93,32 @@ class Generation:
         self._ready.append(part)
         self._event.set()
 
+    @property
+    def timings(self) -> dict[str, float]:
+        """How long the prompts took, the queue included, and the answers, and how fast both were: llama.cpp's names."""
+        read = {id(answer.request.prompt): answer.request for answer in reversed(self.answers)}
+        prompt_n = sum(len(request.prompt) - request.cached_tokens for request in read.values())
+        predicted_n = sum(len(answer.tokens) for answer in self.answers)
+        first = min(self._first_token.values(), default=self.began)
+        prompt_ms = 1000 * (first - self.began)
+        predicted_ms = 1000 * (max(self._last_token.values(), default=first) - first)
+        after_first = predicted_n - len(self._first_token)
+        return {
+            "cache_n": sum(request.cached_tokens for request in read.values()),
+            "prompt_n": prompt_n,
+            "prompt_ms": round(prompt_ms, 3),
+            "prompt_per_second": round(1000 * prompt_n / prompt_ms, 3) if prompt_ms else 0.0,
+            "predicted_n": predicted_n,
+            "predicted_ms": round(predicted_ms, 3),
+            "predicted_per_second": round(1000 * after_first / predicted_ms, 3) if predicted_ms else 0.0,
+        }
+
     def tick(self, now: float) -> None:
         """Time goes by: wake a stream that has been silent, end answers that took too long."""
         if now > self.deadline:
             self.deadline = float("inf")
             self._service.end(self, [answer for answer in self.answers if not answer.ended])
-        if now - self.last >= SILENCE:
+        if now - self._said_at >= SILENCE:
             self._event.set()
 
     async def _leaving(self, receive: Callable[[], Awaitable[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What a client may take of the server before it is answered: bytes and seconds of a header and of a body.
+"""What a client may take of the server: bytes and seconds of a header and of a body, and a while without reading.
 
 uvicorn with h11 answers a header that is too large with 400, and waits without end for one that comes byte by byte.
 """
@@ -20,6 +20,7 @@ from llama3_scratch.serving.errors import ApiError
 
 MAX_HEADER_BYTES, MAX_HEADER_SECONDS = 16_384, 10.0
 MAX_BODY_BYTES, MAX_BODY_SECONDS = 4 * 2**20, 30.0
+MAX_UNREAD_SECONDS = 30.0  # that a client may read nothing of an answer that waits for it
 # A connection that is closed while data comes in is reset, and a client that still writes never reads why. So what
 # it goes on to send is thrown away for a while.
 MAX_IGNORED_BYTES, MAX_IGNORED_SECONDS = 64 * 2**20, 2.0
@@ -94,6 +95,7 @@ class Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self._connection = self.conn = _Connection(h11.SERVER, MAX_HEADER_BYTES)
         self._header_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._refused = False
         self._ignored = 0
 
@@ -103,7 +105,16 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_header()
+        self._end_unread()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(MAX_UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._end_unread()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -132,6 +143,11 @@ class Protocol(H11Protocol):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+    def _end_unread(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def _too_slow(self) -> None:
         if not self.transport.is_closing():

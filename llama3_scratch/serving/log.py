@@ -11,7 +11,7 @@ from llama3_scratch.serving.responses import usage
 
 log = logging.getLogger("llama3_scratch")
 
-QUIET = {"/health", "/v1/health", "/metrics", "/v1/metrics"}  # asked every few seconds by what watches
+QUIET = {"/health", "/v1/health", "/metrics", "/v1/metrics", "/v1/look/pages"}  # asked every second by what watches
 
 
 @dataclass

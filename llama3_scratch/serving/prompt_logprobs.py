@@ -26,10 +26,10 @@ async def prompt_logprobs(
     @torch.inference_mode()
     def run(begin: int) -> None:
         chunk = prompt[begin : begin + CHUNK]
-        logprobs_TV = model.logits(torch.tensor([chunk]), cache)[0].log_softmax(-1)
+        logits_TV = model.logits(torch.tensor([chunk]), cache)[0]
         behind = prompt[begin + 1 : begin + 1 + len(chunk)]
-        for token, logprobs_V in zip(behind, logprobs_TV, strict=False):
-            found.append(token_logprob(token, logprobs_V, n_top, tokenizer))
+        for token, logits_V in zip(behind, logits_TV, strict=False):
+            found.append(token_logprob(token, logits_V, n_top, tokenizer))
 
     for begin in range(0, len(prompt), CHUNK):
         await service.between_steps(lambda begin=begin: run(begin))  # type: ignore[misc]

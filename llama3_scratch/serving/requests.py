@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llama3_scratch.inference.choices import CHAT_SAMPLING, SamplingChoice
+from llama3_scratch.inference.choices import CHAT_SAMPLING, MAX_BIAS, SamplingChoice
 from llama3_scratch.serving.body_fields import Fields
 from llama3_scratch.serving.errors import ApiError
 from llama3_scratch.text.openai_messages import dialog_of, tool_names, tools_of
@@ -105,6 +106,8 @@ def chat_request(body: Mapping[str, Any]) -> ChatRequest:
         fields.flag("parallel_tool_calls", True),
         _schema(fields),
     )
+    if request.sampled.ignore_eos and (request.schema is not None or request.forced):
+        raise ApiError(400, "ignore_eos: an answer by a schema ends where the schema does", param="ignore_eos")
     if choice.startswith(":") and not request.forced:
         raise ApiError(400, f"tool_choice: {choice[1:99]} isn't among the tools", param="tool_choice")
     return request
@@ -222,6 +225,9 @@ def _sampled(fields: Fields, *, max_tokens: int | None, logprobs: int | None) ->
         top_k=max(0, fields.whole("top_k", 0, minimum=-1)),  # −1 is vLLM's word for all
         min_p=fields.number("min_p", 0.0, minimum=0, maximum=1),
         repeat_penalty=_repeat_penalty(fields),
+        presence_penalty=fields.number("presence_penalty", 0.0, minimum=-2, maximum=2),
+        frequency_penalty=fields.number("frequency_penalty", 0.0, minimum=-2, maximum=2),
+        logit_bias=_logit_bias(fields),
         seed=_seed(fields),
         stop=_stops(fields),
     )
@@ -235,6 +241,18 @@ def _sampled(fields: Fields, *, max_tokens: int | None, logprobs: int | None) ->
         fields.flag("ignore_eos"),
         logprobs,
     )
+
+
+def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
+    biases = fields.object("logit_bias")
+    if biases is None:
+        return ()
+    found: list[tuple[int, float]] = []
+    for name in biases.names:
+        if not re.fullmatch(r"\d{1,9}", name, re.ASCII) or len(found) == MAX_BIASES:
+            raise fields.wrong("logit_bias", f"at most {MAX_BIASES} token ids with numbers")
+        found.append((int(name), biases.number(name, 0.0, minimum=-MAX_BIAS, maximum=MAX_BIAS)))
+    return tuple(found)
 
 
 def _repeat_penalty(fields: Fields) -> float:

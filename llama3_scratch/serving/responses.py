@@ -12,7 +12,6 @@ from typing import Any
 from llama3_scratch.serving.answer import Answer, TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
-STILL_HERE = b": still here\n\n"
 
 
 def new_id(prefix: str) -> str:
@@ -50,18 +49,21 @@ class Chunks:
         choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
         return b"%b%b]}\n\n" % (self._head, json.dumps(choice, separators=(",", ":")).encode())
 
-    def usage(self, used: Mapping[str, Any]) -> bytes:
+    def usage(self, used: Mapping[str, Any], timings: Mapping[str, Any]) -> bytes:
         """The last chunk, without a choice, for those who asked."""
-        return frame({**self._common, "choices": [], "usage": used})
+        return frame({**self._common, "choices": [], "usage": used, "timings": timings})
 
 
 def frame(value: Mapping[str, Any]) -> bytes:
     return b"data: %b\n\n" % json.dumps(value, separators=(",", ":")).encode()
 
 
-def whole(id: str, kind: str, model: str, choices: Sequence[Any], used: Mapping[str, Any]) -> dict[str, Any]:
+def whole(
+    id: str, kind: str, model: str, choices: Sequence[Any], used: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
     """The body of an answer that isn't streamed."""
-    return {"id": id, "object": kind, "created": int(time.time()), "model": model, "choices": choices, "usage": used}
+    made = {"id": id, "object": kind, "created": int(time.time()), "model": model}
+    return {**made, "choices": choices, "usage": used, **more}
 
 
 def chat_logprobs(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:

@@ -93,9 +93,9 @@ def _name(path: Path) -> str:
 def listen(choice: ServeChoice) -> socket.socket:
     """The socket, bound. Raises UsageError for a host that isn't this machine's and a port that is taken."""
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            choice.host, choice.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(choice.host, choice.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # A name may be both, as localhost is; clients try either.
+        family, kind, protocol, _, place = min(found, key=lambda one: one[0] != socket.AF_INET)
     except (OSError, UnicodeError) as error:
         raise UsageError(f"`host` {choice.host}: isn't an address or a name of this machine") from error
     listener = socket.socket(family, kind, protocol)

@@ -40,8 +40,9 @@ def check_caller(headers: Headers, choice: ServeChoice, *, needs_key: bool) -> C
 
 
 def check_host(headers: Headers, choice: ServeChoice) -> None:
-    """On loopback the host must be a loopback's name (ollama's rule)."""
-    if choice.local and not is_loopback(host_of(headers.get("host", ""))):
+    """On loopback the host must be a loopback's name (ollama's rule); browsers always name one."""
+    host = headers.get("host", "")
+    if choice.local and host and not is_loopback(host_of(host)):
         raise ApiError(403, "this server answers to localhost alone; the request is for another host")
 
 

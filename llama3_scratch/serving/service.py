@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TypeVar
 
 from llama3_scratch.caches.paged import PAGE_SLOTS
@@ -18,6 +18,7 @@ from llama3_scratch.errors import ResourceError
 from llama3_scratch.inference.engine.engine import Engine
 from llama3_scratch.inference.engine.thread import EngineThread
 from llama3_scratch.inference.fast_forward import FastForward
+from llama3_scratch.inference.grammar import Grammars
 from llama3_scratch.inference.requests import Failure, GeneratedToken
 from llama3_scratch.serving.answer import Answer, Part
 from llama3_scratch.serving.choices import ServeChoice
@@ -81,6 +82,11 @@ class Service:
         """Tokens that a prompt and its answer may have together."""
         return self.thread.limit
 
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Made by whoever asks first, beside the event loop: it takes a moment."""
+        return Grammars(self.tokenizer, self.checkpoint.config.vocab_size)
+
     # On the event loop
 
     async def run(self, ended: asyncio.Event) -> None:
@@ -114,7 +120,7 @@ class Service:
 
     async def apart(self, function: Callable[..., T], *args: object) -> T:
         """Run what takes a while, beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, partial(function, *args))
+        return await asyncio.get_running_loop().run_in_executor(self._workers, functools.partial(function, *args))
 
     async def between_steps(self, function: Callable[[], T]) -> T:
         """Run a function on the engine's thread, to which the model belongs."""
@@ -128,10 +134,14 @@ class Service:
         return room if wanted is None else min(wanted, room)
 
     def start(self, generation: Generation) -> None:
-        """Have its answers generated. Raises UsageError, before any of them is begun, for one that can't be."""
+        """Have its answers generated. Raises UsageError for one that can't be, and begins none then."""
         self._live.add(generation)
-        for answer in generation.answers:
-            self.thread.submit(answer.request, partial(self._hear, generation, answer))
+        try:
+            for answer in generation.answers:
+                self.thread.submit(answer.request, functools.partial(self._hear, generation, answer))
+        except BaseException:
+            self.finish(generation)
+            raise
 
     def finish(self, generation: Generation) -> None:
         """It's over, however: what is unfinished is cancelled."""

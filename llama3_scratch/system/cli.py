@@ -16,7 +16,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from llama3_scratch.errors import FileError, Llama3Error, ResourceError, UsageError
@@ -49,13 +49,6 @@ class Parser(argparse.ArgumentParser):
             close = begun or difflib.get_close_matches(given, flags, n=1)
             self.error(f"unknown argument {unknown[0]}" + (f"; did you mean {close[0]}?" if close else ""))
         return known
-
-
-def meant(name: str, known: Collection[str]) -> str:
-    """What a name that isn't among the known ones may have been meant for, and if nothing like it is there, all."""
-    begun = [one for one in known if name and one.startswith(name)]
-    close = begun or difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
 
 
 def script(name: str, doc: str | None) -> Parser:

@@ -10,9 +10,10 @@ A message names the field in backquotes, as a setting of the library; `cli` says
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -98,11 +99,25 @@ def switch(default: bool = False) -> Any:
     return field(default=default, metadata={"takes": Of(bool, "True or False")})
 
 
+def meant(name: str, known: Collection[str]) -> str:
+    """What a name that isn't among the known ones may have been meant for, and if nothing like it is there, all."""
+    begun = [one for one in known if name and one.startswith(name)]
+    close = begun or difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+
+
 class Checked:
     """A dataclass whose fields are checked as it is made: UsageError for one that takes no such value.
 
     None is taken where it is the default.
     """
+
+    def __new__(cls, *values: Any, **named: Any) -> Any:
+        known = [one.name for one in dataclasses.fields(cls)]  # type: ignore[arg-type]  # subclasses are dataclasses
+        for name in named:
+            if name not in known:
+                raise UsageError(f"{cls.__name__} has no `{name}`; {meant(name, known)}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for one in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses

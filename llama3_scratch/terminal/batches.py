@@ -97,7 +97,8 @@ def answer_prompts(asked: Sequence[Prompt], how: Answering, *, make_watch: MakeW
             break
     if watch is not None:
         watch.finish()
-    log.info("%s · %s weights · seed %d", total, weights, sampling.seed)
+    drawn = f" · seed {sampling.seed}" if sampling.temperature else ""  # the likeliest token needs none
+    log.info("%s · %s weights%s", total, weights, drawn)
     if watch is not None and not code:
         watch.compare()
     return code

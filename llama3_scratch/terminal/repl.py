@@ -26,7 +26,7 @@ from llama3_scratch.inference.conversation import Conversation
 from llama3_scratch.inference.loading import open_model
 from llama3_scratch.inference.prompt_cache_file import PromptCacheFile, check_path
 from llama3_scratch.system import cli
-from llama3_scratch.system.fields import Number, takes
+from llama3_scratch.system.fields import Number, meant, takes
 from llama3_scratch.system.files import read_json
 from llama3_scratch.terminal.line_editor import LineEditor, PlainInput, line_editor
 from llama3_scratch.terminal.word_wrap import WrappedOutput
@@ -54,7 +54,8 @@ def _report(error: Exception) -> int:
     return cli.report(error, debug=False)
 
 
-SETTINGS = tuple(field.name for field in fields(SamplingChoice))
+# All but the one that speaks of tokens by their ids, which nobody knows by heart.
+SETTINGS = tuple(field.name for field in fields(SamplingChoice) if field.name != "logit_bias")
 
 
 def talk(
@@ -218,7 +219,7 @@ class Repl:
         name, *value = argument.replace("=", " ", 1).split(maxsplit=1) or [""]
         name = name.replace("-", "_")
         if name and name not in SETTINGS:
-            raise UsageError(f"no setting {name}; {cli.meant(name, SETTINGS)}")
+            raise UsageError(f"no setting {name}; {meant(name, SETTINGS)}")
         if value:
             self._change(name, value[0].strip())
         for key in SETTINGS:

@@ -110,7 +110,11 @@ class TracePage:
         ])  # fmt: skip
 
     def write(self, path: Path) -> None:
-        """Write the page: the template with style, script and data put in, and a policy that lets only those run."""
+        """Write the page."""
+        write_whole(path, self.html())
+
+    def html(self) -> str:
+        """The page: the template with style, script and data put in, and a policy that lets only those run."""
         c = self._config
         known = {
             "title": self._title,
@@ -128,7 +132,7 @@ class TracePage:
         }  # fmt: skip
         head = json.dumps(known, separators=(",", ":"), allow_nan=False).encode()
         packed = gzip.compress(len(head).to_bytes(4, "little") + head + self._blobs, mtime=0)
-        write_whole(path, _filled(base64.b64encode(packed).decode()))
+        return _filled(base64.b64encode(packed).decode())
 
     @property
     def max_tokens(self) -> int:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import logging
 import struct
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -19,7 +16,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama3_scratch.cache import Cache
 from llama3_scratch.checkpoint.ggml_blocks import BLOCK_FORMATS, dequantize
 from llama3_scratch.checkpoint.gguf import gguf_name, read_gguf
 from llama3_scratch.checkpoint.gguf_header import read_header
@@ -28,12 +24,12 @@ from llama3_scratch.checkpoint.gguf_rope import scaling_divisors
 from llama3_scratch.checkpoint.llama2c import read_llama2c
 from llama3_scratch.config import Config, RopeScaling, expected
 from llama3_scratch.errors import FileError, ResourceError, UsageError
-from llama3_scratch.inference.sample import sampler
 from llama3_scratch.model import forward, rope_frequencies
 from llama3_scratch.params.quantize import quantize
 from llama3_scratch.stored import Params, stored
 from llama3_scratch.text.tokenizer import Tokenizer
 from tests import tiny
+from tests.checkpoint.llama_cpp import greedy, llama_cpp
 from tests.reference import smollm2_gguf
 
 CONFIG = Config(
@@ -843,43 +839,6 @@ def test_what_a_gguf_file_cannot_hold_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r'needs the package gguf, which is missing: pip install -e "\.\[gguf\]"'):
         write_gguf(path, params, tiny.CONFIG, None, kind="F32")
     assert not list(tmp_path.iterdir())
-
-
-# In a process of its own, since llama.cpp ends its process where it meets something that it can't read.
-LLAMA_CPP = """
-import json, os, sys, xllamacpp
-path, prompt, n, sampling = json.loads(sys.argv[1])
-options = xllamacpp.CommonParams()
-options.model.path = path
-options.n_ctx, options.n_parallel, options.warmup, options.verbosity = 512, 1, False, -1
-options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 2
-options.cache_type_k = options.cache_type_v = type(options.cache_type_k)(0)  # F32
-server = xllamacpp.Server(options)
-request = {"prompt": prompt, "max_tokens": n, "temperature": 0, "cache_prompt": False, "logprobs": 1, **sampling}
-print(json.dumps(server.handle_completions(request)), flush=True)
-os._exit(0)
-"""
-
-
-def llama_cpp(path: Path, prompt: str | list[int], n: int, **sampling: float) -> tuple[list[int], str]:
-    """llama.cpp's greedy continuation, by what else its sampling may be: (ids, text)."""
-    if importlib.util.find_spec("xllamacpp") is None:
-        pytest.skip("the package xllamacpp isn't installed")
-    arguments = json.dumps([str(path), prompt, n, sampling])
-    done = subprocess.run([sys.executable, "-c", LLAMA_CPP, arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (choice,) = json.loads(done.stdout.splitlines()[-1])["choices"]
-    return [token["id"] for token in choice["logprobs"]["content"]], choice["text"]
-
-
-def greedy(prompt: list[int], params: Params, config: Config, n: int, **sampling: float) -> list[int]:
-    """Our greedy continuation in f32, ends of text and all."""
-    cache, ids, choose = Cache(len(prompt) + n), list(prompt), sampler(**sampling)
-    for _ in range(n):
-        tokens_BT = torch.tensor([ids[cache.length :]])
-        logits_BTV = forward(tokens_BT, params, config, cache=cache, dtype=torch.float32)
-        ids.append(choose(logits_BTV[0, -1], ids))
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("scaling", [None, RopeScaling(4.0, original_context=64)], ids=["plain", "scaled"])

@@ -57,6 +57,8 @@ BAD = [
     (SamplingChoice, {"top_k": -1}, "`top_k`: expected a whole number at least 0, got -1"),
     (SamplingChoice, {"min_p": 1.1}, "`min_p`: expected a number at least 0 and at most 1"),
     (SamplingChoice, {"repeat_last_n": -2}, "`repeat_last_n`: "),
+    (CacheChoice, {"kv_bit": 8}, "CacheChoice has no `kv_bit`; did you mean kv_bits?"),
+    (CacheChoice, {"zzz": 8}, "CacheChoice has no `zzz`; there are max_seq_len, kv_bits, "),
     (SamplingChoice, {"presence_penalty": 2.5}, "`presence_penalty`: "),
     (SamplingChoice, {"frequency_penalty": math.nan}, "`frequency_penalty`: "),
     (SamplingChoice, {"logit_bias": {3: 101}}, "`logit_bias`: expected ids with numbers from -100 to 100"),

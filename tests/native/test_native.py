@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -12,63 +11,35 @@ import torch
 
 from llama3_scratch import linear as linear_module
 from llama3_scratch.cache import NO_CACHE, Cache, Slots
-from llama3_scratch.caches.quantized import Bf16Slots, Int4Slots, Int8Slots
-from llama3_scratch.config import Config
+from llama3_scratch.caches.quantized import Int4Slots, Int8Slots
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.fast_forward import FastForward
 from llama3_scratch.inference.sample import sampler
-from llama3_scratch.init import init
 from llama3_scratch.linear import linear, matmul
 from llama3_scratch.model import decode, embed, forward, fused_block
 from llama3_scratch.native import kernels
 from llama3_scratch.native.decode import NativeDecode, fast_decode
-from llama3_scratch.params.quantize import FORMS, quantize
-from llama3_scratch.stored import Floats, Params, Tiles, stored
+from llama3_scratch.params.quantize import quantize
+from llama3_scratch.stored import Floats, Tiles, stored
 from tests import tiny
 from tests.batches import ragged_rows, stream_all
 from tests.compare import check, difference
-from tests.forms import quantised, with_adaptors
+from tests.forms import with_adaptors
+from tests.native.worlds import (
+    KEPT,
+    ROW_FORMS,
+    TILE_FORMS,
+    TILED,
+    WEIGHTS,
+    WIDE,
+    one,
+    plain,
+    rounded,
+    wild,
+    without_kernels,
+)
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="the kernels weren't built: no C compiler")
-
-# Every dimension a different number, in whole tiles: D=96 H=6 G=2 (R=3) K=16 F=160 V=112
-TILED = Config(96, 3, 6, 2, 112, 160, rope_scaling=tiny.CONFIG.rope_scaling, max_seq_len=4096)
-WIDE = Config(384, 1, 6, 3, 112, 160, max_seq_len=4096)  # heads of 64: two groups of a cache
-
-
-@pytest.fixture(params=kernels.LEVELS)
-def level(request):
-    """Each instruction set in turn."""
-    found = kernels.choose(request.param)
-    if found is None:
-        kernels.choose()
-        pytest.skip(f"this processor has no {request.param}")
-    yield found
-    kernels.choose()
-
-
-def one(form: str, weight: torch.Tensor) -> Params:
-    """The weight "w" in a form."""
-    plain = {"f32": weight, "bf16": weight.bfloat16(), "f16": weight.half()}
-    if form in plain:
-        return {"w.weight": plain[form]}
-    if form == "int8 rows":
-        return quantised({"w.weight": weight}, group=0, bits=8, only=("w",))
-    if form == "int8 groups of 8":
-        return quantised({"w.weight": weight}, group=8, bits=8, only=("w",))
-    made = FORMS[{"int4": "int4-sym", "int4 with mins": "int4"}.get(form, form)].stored(weight)
-    return {f"w.{part}": tensor for part, tensor in made.items()}
-
-
-ROW_FORMS = ["f32", "bf16", "f16", "int8 rows", "int8 groups of 8"]
-TILE_FORMS = ["int8", "int4", "int4 with mins"]
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """x as the kernels give it to weights in tiles: 16 bits with a scale for 32."""
-    grouped = x.unflatten(-1, (-1, 32))
-    scales = grouped.abs().amax(-1, keepdim=True) / (127 * 256)
-    return ((grouped / scales).nan_to_num(0).round() * scales).flatten(-2)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 16])
@@ -200,23 +171,6 @@ def native(tokens_BT, params, config, *, cache=NO_CACHE):
     return FastForward(params, config, dtype=torch.float32).logits(tokens_BT, cache)
 
 
-@contextmanager
-def without_kernels():
-    """Torch computes."""
-    level = kernels.chosen()
-    kernels.choose(kernels.TORCH)
-    try:
-        yield
-    finally:
-        kernels.choose(level)
-
-
-def plain(tokens_BT, params, config, *, cache=NO_CACHE):
-    """`forward` in f32 with no kernel in it."""
-    with without_kernels():
-        return forward(tokens_BT, params, config, cache=cache, dtype=torch.float32)
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """The names of the C functions that are called, as they are called."""
@@ -230,20 +184,6 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(kernels, "require", Watched)
     return called
-
-
-WEIGHTS = {
-    "f32": lambda params: params,
-    "bf16": lambda params: {name: weight.bfloat16() for name, weight in params.items()},
-    "f16": lambda params: {name: weight.half() for name, weight in params.items()},
-    "int8 rows": lambda params: quantised(params, group=0, bits=8, only=("wq", "wk", "wv", "wo", "w1", "w2", "w3")),
-    "int8": lambda params: quantize(params, "int8"),
-    "int4": lambda params: quantize(params, "int4"),
-}
-
-
-def wild(config: Config) -> Params:
-    return init(config, seed=0, std=0.12, norm_std=0.2)
 
 
 SIZES = {"odd sizes": tiny.CONFIG, "tiles": TILED}
@@ -271,9 +211,6 @@ def test_layers_in_c_are_the_layers_in_torch(level, form, size, ragged, calls):
     check(ours, run(plain), 1e-3 if form.startswith(("int8", "int4")) else 2e-5)
 
 
-KEPT = {"as it comes": Slots, "bf16": Bf16Slots, "int8": Int8Slots, "int4": Int4Slots}
-
-
 @pytest.mark.parametrize("config", [TILED, WIDE], ids=["heads of 16", "heads of 64"])
 @pytest.mark.parametrize("values", KEPT)
 @pytest.mark.parametrize("keys", KEPT)
@@ -295,13 +232,13 @@ def test_every_form_of_keys_with_every_form_of_values(level, keys, values, confi
     (ours, stored, page), (theirs, wanted, _) = run(native), run(plain)
     assert calls.count("decode") == 3
     check(ours, theirs, 3e-2 if {"int4", "int8"} & {keys, values} else 3e-3 if "bf16" in (keys, values) else 2e-5)
-    for one, other in zip(stored, wanted, strict=True):
-        for name, tensor in one.tensors().items():
+    for mine, other in zip(stored, wanted, strict=True):
+        for name, tensor in mine.tensors().items():
             if name == "scales" or tensor.dtype == torch.float32:
                 torch.testing.assert_close(tensor, other.tensors()[name], rtol=1e-4, atol=1e-4)
             else:  # but for a few numbers between two integers, which a sum in another order sends to the other one
                 assert (tensor != other.tensors()[name]).float().mean() < 2e-3
-        assert one.get(64)[page, 16:22].any(-1).all()
+        assert mine.get(64)[page, 16:22].any(-1).all()
 
 
 @pytest.mark.parametrize("keep", KEPT.values(), ids=KEPT)

@@ -14,7 +14,7 @@ from llama3_scratch.init import init
 from llama3_scratch.native import kernels, layout
 from llama3_scratch.stored import Params, stored
 from tests.batches import ragged_rows
-from tests.native.test_native import KEPT, ROW_FORMS, TILE_FORMS, WEIGHTS, one, plain, rounded
+from tests.native.worlds import KEPT, ROW_FORMS, TILE_FORMS, WEIGHTS, one, plain, rounded
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="the kernels weren't built: no C compiler")
 

@@ -39,12 +39,14 @@ def says(monkeypatch):
     def says(*texts: str | None, tokenizer=None):
         tokenizer = tokenizer or tiny.tokenizer()
         scripts = [
-            [*tokenizer.encode(text, bos=False), tokenizer.stop_tokens[0]] if text is not None else None
+            [*tokenizer.encode(text, bos=False, allowed_special="all"), tokenizer.stop_tokens[0]]
+            if text is not None
+            else None
             for text in texts
         ]
         left = iter(scripts)
 
-        def make(choice):
+        def make(choice, prompt_tokens):
             script = next(left)
             said = iter(script if script is not None else iter(lambda: tokenizer.encode("a", bos=False)[0], None))
             return lambda logits_V, seen: next(said)

@@ -65,12 +65,13 @@ class Client:
     def complete(self, prompt: Any, **fields: Any) -> Got:
         return self.post("/v1/completions", {"prompt": prompt, "temperature": 0, **fields})
 
-    def frames(self, path: str, body: dict[str, Any]) -> list[Any]:
-        """All frames of a stream: objects, "[DONE]", and comments as texts that begin with a colon."""
+    def frames(self, path: str, body: dict[str, Any], *, comments: bool = False) -> list[Any]:
+        """All frames of a stream: objects, "[DONE]", and comments, if wanted, as texts that begin with a colon."""
         got = self.post(path, {"temperature": 0, **body, "stream": True})
         assert got.status == 200, got.body
         assert got.headers["content-type"].startswith("text/event-stream")
-        return list(map(_frame, got.body.decode().removesuffix("\n\n").split("\n\n")))
+        frames = map(_frame, got.body.decode().removesuffix("\n\n").split("\n\n"))
+        return [frame for frame in frames if comments or not str(frame).startswith(":")]
 
     @contextlib.contextmanager
     def opened(self, data: bytes = b"") -> Iterator[socket.socket]:

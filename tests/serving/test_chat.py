@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
 
 import pytest
 
@@ -29,6 +28,9 @@ def test_an_answer_has_the_fields_that_clients_read(client, says):
     assert used["completion_tokens"] == len("Héllo, you".encode()) + 1, "a token a byte, and the one that ends it"
     assert used["total_tokens"] == used["prompt_tokens"] + used["completion_tokens"]
     assert used["prompt_tokens_details"] == {"cached_tokens": 0}
+    timings = body["timings"]
+    assert timings["prompt_n"] == used["prompt_tokens"] and timings["predicted_n"] == used["completion_tokens"]
+    assert timings["predicted_per_second"] == pytest.approx(1000 * 11 / timings["predicted_ms"], rel=0.01)
 
 
 def test_f181_a_stream_has_its_chunks_in_openais_order(client, says):
@@ -47,6 +49,7 @@ def test_f181_a_stream_has_its_chunks_in_openais_order(client, says):
     assert [one["delta"] for one in said] == [{"content": "H"}, {"content": "i"}, {"content": "!"}]
     assert end["delta"] == {} and end["finish_reason"] == "stop"
     assert last["choices"] == [] and last["usage"]["completion_tokens"] == 4
+    assert last["timings"]["predicted_n"] == 4
 
 
 def test_usage_comes_only_where_it_is_asked_for(client, says):
@@ -193,11 +196,9 @@ def test_the_models_body(client):
 
 
 def test_an_answer_that_comes_back_is_found_in_the_pages(client, says):
-    """The model cut its answer otherwise into tokens than the tokenizer would: its own are taken."""
     body = {"messages": [HELLO], "max_tokens": 90}
     says("x" * 80, "ok")
     first = client.post("/v1/chat/completions", body).json
     more = [HELLO, first["choices"][0]["message"], {"role": "user", "content": "more"}]
     used = client.post("/v1/chat/completions", {"messages": more}).json["usage"]
     assert used["prompt_tokens_details"]["cached_tokens"] >= 64
-    assert json.dumps(used)

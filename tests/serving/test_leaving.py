@@ -5,11 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
-import threading
 import time
 
 import pytest
 
+from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.requests import Failure
 from llama3_scratch.serving import answering, chat, generation
 from llama3_scratch.serving.answer import Answer
@@ -78,7 +78,7 @@ def test_f176_an_answer_that_takes_too_long_ends_with_length(client, says, monke
 
 
 def test_f177_an_answer_that_fails_is_a_500_and_the_next_is_answered(client, says, monkeypatch):
-    def fails(choice):
+    def fails(choice, prompt_tokens):
         def sample(logits_V, seen):
             raise RuntimeError("a secret of the code's")
 
@@ -104,6 +104,22 @@ def test_f177_a_fault_of_our_own_is_a_500(client, monkeypatch, says):
     assert client.chat("hi").status == 200
 
 
+def test_f177_where_one_of_several_answers_cannot_be_begun_none_is(client, says, monkeypatch):
+    says(*[None] * 3)
+    thread, begun = client.server.service.thread, []
+    submit = thread.submit
+
+    def third_fails(request, listener):
+        if len(begun) == 2:
+            raise UsageError("no more of them")
+        begun.append(request)
+        submit(request, listener)
+
+    monkeypatch.setattr(thread, "submit", third_fails)
+    assert client.chat("hi", n=3).error["message"] == "no more of them"
+    until(lambda: not stats(client).running and not stats(client).waiting)
+
+
 def test_f177_a_listener_that_fails_harms_no_other(client, says, monkeypatch):
     real = Answer.hear
 
@@ -118,26 +134,27 @@ def test_f177_a_listener_that_fails_harms_no_other(client, says, monkeypatch):
     assert client.chat("hi").json["choices"][0]["message"]["content"] == "aaa"
 
 
-def test_a_silent_stream_says_that_it_is_still_there(client, says, monkeypatch):
+@pytest.mark.parametrize("tools", [[], [{"type": "function", "function": {"name": "f"}}]], ids=["content", "held back"])
+def test_a_silent_stream_says_that_it_is_still_there(client, monkeypatch, tools):
+    """Where no token comes, and where tokens come and what they say is held back, since it may be a call."""
     monkeypatch.setattr(generation, "SILENCE", 0.1)
-    waiting = threading.Event()
+    texts = ["a"] if not tools else list('{"name":')
+    slowly = 0.6 / len(texts)
 
-    def slow(choice):
-        script = iter([ord("a"), 257])
+    def slow(choice, prompt_tokens):
+        script = iter([*map(ord, texts), 257])
 
         def sample(logits_V, seen):
-            waiting.wait(0.6)
+            time.sleep(slowly)
             return next(script)
 
         return sample
 
     monkeypatch.setattr(answering, "make_sampler", slow)
-    frames = client.frames("/v1/chat/completions", {"messages": HI})
+    frames = client.frames("/v1/chat/completions", {"messages": HI, "tools": tools}, comments=True)
     assert frames[1].startswith(":") and frames[-1] == "[DONE]"
-    assert [frame["choices"][0]["delta"] for frame in frames if not isinstance(frame, str)][1:] == [
-        {"content": "a"},
-        {},
-    ]
+    deltas = [frame["choices"][0]["delta"] for frame in frames if not isinstance(frame, str)]
+    assert deltas[1:] == [{"content": "".join(texts)}, {}]
 
 
 def test_health_and_metrics_are_answered_while_a_prompt_is_read(client, says):

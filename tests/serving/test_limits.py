@@ -8,7 +8,7 @@ import time
 import pytest
 
 from llama3_scratch.serving import limits
-from tests.serving.http_client import read_all
+from tests.serving.http_client import read_all, until
 
 
 def error_of(response: bytes) -> tuple[int, dict]:
@@ -93,6 +93,23 @@ def test_f173_a_body_that_comes_byte_by_byte_is_closed(client, monkeypatch):
         connection.sendall(b" ")
         got = connection.recv(65536)
     assert got.startswith(b"HTTP/1.1 408")
+
+
+def test_a_client_that_reads_nothing_of_its_answer_is_closed(client, says, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_UNREAD_SECONDS", 0.3)
+    says(*[None] * 4)
+    stats = client.server.service.thread
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "n": 4,
+        "stream": True,
+        "logprobs": True,
+        "top_logprobs": 20,
+    }
+    with client.opened(client.request("/v1/chat/completions", body)):
+        until(lambda: stats.stats.running)
+        until(lambda: not stats.stats.running, seconds=20)
+    assert client.get("/health").status == 200
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1" * 30])

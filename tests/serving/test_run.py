@@ -36,8 +36,9 @@ class Process:
         self.port = int(found[1])
 
     def ended(self) -> tuple[int, str]:
-        _, rest = self.process.communicate(timeout=20)
-        return self.process.returncode, self.said + rest
+        assert self.process.stderr
+        self.said += self.process.stderr.read()  # until it's closed
+        return self.process.wait(timeout=20), self.said
 
 
 @contextlib.contextmanager
@@ -68,9 +69,10 @@ def test_f178_sigterm_lets_answers_end_and_takes_no_more(folder):
         code, said = server.ended()
     assert code == 0
     lines = said.splitlines()
-    loaded, listening, pool = lines[1:4]
-    assert loaded.startswith("tiny loaded in ") and listening.startswith("tiny at http://127.0.0.1:")
-    assert re.match(r"the pool holds [\d,]+ tokens \(.*\), a prompt and its answer 4,096; 16 answers at once", pool)
+    loaded = next(place for place, line in enumerate(lines) if line.startswith("tiny loaded in "))
+    assert lines[loaded + 1].startswith("tiny at http://127.0.0.1:")
+    pool = r"the pool holds [\d,]+ tokens \(.*\), a prompt and its answer 4,096; 16 answers at once, 64 may wait"
+    assert re.fullmatch(pool, lines[loaded + 2])
     assert "ending: answers under way are finished first" in said
     assert re.fullmatch(r"1 requests \(1 length, 0 refused\) in \d+ s: .* 2,000 generated", lines[-1])
 
@@ -83,7 +85,7 @@ def test_f178_answers_that_take_too_long_are_cut_when_the_server_ends(folder):
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         code, _ = server.ended()
-    assert code == 0 and time.monotonic() - began < 10
+    assert code == 0 and time.monotonic() - began < 20
 
 
 def test_f178_a_second_signal_ends_it(folder):
@@ -96,7 +98,7 @@ def test_f178_a_second_signal_ends_it(folder):
         server.process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         code, said = server.ended()
-    assert code == 128 + signal.SIGTERM and "ending now" in said and time.monotonic() - began < 5
+    assert code == 128 + signal.SIGTERM and "ending now" in said and time.monotonic() - began < 10
 
 
 def test_f179_a_port_that_is_taken_is_told_before_the_model_is_read(client, capsys):

@@ -11,7 +11,7 @@ from llama3_scratch.serving import security
 from llama3_scratch.serving.choices import ServeChoice, is_loopback
 from llama3_scratch.serving.log import printable
 from llama3_scratch.serving.run import serving
-from tests.serving.http_client import Client
+from tests.serving.http_client import Client, read_all
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -35,6 +35,11 @@ def test_f170_on_loopback_another_host_is_refused(client, host):
 )
 def test_on_loopback_its_names_are_answered(client, host):
     assert client.get("/v1/models", Host=host).status == 200
+
+
+def test_what_knows_no_hosts_is_answered(client):
+    with client.opened(b"GET /health HTTP/1.0\r\n\r\n") as connection:
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
 
 
 def test_what_loopback_is():

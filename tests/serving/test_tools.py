@@ -6,6 +6,12 @@ import json
 
 import pytest
 
+from llama3_scratch.inference.choices import ModelChoice
+from llama3_scratch.serving.choices import ServeChoice
+from llama3_scratch.serving.run import serving
+from tests import tiny
+from tests.serving.http_client import Client
+
 WEATHER = {
     "type": "function",
     "function": {
@@ -110,3 +116,40 @@ def test_logprobs_of_a_held_text_come_with_it(client, says):
     assert "".join(one["token"] for one in content) == "{x}"
     choice = client.post("/v1/chat/completions", body).json["choices"][0]
     assert choice["message"]["tool_calls"] and choice["logprobs"] is None
+
+
+# Llama 3's own forms
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory):
+    folder = tiny.folder(tmp_path_factory.mktemp("served") / "llama3", "llama3")
+    with serving(ServeChoice(port=0), model=ModelChoice(model=folder)) as server:
+        yield Client(server)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"type": "function", "name": "get_weather", "parameters": {"city": "Oslo"}}',
+        '{"name": "get_weather", "parameters": {"city": "Oslo"}}',
+        '<|python_tag|>{"name": "get_weather", "parameters": {"city": "Oslo"}}',
+        '<function=get_weather>{"city": "Oslo"}</function>',
+        '[get_weather(city="Oslo")]',
+    ],
+)
+def test_llamas_calls_are_calls_and_leak_into_no_content(llama3, says, said):
+    says(said, said, tokenizer=tiny.tokenizer("llama3"))
+    choice = llama3.post("/v1/chat/completions", ASK).json["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert choice["message"]["content"] is None and choice["finish_reason"] == "tool_calls"
+    assert call["function"]["name"] == "get_weather" and json.loads(call["function"]["arguments"]) == {"city": "Oslo"}
+    chunks = streamed(llama3, ASK)
+    assert not any(chunk["delta"].get("content") for chunk in chunks)
+    assert chunks[1]["delta"]["tool_calls"][0]["function"] == call["function"]
+
+
+@pytest.mark.parametrize("said", ['{"city": "Oslo"}', "[1, 2, 3]", "<b>bold</b>", '{"name": "Oslo", "size": 5}'])
+def test_json_that_is_no_call_is_content(llama3, says, said):
+    says(said, tokenizer=tiny.tokenizer("llama3"))
+    assert llama3.post("/v1/chat/completions", ASK).json["choices"][0]["message"]["content"] == said

@@ -15,7 +15,7 @@ from llama3_scratch.text.dialog import encode_dialog
 from llama3_scratch.text.openai_messages import MAX_DEPTH, RequestError, dialog_of, tool_names, tools_of
 from tests import tiny
 from tests.reference import llama3
-from tests.text.test_chat_template import TEMPLATES, TOOLS, chat, read
+from tests.text.templates import TEMPLATES, TOOLS, chat, read
 
 
 def user(content: Any = "hi", **more: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from llama3_scratch.errors import UsageError
 from llama3_scratch.text.dialog import decode_message, encode_dialog, encode_message
 from tests import tiny
 from tests.reference import llama3, meta, package_file, smollm2
-from tests.text.test_chat_template import CALLED, HERMES, TEMPLATES, TOOLS, as_transformers_sees, chat
+from tests.text.templates import CALLED, HERMES, TEMPLATES, TOOLS, as_transformers_sees, chat
 
 WEATHER = {"name": "get_weather", "arguments": {"city": "Zürich", "days": [1, None]}}
 

@@ -598,6 +598,7 @@ def test_what_it_cannot_show_is_refused(argv, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_fifty_tokens_of_the_real_model_fit_in_five_megabytes(smollm2, tmp_path, visit, capsys):
     """Fifty of the prompt's own, and thirty more of the chat's."""
     text = "The quick brown fox jumps over the lazy dog, and the dog, who had seen many foxes, went on sleeping. " * 2

@@ -184,6 +184,7 @@ def test_stories_without_capitals_get_them_back(tmp_path):
     assert texts[2:] == ['One day Tim said, "I am Ann!" So he ran.\n\nThe end.'] and len(texts) == 3
 
 
+@pytest.mark.slow
 def test_a_search_ranks_its_runs_and_goes_on_where_it_stopped(data, tmp_path, capfd):
     asked = [str(data), "--out", str(tmp_path), "--steps", "4", "--try", "lr=1e-5,1e-2", "--try", "layers=1"]
     for name, value in zip(SHAPE[::2], SHAPE[1::2], strict=True):

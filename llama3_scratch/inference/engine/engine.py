@@ -25,9 +25,10 @@ from llama3_scratch.inference.sample import NonFiniteError
 from llama3_scratch.native.decode import Chunk
 
 MAX_ROWS = 16  # sequences that run at once, unless told otherwise
-# Prompt tokens of a step, unless told otherwise: as many as a pass takes quickly, and, where answers are under way,
-# few enough that none of them halts for long.
-PREFILL_TOKENS, PREFILL_TOKENS_BESIDE = 512, 128
+PREFILL_TOKENS = 512  # prompt tokens of a step, unless told otherwise
+# Where answers are under way a step has fewer of them, that none of the answers halts for longer than this: as many as
+# the model has been seen to take in that time, and these at least.
+STEP_SECONDS, MIN_PREFILL_TOKENS = 0.09, 16
 
 
 @dataclass(eq=False)
@@ -66,8 +67,10 @@ class Engine:
         adapters: Mapping[str, FastForward] | None = None,
         max_rows: int = MAX_ROWS,
         prefill_tokens: int = PREFILL_TOKENS,
-        prefill_tokens_beside: int = PREFILL_TOKENS_BESIDE,
+        prefill_tokens_beside: int | None = None,
     ) -> None:
+        """A step computes `prefill_tokens` of prompts, or `prefill_tokens_beside` where answers are under way; None: as
+        many as take STEP_SECONDS."""
         for name, value in (("max_rows", max_rows), ("prefill_tokens", prefill_tokens)):
             if value < 1:
                 raise UsageError(f"`{name}`: expected 1 or more, got {value}")
@@ -75,7 +78,8 @@ class Engine:
         self._models: dict[str | None, FastForward] = {None: model}
         self._models.update(adapters or {})
         self._max_rows = max_rows
-        self._prefill_tokens, self._prefill_tokens_beside = prefill_tokens, max(1, prefill_tokens_beside)
+        self._prefill_tokens, self._prefill_tokens_beside = prefill_tokens, prefill_tokens_beside
+        self._tokens_per_second = 0.0  # of prompts, as seen lately
         self._waiting: list[_Sequence] = []  # in order of arrival
         self._running: list[_Sequence] = []  # likewise
         self._arrived = 0
@@ -164,6 +168,7 @@ class Engine:
         self._admit()
         scheduled = self._schedule()
         events: list[tuple[int, GeneratedToken | Failure]] = []
+        prompt_tokens, begun = sum(n for n in scheduled.values() if n > 1), time.perf_counter()
         for adapter, model in self._models.items():
             ours = [sequence for sequence in scheduled if sequence.request.adapter == adapter]
             if not ours:
@@ -174,6 +179,7 @@ class Engine:
                 self._fill(sequence)
                 if not sequence.missing:
                     events.append((sequence.order, self._draw(sequence, next(logits_NV), model)))
+        self._observe(prompt_tokens, time.perf_counter() - begun)
         return [event for _, event in sorted(events, key=lambda event: event[0])]
 
     def _admit(self) -> None:
@@ -219,13 +225,26 @@ class Engine:
         for sequence in [sequence for sequence in self._running if sequence.missing == 1]:
             if sequence in self._running and self._make_room(sequence, 1, scheduled):
                 scheduled[sequence] = 1
-        left = self._prefill_tokens_beside if scheduled else self._prefill_tokens
+        left = self._tokens_beside() if scheduled else self._prefill_tokens
         for sequence in [sequence for sequence in self._running if sequence.missing > 1]:
             n = min(sequence.missing, left)
             if n and sequence in self._running and self._make_room(sequence, n, scheduled):
                 scheduled[sequence] = n
                 left -= n
         return scheduled
+
+    def _tokens_beside(self) -> int:
+        """Prompt tokens of a step in which answers go on."""
+        if self._prefill_tokens_beside is not None:
+            return self._prefill_tokens_beside
+        in_time = int(self._tokens_per_second * STEP_SECONDS)
+        return min(max(in_time, MIN_PREFILL_TOKENS), self._prefill_tokens)
+
+    def _observe(self, tokens: int, seconds: float) -> None:
+        """Hear of a step with so many prompt tokens. Few tell little of the rate: the weights are read for them too."""
+        if tokens >= MIN_PREFILL_TOKENS and seconds > 0:
+            rate = tokens / seconds
+            self._tokens_per_second = 0.7 * self._tokens_per_second + 0.3 * rate if self._tokens_per_second else rate
 
     def _make_room(self, sequence: _Sequence, n: int, scheduled: dict[_Sequence, int]) -> bool:
         """Give it the pages for n more tokens, if need be those of the youngest; False where that is itself."""

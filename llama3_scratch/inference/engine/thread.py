@@ -46,6 +46,10 @@ class EngineThread:
         """Tokens that a sequence may have."""
         return self._engine.limit
 
+    def holders(self) -> list[list[Request] | None]:
+        """Of every page who holds it, as of `Engine.holders`; to be called `between_steps`."""
+        return self._engine.holders()
+
     def submit(self, request: Request, listener: Listener) -> None:
         """Have a request answered; `listener` hears of its tokens, and of a Failure. Raises UsageError, here and now,
         for a request that could never be answered."""
