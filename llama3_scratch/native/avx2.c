@@ -263,6 +263,11 @@ static void scores_of(const float *q, int R, int K, const float *k, int64_t stri
         for (int r = 0; r < R; r++) out[r * CHUNK_SLOTS + s] = dot(q + r * K, k + s * stride, K);
 }
 
+static void scores_of_tokens(int tokens, const int *seen, const float *q, int64_t q_stride, int R, int K,
+                             const float *k, int64_t stride, float *room, float *out) {
+    portable_kernels.scores_of_tokens(tokens, seen, q, q_stride, R, K, k, stride, room, out);
+}
+
 /* R heads, 16 numbers of each: all sums stay in registers while the values go by. */
 INLINE void mix_some(int R, const float *weights, const float *v, int64_t stride, int n, float *out, int K) {
     __m256 sums[4][2];
@@ -338,6 +343,19 @@ static float exp_minus(float *x, float max, int n) {
     return sum;
 }
 
+static void swiglu(const float *gates, const float *ups, int n, float *out) {
+    const __m256 one = _mm256_set1_ps(1), least = _mm256_set1_ps(-80), no_gate = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 gate = _mm256_loadu_ps(gates + i);
+        __m256 enough = _mm256_cmp_ps(gate, least, _CMP_GT_OQ); /* e^80 is a float */
+        __m256 minus = _mm256_sub_ps(no_gate, _mm256_blendv_ps(least, gate, enough));
+        __m256 part = _mm256_div_ps(gate, _mm256_add_ps(one, exp_of(minus)));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(part, _mm256_loadu_ps(ups + i)));
+    }
+    if (i < n) portable_kernels.swiglu(gates + i, ups + i, n - i, out + i);
+}
+
 /* Eight numbers of a cached vector, `at` within a group, before they are scaled. */
 INLINE __m256 eight_cached(int kind, const CachedVectors *cached, int64_t group_at, int at) {
     const char *values = cached->values;
@@ -376,7 +394,18 @@ static void widen(const CachedVectors *cached, int64_t first, int step, int n, i
     }
 }
 
-const Kernels avx2_kernels = {strip_of, round_groups, dot, scores_of, mix, largest, exp_minus, widen};
+const Kernels avx2_kernels = {
+    .strip = strip_of,
+    .round = round_groups,
+    .dot = dot,
+    .scores = scores_of,
+    .mix = mix,
+    .scores_of_tokens = scores_of_tokens,
+    .largest = largest,
+    .exp_minus = exp_minus,
+    .swiglu = swiglu,
+    .widen = widen,
+};
 #else
 typedef int nothing_here;
 #endif

@@ -19,7 +19,7 @@
 enum {
     STRIP = 16,            /* rows of a weight that a kernel computes at once: those of a tile */
     GROUP = 32,            /* columns of a tile, for which a row has one scale */
-    MAX_INPUTS = 32,       /* vectors that a kernel multiplies a strip by at once */
+    MAX_INPUTS = 16,       /* vectors that a kernel multiplies a strip by at once */
     CHUNK_SLOTS = 64,      /* slots of a cache that are attended to at once */
     MAX_SPLIT_TOKENS = 16, /* tokens up to which the attention of each is split between threads */
     MAX_THREADS = 256
@@ -89,8 +89,13 @@ typedef struct {
      * out[r] = Σ weights[r][s] · v[s]. A row of scores or weights is CHUNK_SLOTS long. */
     void (*scores)(const float *q, int R, int K, const float *k, int64_t stride, int n, float *out);
     void (*mix)(const float *weights, int R, int K, const float *v, int64_t stride, int n, float *out);
+    /* `scores` of several tokens, to the bit: token t sees seen[t] of the keys, and its R queries lie q_stride floats
+     * behind those of t − 1. `room` is for CHUNK_SLOTS · K floats. */
+    void (*scores_of_tokens)(int tokens, const int *seen, const float *q, int64_t q_stride, int R, int K,
+                             const float *k, int64_t stride, float *room, float *out);
     float (*largest)(const float *x, int n);
-    float (*exp_minus)(float *x, float max, int n); /* x = exp(x − max), returns their sum */
+    float (*exp_minus)(float *x, float max, int n);                          /* x = exp(x − max), returns their sum */
+    void (*swiglu)(const float *gates, const float *ups, int n, float *out); /* out = silu(gate) · up */
     /* n cached keys or values as floats: vectors first, first + step, … */
     void (*widen)(const CachedVectors *, int64_t first, int step, int n, int head_dim, float *out);
 } Kernels;

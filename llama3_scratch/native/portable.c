@@ -106,6 +106,20 @@ static float exp_minus(float *x, float max, int n) {
     return sum;
 }
 
+static void scores_of_tokens(int tokens, const int *seen, const float *q, int64_t q_stride, int R, int K,
+                             const float *k, int64_t stride, float *room, float *out) {
+    (void)room;
+    for (int t = 0; t < tokens; t++)
+        kernels->scores(q + t * q_stride, R, K, k, stride, seen[t], out + (int64_t)t * R * CHUNK_SLOTS);
+}
+
+static void swiglu(const float *gates, const float *ups, int n, float *out) {
+    for (int i = 0; i < n; i++) {
+        float minus = gates[i] > -80 ? -gates[i] : 80; /* e^80 is a float */
+        out[i] = gates[i] / (1 + expf(minus)) * ups[i];
+    }
+}
+
 static void widen_one(const CachedVectors *cached, int64_t vector, int head_dim, float *out) {
     int64_t at = vector * head_dim;
     const float *scales = cached->scales + (cached->scales ? vector * (head_dim / cached->group) : 0);
@@ -127,4 +141,15 @@ static void widen(const CachedVectors *cached, int64_t first, int step, int n, i
     for (int s = 0; s < n; s++) widen_one(cached, first + (int64_t)s * step, head_dim, out + s * head_dim);
 }
 
-const Kernels portable_kernels = {strip_of, round_groups, dot, scores_of, mix, largest, exp_minus, widen};
+const Kernels portable_kernels = {
+    .strip = strip_of,
+    .round = round_groups,
+    .dot = dot,
+    .scores = scores_of,
+    .mix = mix,
+    .scores_of_tokens = scores_of_tokens,
+    .largest = largest,
+    .exp_minus = exp_minus,
+    .swiglu = swiglu,
+    .widen = widen,
+};
