@@ -74,7 +74,8 @@ INLINE void row_times(int kind, int n, const Weight *w, int64_t row, const Input
 }
 
 /* A strip of a weight in tiles. Bytes are multiplied in pairs as unsigned × signed, so the sign moves to the input. */
-INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]) {
+INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float *out,
+                        int64_t stride) {
     const __m256i ones = _mm256_set1_epi16(1), low_halves = _mm256_set1_epi8(15);
     int bytes = kind == INT8_TILES ? STRIP * GROUP : STRIP * GROUP / 2;
     __m256 sums[MAX_INPUTS][2];
@@ -87,9 +88,8 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
         const int8_t *x[MAX_INPUTS][2];
         for (int i = 0; i < n; i++) {
             for (int k = 0; k < 4; k++) whole[i][k / 2][k % 2] = _mm256_setzero_si256();
-            int64_t at = (int64_t)(first + i) * in->columns + g * GROUP;
-            x[i][0] = in->high + at;
-            x[i][1] = in->low + at;
+            x[i][0] = in->bytes + ((int64_t)(first + i) * w->groups + g) * 2 * GROUP;
+            x[i][1] = x[i][0] + GROUP;
         }
         if (kind == INT8_TILES) {
             for (int quad = 0; quad < 8; quad++) {
@@ -143,44 +143,44 @@ INLINE void tiles_times(int kind, int n, const Weight *w, int strip, const Input
                 __m256 least = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)mins));
                 for (int i = 0; i < n; i++) {
                     int64_t at = (int64_t)(first + i) * w->groups + g;
-                    __m256 all = _mm256_set1_ps(in->scales[at] * (float)in->sums[at]);
-                    sums[i][half] = _mm256_fmadd_ps(least, all, sums[i][half]);
+                    sums[i][half] = _mm256_fmadd_ps(least, _mm256_set1_ps(in->totals[at]), sums[i][half]);
                 }
             }
         }
     }
     for (int i = 0; i < n; i++)
-        for (int half = 0; half < 2; half++) _mm256_storeu_ps(out[i] + 8 * half, sums[i][half]);
+        for (int half = 0; half < 2; half++) _mm256_storeu_ps(out + i * stride + 8 * half, sums[i][half]);
 }
 
-static void times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]);
+static void times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float *out, int64_t stride);
 
-static void strip_of(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
+static void strip_of(const Weight *w, int strip, const Input *in, int first, int n, float *out, int64_t stride) {
     int at_once = w->kind >= INT8_TILES ? 2 : 4; /* as many as their sums fit into 16 registers */
     while (n > 0) {
         int some = n < at_once ? n : at_once;
-        times(w->kind, some, w, strip, in, first, out);
-        first += some, out += some, n -= some;
+        times(w->kind, some, w, strip, in, first, out, stride);
+        first += some, out += some * stride, n -= some;
     }
 }
 
-INLINE void strip_times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]) {
+INLINE void strip_times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float *out,
+                        int64_t stride) {
     if (kind >= INT8_TILES) {
-        tiles_times(kind, n, w, strip, in, first, out);
+        tiles_times(kind, n, w, strip, in, first, out, stride);
         return;
     }
     int rows = rows_of_strip(w, strip);
     for (int r = 0; r < rows; r++) {
         float row[MAX_INPUTS];
         row_times(kind, n, w, (int64_t)STRIP * strip + r, in, first, row);
-        for (int i = 0; i < n; i++) out[i][r] = row[i];
+        for (int i = 0; i < n; i++) out[i * stride + r] = row[i];
     }
 }
 
 /* `strip_times` once for each kind and number of inputs, each with loops of its own. */
-static void times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float (*out)[STRIP]) {
+static void times(int kind, int n, const Weight *w, int strip, const Input *in, int first, float *out, int64_t stride) {
 #define CASE(kind, n) \
-    case 4 * (kind) + (n) - 1: strip_times(kind, n, w, strip, in, first, out); break;
+    case 4 * (kind) + (n) - 1: strip_times(kind, n, w, strip, in, first, out, stride); break;
 #define CASES(kind) CASE(kind, 1) CASE(kind, 2) CASE(kind, 3) CASE(kind, 4)
     switch (4 * kind + n - 1) {
         CASES(F32)
@@ -188,11 +188,12 @@ static void times(int kind, int n, const Weight *w, int strip, const Input *in, 
     }
 }
 
-static void round_groups(const float *x, int columns, int8_t *high, int8_t *low, float *scales, int32_t *sums) {
+static void round_groups(const float *x, int columns, int8_t *bytes, float *scales, int32_t *sums, float *totals) {
     const __m256 no_sign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     /* packs works in each half by itself, so the fours of bytes come out in another order */
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    for (int g = 0; g < columns / GROUP; g++, x += GROUP, high += GROUP, low += GROUP) {
+    for (int g = 0; g < columns / GROUP; g++, x += GROUP, bytes += 2 * GROUP) {
+        int8_t *high = bytes, *low = bytes + GROUP;
         __m256 parts[4], max = _mm256_setzero_ps(), zero_or_nan = _mm256_setzero_ps();
         for (int k = 0; k < 4; k++) {
             parts[k] = _mm256_loadu_ps(x + 8 * k);
@@ -221,6 +222,7 @@ static void round_groups(const float *x, int columns, int8_t *high, int8_t *low,
         float nan = sum_of(zero_or_nan); /* then the scale says it all, and the rounded values mean nothing */
         sums[g] = nan == 0 ? _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1))) : 0;
         scales[g] = largest / MAX_ROUNDED + nan;
+        totals[g] = scales[g] * (float)sums[g];
     }
 }
 
@@ -259,6 +261,11 @@ static void scores_of(const float *q, int R, int K, const float *k, int64_t stri
     }
     for (; s < n; s++)
         for (int r = 0; r < R; r++) out[r * CHUNK_SLOTS + s] = dot(q + r * K, k + s * stride, K);
+}
+
+static void scores_of_tokens(int tokens, const int *seen, const float *q, int64_t q_stride, int R, int K,
+                             const float *k, int64_t stride, float *room, float *out) {
+    portable_kernels.scores_of_tokens(tokens, seen, q, q_stride, R, K, k, stride, room, out);
 }
 
 /* R heads, 16 numbers of each: all sums stay in registers while the values go by. */
@@ -336,6 +343,19 @@ static float exp_minus(float *x, float max, int n) {
     return sum;
 }
 
+static void swiglu(const float *gates, const float *ups, int n, float *out) {
+    const __m256 one = _mm256_set1_ps(1), least = _mm256_set1_ps(-80), no_gate = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 gate = _mm256_loadu_ps(gates + i);
+        __m256 enough = _mm256_cmp_ps(gate, least, _CMP_GT_OQ); /* e^80 is a float */
+        __m256 minus = _mm256_sub_ps(no_gate, _mm256_blendv_ps(least, gate, enough));
+        __m256 part = _mm256_div_ps(gate, _mm256_add_ps(one, exp_of(minus)));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(part, _mm256_loadu_ps(ups + i)));
+    }
+    if (i < n) portable_kernels.swiglu(gates + i, ups + i, n - i, out + i);
+}
+
 /* Eight numbers of a cached vector, `at` within a group, before they are scaled. */
 INLINE __m256 eight_cached(int kind, const CachedVectors *cached, int64_t group_at, int at) {
     const char *values = cached->values;
@@ -374,7 +394,18 @@ static void widen(const CachedVectors *cached, int64_t first, int step, int n, i
     }
 }
 
-const Kernels avx2_kernels = {strip_of, round_groups, dot, scores_of, mix, largest, exp_minus, widen};
+const Kernels avx2_kernels = {
+    .strip = strip_of,
+    .round = round_groups,
+    .dot = dot,
+    .scores = scores_of,
+    .mix = mix,
+    .scores_of_tokens = scores_of_tokens,
+    .largest = largest,
+    .exp_minus = exp_minus,
+    .swiglu = swiglu,
+    .widen = widen,
+};
 #else
 typedef int nothing_here;
 #endif

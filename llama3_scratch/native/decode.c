@@ -9,8 +9,10 @@
 #include <math.h>
 #include <string.h>
 
+enum { TOKENS_AT_ONCE = 32 }; /* of many, those whose attention is one piece of work */
+
 /* The phases of a layer. */
-enum { NORM, QUERY, KEY, VALUE, STORE, ATTEND, JOIN, OUT, FFN_NORM, GATE, ROUND, DOWN, PHASES };
+enum { NORM, QUERY, KEY, VALUE, STORE, ATTEND, ATTEND_MANY, JOIN, OUT, FFN_NORM, GATE, ROUND, DOWN, PHASES };
 
 /* All that the threads of one call share; each works with a copy in which `layer`, `keys`, `values` and `phase` go on
  * from layer to layer, and the last members are its own. */
@@ -26,11 +28,13 @@ typedef struct {
     int chunks;        /* that the longest row has; 0 where the tokens are many, and each goes through its own */
     int heads_at_once; /* key/value heads of a chunk that a thread attends to at once */
     float *x, *q, *k, *v, *gated, *logits;
-    float *parts, *maxima, *totals; /* of each token, chunk and head: what it saw, its largest score, its weight */
+    /* Of each token, chunk and head: what it saw, its largest score, its weight. Without `chunks` each thread has them
+     * for one token and chunk. */
+    float *parts, *maxima, *totals;
     /* Each thread's own: */
     Input normed, attended, wide;           /* what goes into the matmuls; shared unless `redundant` */
-    float *scores, *vectors;                /* of a chunk: [heads][CHUNK_SLOTS], [CHUNK_SLOTS][head_dim] */
-    float *softmax_maxima, *softmax_totals; /* [heads] */
+    float *scores, *vectors, *turned;       /* of a chunk: [queries][CHUNK_SLOTS], two of [CHUNK_SLOTS][head_dim] */
+    float *softmax_maxima, *softmax_totals; /* [queries]: the heads, or those of TOKENS_AT_ONCE */
 } Call;
 
 /* A thread that comes late to a phase whose pieces are all done may read what the others are overwriting since. It
@@ -57,8 +61,8 @@ static void norm(float *x, const Weight *weight, float eps) {
 }
 
 /* Turn the pairs of a strip of q or k by their token's rotation. Pairs never cross a strip, heads may. */
-static void rotate(float *strip, int row, const float *rotation, int head_dim) {
-    for (int r = 0; r < STRIP; r += 2) {
+static void rotate(float *strip, int rows, int row, const float *rotation, int head_dim) {
+    for (int r = 0; r < rows; r += 2) {
         const float *turn = rotation + (row + r) % head_dim;
         float a = strip[r], b = strip[r + 1];
         strip[r] = a * turn[0] - b * turn[1];
@@ -72,13 +76,12 @@ static void project(const Call *c, const Weight *w, int phase, float *to, int ro
     int head_dim = c->sizes->head_dim;
     FOR_EACH (strip, c->phase + phase, strips_at_once(w, c->threads), strips_of(w)) {
         for (int first = 0; first < c->normed.n; first += MAX_INPUTS) {
-            float out[MAX_INPUTS][STRIP];
             int row = STRIP * strip, some = inputs_at_once(&c->normed, first);
-            kernels->strip(w, strip, &c->normed, first, some, out);
-            for (int i = 0; i < some; i++) {
-                if (rotated) rotate(out[i], row, t->rotations + (int64_t)t->positions[first + i] * head_dim, head_dim);
-                memcpy(to + (int64_t)(first + i) * w->rows + row, out[i], sizeof(float) * rows_of_strip(w, strip));
-            }
+            float *out = to + (int64_t)first * w->rows + row;
+            kernels->strip(w, strip, &c->normed, first, some, out, w->rows);
+            for (int i = 0; i < some && rotated; i++)
+                rotate(out + (int64_t)i * w->rows, rows_of_strip(w, strip), row,
+                       t->rotations + (int64_t)t->positions[first + i] * head_dim, head_dim);
         }
     }
 }
@@ -89,7 +92,7 @@ static void add_matmul(const Call *c, const Weight *w, const Input *in, int phas
         for (int first = 0; first < in->n; first += MAX_INPUTS) {
             float out[MAX_INPUTS][STRIP];
             int some = inputs_at_once(in, first), rows = rows_of_strip(w, strip);
-            kernels->strip(w, strip, in, first, some, out);
+            kernels->strip(w, strip, in, first, some, out[0], STRIP);
             for (int i = 0; i < some; i++) {
                 float *x = c->x + (int64_t)(first + i) * w->rows + STRIP * strip;
                 for (int r = 0; r < rows; r++) x[r] += out[i][r];
@@ -104,16 +107,12 @@ static void gate(const Call *c) {
     const Weight *w1 = &c->layer->w1, *w3 = &c->layer->w3;
     FOR_EACH (strip, c->phase + GATE, strips_at_once(w1, c->threads), strips_of(w1)) {
         for (int first = 0; first < c->normed.n; first += MAX_INPUTS) {
-            float gates[MAX_INPUTS][STRIP], ups[MAX_INPUTS][STRIP], minus[STRIP];
+            float gates[MAX_INPUTS][STRIP], ups[MAX_INPUTS][STRIP];
             int some = inputs_at_once(&c->normed, first), rows = rows_of_strip(w1, strip);
-            kernels->strip(w1, strip, &c->normed, first, some, gates);
-            kernels->strip(w3, strip, &c->normed, first, some, ups);
-            for (int i = 0; i < some; i++) {
-                float *to = c->gated + (int64_t)(first + i) * w1->rows + STRIP * strip;
-                for (int r = 0; r < rows; r++) minus[r] = gates[i][r] > -80 ? -gates[i][r] : 80; /* e^80 is a float */
-                kernels->exp_minus(minus, 0, rows);
-                for (int r = 0; r < rows; r++) to[r] = gates[i][r] / (1 + minus[r]) * ups[i][r];
-            }
+            kernels->strip(w1, strip, &c->normed, first, some, gates[0], STRIP);
+            kernels->strip(w3, strip, &c->normed, first, some, ups[0], STRIP);
+            for (int i = 0; i < some; i++)
+                kernels->swiglu(gates[i], ups[i], rows, c->gated + (int64_t)(first + i) * w1->rows + STRIP * strip);
         }
     }
     wait_for(c->phase + GATE, strips_of(w1));
@@ -197,6 +196,16 @@ static int64_t slot_of(const Tokens *t, int row, int position) {
     return (int64_t)page * t->page_slots + position % t->page_slots;
 }
 
+/* Of each query's n scores what its softmax over them needs: e^(score − the largest one), that one, and their sum. */
+static void weigh(float *scores, int queries, int K, int n, float *maxima, float *totals) {
+    float root = 1 / sqrtf((float)K);
+    for (int i = 0; i < queries; i++, scores += CHUNK_SLOTS) {
+        for (int s = 0; s < n; s++) scores[s] *= root;
+        maxima[i] = kernels->largest(scores, n);
+        totals[i] = kernels->exp_minus(scores, maxima[i], n);
+    }
+}
+
 /* What the heads of token i that share the key/value heads begin … end see in one chunk of slots: of each, its largest
  * score, the sum of its weights, and the sum of the values times these. Slot after slot, all heads of each, as they lie
  * in memory. A chunk is always CHUNK_SLOTS and a head knows nothing of the others: so the result is the same, to the
@@ -207,7 +216,6 @@ static void attend(const Call *c, int i, int chunk, int begin, int end, float *p
     int K = z->head_dim, G = z->kv_heads, R = z->heads / G, heads = end - begin;
     int seen = c->tokens->positions[i] + 1 - chunk * CHUNK_SLOTS, n = seen < CHUNK_SLOTS ? seen : CHUNK_SLOTS;
     int64_t first = slot_of(c->tokens, c->tokens->rows[i], chunk * CHUNK_SLOTS) * G, stride;
-    float root = 1 / sqrtf((float)K);
     for (int s = 0; s < n; s += SLOTS_AT_ONCE) {
         int some = n - s < SLOTS_AT_ONCE ? n - s : SLOTS_AT_ONCE;
         if (heads == G) {
@@ -220,12 +228,7 @@ static void attend(const Call *c, int i, int chunk, int begin, int end, float *p
             kernels->scores(q, R, K, k, stride, some, c->scores + (int64_t)g * R * CHUNK_SLOTS + s);
         }
     }
-    for (int h = begin * R; h < end * R; h++) {
-        float *scores = c->scores + (int64_t)h * CHUNK_SLOTS;
-        for (int s = 0; s < n; s++) scores[s] *= root;
-        maxima[h] = kernels->largest(scores, n);
-        totals[h] = kernels->exp_minus(scores, maxima[h], n);
-    }
+    weigh(c->scores + (int64_t)begin * R * CHUNK_SLOTS, heads * R, K, n, maxima + begin * R, totals + begin * R);
     for (int g = begin; g < end; g++) {
         const float *v = vectors_of(c->values, first + g, G, K, n, c->vectors, &stride);
         int64_t head = (int64_t)g * R;
@@ -236,37 +239,96 @@ static void attend(const Call *c, int i, int chunk, int begin, int end, float *p
 static int chunks_of(const Call *c, int i) { return c->tokens->positions[i] / CHUNK_SLOTS + 1; }
 
 /* The softmax over chunk after chunk: e^(s − max) = e^(s − max of the chunk) · e^(max of the chunk − max). `out`, `max`
- * and `total` are those of all slots so far, of every head; one more chunk joins them. */
-MAY_READ_LATE static void join(const Sizes *z, float *out, float *max, float *total, const float *part,
+ * and `total` are those of all slots so far, of so many heads; one more chunk joins them. */
+MAY_READ_LATE static void join(int heads, int K, float *out, float *max, float *total, const float *part,
                                const float *its_max, const float *its_total) {
-    for (int h = 0; h < z->heads; h++, out += z->head_dim, part += z->head_dim) {
+    for (int h = 0; h < heads; h++, out += K, part += K) {
         float larger = its_max[h] > max[h] ? its_max[h] : max[h];
         float old = expf(max[h] - larger), new = expf(its_max[h] - larger);
-        for (int d = 0; d < z->head_dim; d++) out[d] = old * out[d] + new * part[d];
+        for (int d = 0; d < K; d++) out[d] = old * out[d] + new * part[d];
         total[h] = old * total[h] + new * its_total[h];
         max[h] = larger;
+    }
+}
+
+static void begin_joining(int heads, int K, float *out, float *max, float *total) {
+    memset(out, 0, sizeof(float) * heads * K);
+    for (int h = 0; h < heads; h++) max[h] = -INFINITY, total[h] = 0;
+}
+
+static void end_joining(const Call *c, int heads, float *out, const float *total) {
+    int K = c->sizes->head_dim;
+    for (int h = 0; h < heads; h++, out += K) {
+        for (int d = 0; d < K; d++) out[d] /= total[h];
+        if (c->values->kind == CACHE_INT4) hadamard(out, K);
+    }
+}
+
+/* Token i's attention, chunk after chunk: those that were looked at already, or else each now. */
+static void attend_alone(const Call *c, int i) {
+    int H = c->sizes->heads, K = c->sizes->head_dim;
+    float *out = c->attended.floats + (int64_t)i * H * K, *max = c->softmax_maxima, *total = c->softmax_totals;
+    begin_joining(H, K, out, max, total);
+    for (int chunk = 0; chunk < chunks_of(c, i); chunk++) {
+        int64_t at = c->chunks ? ((int64_t)i * c->chunks + chunk) * H : 0;
+        if (!c->chunks) attend(c, i, chunk, 0, c->sizes->kv_heads, c->parts, c->maxima, c->totals);
+        join(H, K, out, max, total, c->parts + at * K, c->maxima + at, c->totals + at);
+    }
+    end_joining(c, H, out, total);
+}
+
+/* The attention of the tokens begin … end, all of one row, with the heads that share key/value head g: each chunk is
+ * widened once for all of them. What a token gets is what it gets alone, to the bit. */
+static void attend_together(const Call *c, int begin, int end, int g) {
+    const Tokens *t = c->tokens;
+    int H = c->sizes->heads, K = c->sizes->head_dim, G = c->sizes->kv_heads, R = H / G, tokens = end - begin, last = 0;
+    const float *q = c->q + ((int64_t)begin * H + g * R) * K;
+    float *out = c->attended.floats + ((int64_t)begin * H + g * R) * K;
+    for (int i = 0; i < tokens; i++) {
+        begin_joining(R, K, out + (int64_t)i * H * K, c->softmax_maxima + i * R, c->softmax_totals + i * R);
+        last = t->positions[begin + i] > last ? t->positions[begin + i] : last;
+    }
+    for (int chunk = 0; chunk * CHUNK_SLOTS <= last; chunk++) {
+        int seen[TOKENS_AT_ONCE], slots = last + 1 - chunk * CHUNK_SLOTS;
+        for (int i = 0; i < tokens; i++) {
+            int its = t->positions[begin + i] + 1 - chunk * CHUNK_SLOTS;
+            seen[i] = its < 0 ? 0 : its < CHUNK_SLOTS ? its : CHUNK_SLOTS;
+        }
+        if (slots > CHUNK_SLOTS) slots = CHUNK_SLOTS;
+        int64_t first = slot_of(t, t->rows[begin], chunk * CHUNK_SLOTS) * G + g, stride;
+        const float *k = vectors_of(c->keys, first, G, K, slots, c->vectors, &stride);
+        kernels->scores_of_tokens(tokens, seen, q, (int64_t)H * K, R, K, k, stride, c->turned, c->scores);
+        const float *v = vectors_of(c->values, first, G, K, slots, c->vectors, &stride);
+        for (int i = 0; i < tokens; i++) {
+            float *scores = c->scores + (int64_t)i * R * CHUNK_SLOTS;
+            if (!seen[i]) continue;
+            weigh(scores, R, K, seen[i], c->maxima, c->totals);
+            kernels->mix(scores, R, K, v, stride, seen[i], c->parts);
+            join(R, K, out + (int64_t)i * H * K, c->softmax_maxima + i * R, c->softmax_totals + i * R, c->parts,
+                 c->maxima, c->totals);
+        }
+    }
+    for (int i = 0; i < tokens; i++) end_joining(c, R, out + (int64_t)i * H * K, c->softmax_totals + i * R);
+}
+
+/* A piece of the attention of many tokens: those of TOKENS_AT_ONCE that have a row in common together, and a token that
+ * is alone with its row for all heads at once, as these lie in memory. */
+static void attend_piece(const Call *c, int piece) {
+    const Tokens *t = c->tokens;
+    int G = c->sizes->kv_heads, begin = piece / G * TOKENS_AT_ONCE, g = piece % G;
+    int most = begin + TOKENS_AT_ONCE < t->n ? begin + TOKENS_AT_ONCE : t->n;
+    for (int end; begin < most; begin = end) {
+        for (end = begin + 1; end < most && t->rows[end] == t->rows[begin];) end++;
+        if (end - begin > 1) attend_together(c, begin, end, g);
+        else if ((begin + g) % G == 0) attend_alone(c, begin);
     }
 }
 
 /* Make the input of a matmul for token i. */
 typedef void Prepare(const Call *c, int i);
 
-/* Token i's attention from its chunks: those that were looked at already, or else each now. */
-static void join_chunks(const Call *c, int i) {
-    const Sizes *z = c->sizes;
-    int H = z->heads, K = z->head_dim, looked_at = c->chunks > 0;
-    float *out = c->attended.floats + (int64_t)i * H * K, *max = c->softmax_maxima, *total = c->softmax_totals;
-    memset(out, 0, sizeof(float) * H * K);
-    for (int h = 0; h < H; h++) max[h] = -INFINITY, total[h] = 0;
-    for (int chunk = 0; chunk < chunks_of(c, i); chunk++) {
-        int64_t at = (looked_at ? (int64_t)i * c->chunks + chunk : i) * H;
-        if (!looked_at) attend(c, i, chunk, 0, z->kv_heads, c->parts + at * K, c->maxima + at, c->totals + at);
-        join(z, out, max, total, c->parts + at * K, c->maxima + at, c->totals + at);
-    }
-    for (int h = 0; h < H; h++) {
-        for (int d = 0; d < K; d++) out[h * K + d] /= total[h];
-        if (c->values->kind == CACHE_INT4) hadamard(out + h * K, K);
-    }
+static void round_attended(const Call *c, int i) {
+    if (c->chunks) attend_alone(c, i);
     round_input(&c->attended, i);
 }
 
@@ -331,7 +393,10 @@ static void block(const Call *c) {
         if (chunk < chunks_of(c, i)) attend(c, i, chunk, begin, end, c->parts + at * K, c->maxima + at, c->totals + at);
     }
     wait_for(phase + ATTEND, n * c->chunks * parts);
-    make_inputs(c, JOIN, &l->wo, n, join_chunks); /* of many tokens, all of attention */
+    int pieces = c->chunks ? 0 : (n + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE * G;
+    FOR_EACH (piece, phase + ATTEND_MANY, 1, pieces) attend_piece(c, piece); /* of many, all chunks for some of them */
+    wait_for(phase + ATTEND_MANY, pieces);
+    make_inputs(c, JOIN, &l->wo, n, round_attended);
     add_matmul(c, &l->wo, &c->attended, OUT);
     make_inputs(c, FFN_NORM, &l->w1, n, ffn_norm);
     gate(c);
@@ -339,13 +404,25 @@ static void block(const Call *c) {
     add_matmul(c, &l->w2, &c->wide, DOWN);
 }
 
+static void take_parts(Call *c, Scratch *s, size_t parts) {
+    c->parts = take(s, sizeof(float) * parts * c->sizes->head_dim);
+    c->maxima = take(s, sizeof(float) * parts);
+    c->totals = take(s, sizeof(float) * parts);
+}
+
 /* Take from the scratch what one thread has for itself. */
 static void take_own(Call *c, Scratch *s) {
-    size_t H = c->sizes->heads;
-    c->scores = take(s, sizeof(float) * H * CHUNK_SLOTS);
-    c->vectors = take(s, sizeof(float) * CHUNK_SLOTS * c->sizes->head_dim);
-    c->softmax_maxima = take(s, sizeof(float) * H);
-    c->softmax_totals = take(s, sizeof(float) * H);
+    size_t H = c->sizes->heads, K = c->sizes->head_dim, queries = H;
+    if (!c->chunks) {
+        size_t together = TOKENS_AT_ONCE * H / c->sizes->kv_heads;
+        queries = together > H ? together : H;
+        take_parts(c, s, H);
+        c->turned = take(s, sizeof(float) * CHUNK_SLOTS * K);
+    }
+    c->scores = take(s, sizeof(float) * queries * CHUNK_SLOTS);
+    c->vectors = take(s, sizeof(float) * CHUNK_SLOTS * K);
+    c->softmax_maxima = take(s, sizeof(float) * queries);
+    c->softmax_totals = take(s, sizeof(float) * queries);
 }
 
 static void take_inputs(Call *c, Scratch *s) {
@@ -358,13 +435,10 @@ static void take_inputs(Call *c, Scratch *s) {
 /* Take what all threads share, then what each has for itself, one behind the other: `each` gets every thread's. */
 static void lay_out(Call *c, Scratch *s, Call *each) {
     size_t n = c->tokens->n, H = c->sizes->heads, K = c->sizes->head_dim, kv = n * c->sizes->kv_heads * K;
-    size_t parts = n * (c->chunks ? c->chunks : 1) * H;
     c->q = take(s, sizeof(float) * n * H * K);
     c->k = take(s, sizeof(float) * kv);
     c->v = take(s, sizeof(float) * kv);
-    c->parts = take(s, sizeof(float) * parts * K);
-    c->maxima = take(s, sizeof(float) * parts);
-    c->totals = take(s, sizeof(float) * parts);
+    if (c->chunks) take_parts(c, s, n * c->chunks * H);
     take_inputs(c, s);
     c->gated = c->wide.floats;
     for (int thread = 0; thread < c->threads; thread++) {
@@ -412,7 +486,7 @@ EXPORT int decode(const Layer *layers, int n_layers, const Weight *last_norm, co
     c.chunks = n <= MAX_SPLIT_TOKENS ? (longest - 1) / CHUNK_SLOTS + 1 : 0;
     /* Each thread gets a part of the attention, even where few tokens see little. */
     c.heads_at_once = n * c.chunks < threads ? 1 : sizes->kv_heads;
-    /* Without chunks join_chunks writes into `parts`, which the threads share: then each token must be one thread's. */
+    /* Without chunks the threads share what is attended: then each token must be one thread's. */
     c.redundant = n < threads && c.chunks > 0;
     Scratch s = {0, 0};
     take(&s, sizeof(Call) * threads);

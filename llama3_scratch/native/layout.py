@@ -16,7 +16,7 @@ F32, BF16, F16, INT8_ROWS, INT8_TILES, INT4_TILES, INT4_TILES_WITH_MINS = range(
 # enum CacheKind: how keys or values are cached
 CACHE_F32, CACHE_BF16, CACHE_INT8, CACHE_INT4 = range(4)
 
-MAX_INPUTS = 8  # vectors that a strip of a weight is multiplied by at once
+MAX_INPUTS = 16  # vectors that a strip of a weight is multiplied by at once
 CHUNK_SLOTS = 64  # slots of a cache that are attended to at once
 MAX_SPLIT_TOKENS = 16  # tokens up to which the attention of each is split between threads
 MAX_THREADS = 256

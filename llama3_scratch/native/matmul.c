@@ -5,7 +5,6 @@
 
 #include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
 #ifdef HAS_X86
 #include <cpuid.h>
 #endif
@@ -97,16 +96,17 @@ Input make_input(Scratch *s, int n, int columns) {
     size_t numbers = (size_t)n * columns, groups = (size_t)n * (columns / GROUP);
     Input in = {.n = n, .columns = columns};
     in.floats = take(s, sizeof(float) * numbers);
-    in.high = take(s, numbers);
-    in.low = take(s, numbers);
+    in.bytes = take(s, 2 * numbers);
     in.scales = take(s, sizeof(float) * groups);
     in.sums = take(s, sizeof(int32_t) * groups);
+    in.totals = take(s, sizeof(float) * groups);
     return in;
 }
 
 void round_input(const Input *in, int i) {
     int64_t at = (int64_t)i * in->columns, group = (int64_t)i * (in->columns / GROUP);
-    kernels->round(in->floats + at, in->columns, in->high + at, in->low + at, in->scales + group, in->sums + group);
+    kernels->round(in->floats + at, in->columns, in->bytes + 2 * at, in->scales + group, in->sums + group,
+                   in->totals + group);
 }
 
 int strips_of(const Weight *w) { return (w->rows + STRIP - 1) / STRIP; }
@@ -148,14 +148,9 @@ static void matmul_work(void *argument) {
         wait_for(ROUND, m->in.n);
     }
     FOR_EACH (strip, MULTIPLY, strips_at_once(w, m->threads), strips_of(w)) {
-        for (int first = 0; first < m->in.n; first += MAX_INPUTS) {
-            float out[MAX_INPUTS][STRIP];
-            int some = inputs_at_once(&m->in, first);
-            kernels->strip(w, strip, &m->in, first, some, out);
-            for (int i = 0; i < some; i++)
-                memcpy(m->out + (int64_t)(first + i) * w->rows + STRIP * strip, out[i],
-                       sizeof(float) * rows_of_strip(w, strip));
-        }
+        for (int first = 0; first < m->in.n; first += MAX_INPUTS)
+            kernels->strip(w, strip, &m->in, first, inputs_at_once(&m->in, first),
+                           m->out + (int64_t)first * w->rows + STRIP * strip, w->rows);
     }
     wait_for(MULTIPLY, strips_of(w));
 }

@@ -19,7 +19,7 @@
 enum {
     STRIP = 16,            /* rows of a weight that a kernel computes at once: those of a tile */
     GROUP = 32,            /* columns of a tile, for which a row has one scale */
-    MAX_INPUTS = 8,        /* vectors that a kernel multiplies a strip by at once */
+    MAX_INPUTS = 16,       /* vectors that a kernel multiplies a strip by at once */
     CHUNK_SLOTS = 64,      /* slots of a cache that are attended to at once */
     MAX_SPLIT_TOKENS = 16, /* tokens up to which the attention of each is split between threads */
     MAX_THREADS = 256
@@ -37,10 +37,11 @@ typedef struct {
  * processor multiplies bytes, so a rounded value is 256 · high + low, neither of them −128. */
 typedef struct {
     int32_t n, columns;
-    float *floats;      /* [n][columns] */
-    int8_t *high, *low; /* [n][columns] */
-    float *scales;      /* [n][groups] */
-    int32_t *sums;      /* [n][groups], of the rounded values */
+    float *floats; /* [n][columns] */
+    int8_t *bytes; /* [n][groups][2][GROUP]: the high ones of a group, then its low ones */
+    float *scales; /* [n][groups] */
+    int32_t *sums; /* [n][groups], of the rounded values */
+    float *totals; /* [n][groups], scale · sum */
 } Input;
 
 enum { MAX_ROUNDED = 127 * 256 }; /* the magnitude that the largest number of a group is rounded to */
@@ -78,16 +79,23 @@ typedef struct {
 } Tokens;
 
 typedef struct {
-    /* out[i][16] = rows 16·strip … of the weight times input i, for i in first … first + n, n <= MAX_INPUTS */
-    void (*strip)(const Weight *, int strip, const Input *, int first, int n, float (*out)[STRIP]);
-    void (*round)(const float *x, int columns, int8_t *high, int8_t *low, float *scales, int32_t *sums);
+    /* Rows 16·strip … of the weight times the inputs first … first + n, n <= MAX_INPUTS; out[stride · i + r] is that of
+     * row 16·strip + r and input first + i, and nothing is written for rows that the weight hasn't. A result is the
+     * same bits in whatever company its input is, where the weight is in tiles. */
+    void (*strip)(const Weight *, int strip, const Input *, int first, int n, float *out, int64_t stride);
+    void (*round)(const float *x, int columns, int8_t *bytes, float *scales, int32_t *sums, float *totals);
     float (*dot)(const float *a, const float *b, int n);
     /* Of R queries and n keys or values, which lie `stride` floats apart: out[r][s] = q[r] · k[s], and
      * out[r] = Σ weights[r][s] · v[s]. A row of scores or weights is CHUNK_SLOTS long. */
     void (*scores)(const float *q, int R, int K, const float *k, int64_t stride, int n, float *out);
     void (*mix)(const float *weights, int R, int K, const float *v, int64_t stride, int n, float *out);
+    /* `scores` of several tokens, to the bit: token t sees seen[t] of the keys, and its R queries lie q_stride floats
+     * behind those of t − 1. `room` is for CHUNK_SLOTS · K floats. */
+    void (*scores_of_tokens)(int tokens, const int *seen, const float *q, int64_t q_stride, int R, int K,
+                             const float *k, int64_t stride, float *room, float *out);
     float (*largest)(const float *x, int n);
-    float (*exp_minus)(float *x, float max, int n); /* x = exp(x − max), returns their sum */
+    float (*exp_minus)(float *x, float max, int n);                          /* x = exp(x − max), returns their sum */
+    void (*swiglu)(const float *gates, const float *ups, int n, float *out); /* out = silu(gate) · up */
     /* n cached keys or values as floats: vectors first, first + step, … */
     void (*widen)(const CachedVectors *, int64_t first, int step, int n, int head_dim, float *out);
 } Kernels;

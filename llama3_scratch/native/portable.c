@@ -4,9 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-static void strip_of_rows(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
+static void strip_of_rows(const Weight *w, int strip, const Input *in, int first, int n, float *out, int64_t stride) {
     int width = w->columns / w->groups, rows = rows_of_strip(w, strip);
-    memset(out, 0, sizeof(float[STRIP]) * n);
     for (int r = 0; r < rows; r++) {
         int64_t row = (int64_t)STRIP * strip + r;
         for (int g = 0; g < w->groups; g++) {
@@ -15,7 +14,7 @@ static void strip_of_rows(const Weight *w, int strip, const Input *in, int first
                 const float *x = in->floats + (int64_t)(first + i) * in->columns;
                 float sum = 0;
                 for (int c = g * width; c < (g + 1) * width; c++) sum += number_at(w, row * w->columns + c) * x[c];
-                out[i][r] += scale * sum;
+                out[i * stride + r] += scale * sum;
             }
         }
     }
@@ -23,39 +22,41 @@ static void strip_of_rows(const Weight *w, int strip, const Input *in, int first
 
 /* A tile is 16 rows × 32 columns. int8: eight times, for 4 columns each, 16 rows of 4 bytes. int4: four times that, a
  * byte holding column c below and column c + 16 above. */
-static void strip_of_tiles(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
+static void strip_of_tiles(const Weight *w, int strip, const Input *in, int first, int n, float *out, int64_t stride) {
     int bits = w->kind == INT8_TILES ? 8 : 4, middle = w->kind == INT4_TILES ? 8 : 0;
-    memset(out, 0, sizeof(float[STRIP]) * n);
     for (int g = 0; g < w->groups; g++) {
         int64_t tile = (int64_t)strip * w->groups + g;
         const uint8_t *values = (const uint8_t *)w->values + tile * STRIP * GROUP * bits / 8;
         for (int i = 0; i < n; i++) {
             int64_t at = (int64_t)(first + i) * w->groups + g;
-            int64_t begin = (int64_t)(first + i) * in->columns + g * GROUP;
+            const int8_t *high = in->bytes + at * 2 * GROUP, *low = high + GROUP;
+            float *to = out + i * stride;
             for (int r = 0; r < STRIP; r++) {
                 int32_t sum = -middle * in->sums[at];
                 for (int c = 0; c < GROUP; c++) {
                     int quad = (bits == 8 ? c : c % 16) / 4;
                     uint8_t byte = values[(quad * STRIP + r) * 4 + c % 4];
-                    int32_t x = 256 * in->high[begin + c] + in->low[begin + c];
+                    int32_t x = 256 * high[c] + low[c];
                     sum += x * (bits == 8 ? (int8_t)byte : c < 16 ? byte & 15 : byte >> 4);
                 }
                 float scale = from_f16(((const uint16_t *)w->scales)[tile * STRIP + r]);
-                out[i][r] += scale * in->scales[at] * (float)sum;
+                to[r] += scale * in->scales[at] * (float)sum;
                 if (w->kind == INT4_TILES_WITH_MINS)
-                    out[i][r] +=
+                    to[r] +=
                         from_f16(((const uint16_t *)w->mins)[tile * STRIP + r]) * in->scales[at] * (float)in->sums[at];
             }
         }
     }
 }
 
-static void strip_of(const Weight *w, int strip, const Input *in, int first, int n, float (*out)[STRIP]) {
-    (w->kind < INT8_TILES ? strip_of_rows : strip_of_tiles)(w, strip, in, first, n, out);
+static void strip_of(const Weight *w, int strip, const Input *in, int first, int n, float *out, int64_t stride) {
+    for (int i = 0; i < n; i++) memset(out + i * stride, 0, sizeof(float) * rows_of_strip(w, strip));
+    (w->kind < INT8_TILES ? strip_of_rows : strip_of_tiles)(w, strip, in, first, n, out, stride);
 }
 
-static void round_groups(const float *x, int columns, int8_t *high, int8_t *low, float *scales, int32_t *sums) {
-    for (int g = 0; g < columns / GROUP; g++, x += GROUP, high += GROUP, low += GROUP) {
+static void round_groups(const float *x, int columns, int8_t *bytes, float *scales, int32_t *sums, float *totals) {
+    for (int g = 0; g < columns / GROUP; g++, x += GROUP, bytes += 2 * GROUP) {
+        int8_t *high = bytes, *low = bytes + GROUP;
         float max = 0, zero_or_nan = 0; /* 0 · x is NaN where x is no number: it must come out again */
         for (int c = 0; c < GROUP; c++) {
             max = fabsf(x[c]) > max ? fabsf(x[c]) : max;
@@ -71,6 +72,7 @@ static void round_groups(const float *x, int columns, int8_t *high, int8_t *low,
             sums[g] += 256 * high[c] + low[c];
         }
         scales[g] = max / MAX_ROUNDED + zero_or_nan;
+        totals[g] = scales[g] * (float)sums[g];
     }
 }
 
@@ -104,6 +106,20 @@ static float exp_minus(float *x, float max, int n) {
     return sum;
 }
 
+static void scores_of_tokens(int tokens, const int *seen, const float *q, int64_t q_stride, int R, int K,
+                             const float *k, int64_t stride, float *room, float *out) {
+    (void)room;
+    for (int t = 0; t < tokens; t++)
+        kernels->scores(q + t * q_stride, R, K, k, stride, seen[t], out + (int64_t)t * R * CHUNK_SLOTS);
+}
+
+static void swiglu(const float *gates, const float *ups, int n, float *out) {
+    for (int i = 0; i < n; i++) {
+        float minus = gates[i] > -80 ? -gates[i] : 80; /* e^80 is a float */
+        out[i] = gates[i] / (1 + expf(minus)) * ups[i];
+    }
+}
+
 static void widen_one(const CachedVectors *cached, int64_t vector, int head_dim, float *out) {
     int64_t at = vector * head_dim;
     const float *scales = cached->scales + (cached->scales ? vector * (head_dim / cached->group) : 0);
@@ -125,4 +141,15 @@ static void widen(const CachedVectors *cached, int64_t first, int step, int n, i
     for (int s = 0; s < n; s++) widen_one(cached, first + (int64_t)s * step, head_dim, out + s * head_dim);
 }
 
-const Kernels portable_kernels = {strip_of, round_groups, dot, scores_of, mix, largest, exp_minus, widen};
+const Kernels portable_kernels = {
+    .strip = strip_of,
+    .round = round_groups,
+    .dot = dot,
+    .scores = scores_of,
+    .mix = mix,
+    .scores_of_tokens = scores_of_tokens,
+    .largest = largest,
+    .exp_minus = exp_minus,
+    .swiglu = swiglu,
+    .widen = widen,
+};

@@ -207,7 +207,7 @@ int main(int count, char **arguments) {
                 Model m = make_model(kind);
                 for (int t = 0; t < 8; t++) {
                     int tiles = kind >= INT8_TILES;
-                    check_matmul(kind, tiles ? 112 : 1 + any() % 99, tiles ? 64 : 1 + any() % 99, 1 + any() % 20,
+                    check_matmul(kind, tiles ? 112 : 1 + any() % 99, tiles ? 64 : 1 + any() % 99, 1 + any() % 40,
                                  threads[t]);
                     check_decode(&m, kind, 1, 1, (int)(any() % 300), threads[t]);
                     check_decode(&m, kind, 1 + any() % 6, 3, (int)(any() % 300), threads[t]);

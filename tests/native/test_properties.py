@@ -8,10 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama3_scratch.cache import Cache
+from llama3_scratch.caches.paged import PagedCache
 from llama3_scratch.config import Config
 from llama3_scratch.inference.fast_forward import FastForward
 from llama3_scratch.init import init
 from llama3_scratch.native import kernels, layout
+from llama3_scratch.native.decode import Chunk
 from llama3_scratch.stored import Params, stored
 from tests.batches import ragged_rows
 from tests.native.worlds import KEPT, ROW_FORMS, TILE_FORMS, WEIGHTS, one, plain, rounded
@@ -72,6 +74,40 @@ def test_matmul_and_rows(data):
     assert torch.equal(out, weight.floats(first, torch.float32))
 
 
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@pytest.mark.parametrize("form", TILE_FORMS)
+@settings(random, max_examples=30)
+@given(st.data())
+def test_an_inputs_product_has_the_same_bits_in_any_company(level, form, data):
+    """Alone or among others, in whatever place, in one call or in two; and AVX2's bits are AVX-512's."""
+    if kernels.choose(level) is None:
+        pytest.skip(f"this processor has no {level}")
+    draw = data.draw
+    rows, columns = 16 * draw(st.integers(1, 6)), 32 * draw(st.integers(1, 20))
+    company, seed = draw(st.integers(2, 40)), draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+    weight = stored(one(form, torch.randn(rows, columns, generator=generator)), "w")
+    x = torch.randn(company + 1, columns, generator=generator)
+    x *= 10.0 ** torch.randint(-3, 4, (company + 1, columns // 32), generator=generator).repeat_interleave(32, 1)
+    cut = draw(st.integers(1, company))
+
+    def products(x):
+        torch.set_num_threads(draw(THREADS))
+        out = kernels.matmul(x, weight)
+        assert out is not None
+        return out.view(torch.int32)
+
+    together = products(x)
+    assert torch.equal(torch.cat([products(x[i : i + 1]) for i in range(company + 1)]), together)
+    assert torch.equal(torch.cat((products(x[:cut]), products(x[cut:]))), together)
+    if level == "AVX-512":
+        kernels.choose("AVX2")
+        try:
+            assert torch.equal(products(x), together)
+        finally:
+            kernels.choose(level)
+
+
 MODELS: dict[tuple, tuple[Params, Config]] = {}
 
 
@@ -124,6 +160,45 @@ def test_decode(data):
     off_BT = (ours - wanted).abs().mean(-1) / wanted.std()
     assert off_BT.median() <= (0.1 if short else 1e-3 if tiled else 3e-5)
     assert off_BT.max() <= (0.6 if short else 3e-3 if tiled else 2e-4)
+
+
+@pytest.mark.parametrize("level", kernels.LEVELS)
+@settings(random, max_examples=12)
+@given(st.data())
+def test_a_tokens_logits_have_the_same_bits_in_any_chunk(level, data):
+    """Token by token, or in chunks of any size beside others': what attention does for many at once it does for one."""
+    if kernels.choose(level) is None:
+        pytest.skip(f"this processor has no {level}")
+    draw = data.draw
+    heads, kv_heads, head_dim = draw(st.sampled_from([(6, 2, 16), (3, 1, 64), (5, 5, 64), (8, 2, 48), (8, 1, 128)]))
+    params, config = model("int8", heads, kv_heads, head_dim, 1)
+    fast = FastForward(params, config, dtype=torch.float32)
+    forms = KEPT[draw(st.sampled_from(sorted(KEPT)))], KEPT[draw(st.sampled_from(sorted(KEPT)))]
+    lengths = draw(st.lists(st.integers(1, 150), min_size=1, max_size=3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    sequences = [torch.randint(config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
+    pages = [[3 * row, 3 * row + 2, 3 * row + 1] for row in range(len(sequences))]
+
+    def run(sizes: st.SearchStrategy[int]):
+        cache = PagedCache(config, 9, keys=forms[0], values=forms[1])
+        done, logits = [0] * len(sequences), {}
+        while any(at < len(tokens) for at, tokens in zip(done, sequences, strict=True)):
+            use(level, draw(THREADS))
+            rows = [row for row, tokens in enumerate(sequences) if done[row] < len(tokens)]
+            ends = {row: min(len(sequences[row]), done[row] + draw(sizes)) for row in rows}
+            chunks = [Chunk(sequences[row][done[row] : end], done[row], pages[row]) for row, end in ends.items()]
+            for (row, end), logits_V in zip(ends.items(), fast.chunks(chunks, cache), strict=True):
+                logits[row, end] = logits_V
+                done[row] = end
+        return logits, cache.layers["layers.0.attention"]
+
+    with torch.inference_mode():
+        one_by_one, wanted = run(st.just(1))
+        in_chunks, found = run(st.integers(1, 90))
+    for place, logits_V in in_chunks.items():
+        assert torch.equal(logits_V, one_by_one[place]), place
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert all(torch.equal(tensor, theirs.tensors()[name]) for name, tensor in ours.tensors().items())
 
 
 @settings(random, max_examples=12)
