@@ -56,9 +56,9 @@ READING = {
     "documents": "runner.py blocks.py notebook.py shown.py pictures.py",
     "scripts": "train_tokenizer.py prepare_data.py pretrain.py search_pretraining.py finetune_lora.py "
     "finetune_classifier.py quality.py random_checkpoint.py bench_peers.sh native_llama_bench.sh "
-    "bench_training.py bench_finetune.py bench_trace.py bench_bpe.py storyteller.sh write_stories.py "
-    "storyteller/stories.py storyteller/words.py storyteller/plots.txt tinystories.py story_requests.py "
-    "storyteller/requests.py ask_for_stories.py tell_stories.py test_in_debian.sh",
+    "bench_training.py bench_finetune.py bench_trace.py bench_bpe.py screenshot_trace.py storyteller.sh "
+    "write_stories.py storyteller/stories.py storyteller/words.py storyteller/plots.txt tinystories.py "
+    "story_requests.py storyteller/requests.py ask_for_stories.py tell_stories.py test_in_debian.sh",
 }
 
 # Files that hold no sentence about themselves.

@@ -22,6 +22,8 @@ from llama3_scratch.trace.page import TracePage, needs
 from llama3_scratch.trace.tracer import watch
 from llama3_scratch.trace.views import likeliest
 from tests import tiny
+from tests.house import PACKAGE
+from tests.recipes import script
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -612,3 +614,36 @@ def test_fifty_tokens_of_the_real_model_fit_in_five_megabytes(smollm2, tmp_path,
     assert page.locator(".layers td").count() == tokens * 32
     page.click("tr[data-group='29'] th")
     assert page.locator("#steps .step").count() == 40
+
+
+def test_the_readmes_picture_can_be_taken_again(traced, tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    take, line = script("screenshot_trace"), [str(traced[0]), "--out"]
+    seen = {}
+    for layer, function in (("1", "attend"), ("1", "swiglu"), ("2", "attend")):
+        out = tmp_path / f"{layer}-{function}.png"
+        assert take([*line, str(out), "--layer", layer, "--function", function]) == 0
+        with image.open(out) as picture:
+            seen[layer, function] = picture.convert("RGB")
+    with image.open(PACKAGE.parent / ".pictures" / "run.png") as kept:
+        assert kept.size == seen["1", "attend"].size == (1800, 1200)
+    assert len({picture.tobytes() for picture in seen.values()}) == 3
+    assert all(len(picture.getcolors(1 << 16)) > 50 for picture in seen.values())
+    for more, said in (
+        (["--layer", "9"], "--layer 9: the trace has no such layer"),
+        (["--layer", "1", "--function", "attends"], "--function attends: has no step in layer 1"),
+    ):
+        assert take([*line, str(tmp_path / "x.png"), *more]) == 2 and said in capsys.readouterr().err
+    other = tmp_path / "other.html"
+    other.write_text("<p>Hi")
+    assert take([str(other), "--out", str(tmp_path / "x.png")]) == 3
+    assert "no page of a trace" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
+
+
+def test_without_chromium_no_picture_is_taken(traced, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("PIL.Image")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert script("screenshot_trace")([str(traced[0]), "--out", str(tmp_path / "x.png")]) == 2
+    assert "no Chromium is installed: apt-get install chromium" in capsys.readouterr().err
