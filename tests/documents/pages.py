@@ -56,9 +56,9 @@ READING = {
     "documents": "runner.py blocks.py notebook.py shown.py pictures.py",
     "scripts": "train_tokenizer.py prepare_data.py pretrain.py search_pretraining.py finetune_lora.py "
     "finetune_classifier.py quality.py random_checkpoint.py bench_peers.sh native_llama_bench.sh "
-    "bench_training.py bench_finetune.py bench_trace.py bench_bpe.py screenshot_trace.py storyteller.sh "
-    "write_stories.py storyteller/stories.py storyteller/words.py storyteller/plots.txt tinystories.py "
-    "story_requests.py storyteller/requests.py ask_for_stories.py tell_stories.py test_in_debian.sh",
+    "bench_training.py bench_finetune.py bench_trace.py bench_bpe.py storyteller.sh write_stories.py "
+    "storyteller/stories.py storyteller/words.py storyteller/plots.txt tinystories.py story_requests.py "
+    "storyteller/requests.py ask_for_stories.py tell_stories.py trace_picture.py test_in_debian.sh",
 }
 
 # Files that hold no sentence about themselves.
@@ -364,5 +364,7 @@ def room_pages() -> list[str]:
     return [f"{place}/{page}" for place in folders for page in ("README.md", "README.zh.md")]
 
 
+OTHER_PAGES = ["weights/README.md", "weights/storyteller/README.md", "tests/README.md"]  # of folders that are no rooms
 PAGES = ["README.md", "README.zh.md", *room_pages()]
+PAGES += [page.replace(".md", ending) for page in OTHER_PAGES for ending in (".md", ".zh.md")]
 assert set(VERBS) >= set(HOME)

@@ -18,8 +18,6 @@ ENGLISH = [page for page in pages.PAGES if not page.endswith(".zh.md")]
 OTHERS = [
     "walkthrough.md",
     "walkthrough.zh.md",
-    "weights/README.md",
-    "weights/storyteller/README.md",
     "tests/data/README.md",
 ]
 

@@ -1,7 +1,7 @@
 """Take the README's picture of a run: the page that --trace-out wrote, in headless Chromium, as a PNG.
 
     python -m llama3_scratch.generate "What is the capital of France?" --trace-out run.html
-    python scripts/screenshot_trace.py run.html --out .pictures/run.png
+    python scripts/trace_picture.py run.html --out .pictures/run.png
 
 opens the page with the steps of a layer beside its grid, scrolled to a function. Times on it are the run's own, so that
 no two pictures are equal to the last pixel. Needs Chromium, and pip install -e ".[dev]".
@@ -10,16 +10,14 @@ no two pictures are equal to the last pixel. Needs Chromium, and pip install -e 
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
 from pathlib import Path
 
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.system import cli
-from llama3_scratch.system.writing import fresh_file
+from llama3_scratch.system.writing import write_whole
 
 WIDTH, HEIGHT, SCALE = 1440, 960, 1.25  # in CSS pixels, and how many pixels each has
-COLOURS = 256
 # Bring the first steps of a function beneath the bar of the panel; whether there are any.
 SCROLL = """name => {
   const heads = [...document.querySelectorAll("#steps .function")];
@@ -31,7 +29,7 @@ SCROLL = """name => {
 
 
 def make_parser() -> cli.Parser:
-    parser = cli.script("screenshot_trace", __doc__)
+    parser = cli.script("trace_picture", __doc__)
     parser.add_argument("page", type=Path, metavar="RUN.html", help="what --trace-out wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="the picture")
     parser.add_argument(
@@ -47,7 +45,6 @@ def make_parser() -> cli.Parser:
 @cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
     try:
-        from PIL import Image
         from playwright.sync_api import sync_playwright
     except ImportError as error:
         raise UsageError(f'{error.name} is missing: pip install -e ".[dev]"') from error
@@ -75,8 +72,7 @@ def main(options: argparse.Namespace) -> int:
             raise UsageError(f"--function {options.function}: has no step in layer {options.layer}")
         picture = page.screenshot()
         browser.close()
-    with fresh_file(options.out) as temporary:
-        Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS).save(temporary, "png", optimize=True)
+    write_whole(options.out, picture)
     return 0
 
 
