@@ -2,10 +2,11 @@
 
     python scripts/ask_for_stories.py tiny.jsonl --adapter runs/teller/adapter --count 5000 --out stories.jsonl
 
-asks a model many times for a short story with three words that the given stories use too, a batch at a time, and keeps
-the answers that ended by themselves, as JSONL with the request beside the text. What is in the file already isn't asked
-for again, so that a run that was stopped goes on. SmolLM2-135M writes much better stories with an adapter that has read
-some (scripts/story_requests.py, scripts/finetune_lora.py) than without.
+asks a model many times for a short story with three words that the given stories use too, and keeps the answers that
+ended by themselves, as JSONL with the request beside the text. Whichever of a batch is done makes room for the next;
+every 512 answers are written, and what is in the file isn't asked for again: a run that was stopped goes on.
+SmolLM2-135M writes much better stories with an adapter that has read some (scripts/story_requests.py,
+scripts/finetune_lora.py) than without.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from pathlib import Path
 
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
+from llama3_scratch.inference.choices import ModelChoice
 from llama3_scratch.system import cli
 from llama3_scratch.terminal.flags import add_adapter_flag
 
 log = logging.getLogger("llama3_scratch")
+
+WRITTEN_AT_ONCE = 512  # answers; a run that is stopped asks again for those that weren't written yet
 
 
 def make_parser() -> cli.Parser:
@@ -56,31 +60,36 @@ def requests_of(numbers: Sequence[int], words: Sequence[str], seed: int) -> list
 def main(options: argparse.Namespace) -> int:
     from storyteller.requests import REQUESTED_WORDS, content_words
 
-    from llama3_scratch.checkpoint.adapters import add_adapters
-    from llama3_scratch.checkpoint.fetch import download
-    from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.documents import documents
     from llama3_scratch.inference.answers import answers
+    from llama3_scratch.inference.loading import open_model
     from llama3_scratch.inference.sample import sampler
     from llama3_scratch.params.lora import merge
     from llama3_scratch.params.quantize import quantize
+    from llama3_scratch.system.timings import remaining
     from llama3_scratch.text.dialog import encode_dialog
 
-    checkpoint = load(download(options.model) if options.model == DEFAULT else options.model)
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None or tokenizer.chat_format is None:
-        raise UsageError(f"{options.model}: expected a model that chats, with its tokenizer")
+    checkpoint, _ = open_model(ModelChoice(options.model, adapters=tuple(options.adapters or ())), as_floats=True)
+    tokenizer = checkpoint.require_tokenizer()
+    if tokenizer.chat_format is None:
+        raise UsageError(f"{options.model}: expected a model that chats")
     words = content_words(documents(options.files))
     if len(words) < REQUESTED_WORDS:
         raise UsageError(f"{options.files[0]}: too few stories to take {REQUESTED_WORDS} words from")
-    if options.adapters:
-        checkpoint = add_adapters(checkpoint, options.adapters)
     checkpoint = replace(checkpoint, params=quantize(merge(checkpoint.params), options.quantize))
-    done = sum(1 for _ in options.out.open("rb")) if options.out.exists() else 0
     kept = tokens = 0
     begun = time.perf_counter()
-    for first in range(done, options.count, options.batch):
-        numbers = range(first, min(first + options.batch, options.count))
+    done = first = sum(1 for _ in options.out.open("rb")) if options.out.exists() else 0
+
+    def count(answered: int) -> None:
+        nonlocal done
+        done += 1
+        if done % options.batch == 0:
+            left = remaining(begun, done - first, options.count - first)
+            log.info("%d of %d answers · %s", done, options.count, left)
+
+    while done < options.count:
+        numbers = range(done, min(done + WRITTEN_AT_ONCE, options.count))
         requests = requests_of(numbers, words, options.seed)
         said = answers(
             [encode_dialog([{"role": "user", "content": request}], tokenizer) for request in requests],
@@ -90,6 +99,8 @@ def main(options: argparse.Namespace) -> int:
                 sampler(temperature=options.temperature, top_p=0.95, seed=options.seed * 2**32 + number)
                 for number in numbers
             ],
+            batch=options.batch,
+            on_done=count,
         )
         with options.out.open("a", encoding="utf-8") as file:
             for request, answer in zip(requests, said, strict=True):
@@ -98,7 +109,7 @@ def main(options: argparse.Namespace) -> int:
                 kept += bool(text)
         tokens += sum(answer.tokens for answer in said)
         rate = tokens / (time.perf_counter() - begun)
-        log.info("%d of %d · %d ended by themselves · %.0f tokens/s", numbers.stop, options.count, kept, rate)
+        log.info("%d of %d · %d ended by themselves · %.0f tokens/s", done, options.count, kept, rate)
     return 0
 
 

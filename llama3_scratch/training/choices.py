@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llama3_scratch.data.conversations import SIDES
+from llama3_scratch.data.labelled import READ
 from llama3_scratch.errors import UsageError
 from llama3_scratch.system.fields import Checked, Number, number, one_of, switch, text, whole
 
@@ -17,8 +19,6 @@ SCHEDULES = ("cosine", "wsd", "constant", "range")
 DTYPES = ("f32", "bf16", "f16", "fp8")
 METHODS = ("lora", "dora", "qlora", "full")
 TRAINED = ("head", "last-block", "all", "lora")
-SIDES = ("right", "left")
-READ = ("last", "first")
 
 
 def _required(kind: type, **bounds: float) -> Any:

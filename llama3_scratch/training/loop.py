@@ -215,7 +215,10 @@ class Training:
             state = checkpoints.read(checkpoint, "device_random")
             torch.get_device_module(self.device).set_rng_state(state, self.device)
         self.step = about["step"]
-        log.info("going on after step %d of %d", self.step, self.plan.steps)
+        if self.step == self.plan.steps:
+            log.info("all %d steps are done: nothing more is learnt", self.step)
+        else:
+            log.info("going on after step %d of %d", self.step, self.plan.steps)
 
     def _take(self, checkpoint: Path, about: dict[str, Any]) -> None:
         stored = checkpoints.read(checkpoint, "weights")

@@ -63,7 +63,7 @@ READING = {
     "finetune_classifier.py quality.py random_checkpoint.py bench_peers.sh native_llama_bench.sh "
     "bench_training.py bench_finetune.py bench_trace.py bench_bpe.py page_pictures.py storyteller.sh write_stories.py "
     "storyteller/stories.py storyteller/words.py storyteller/plots.txt tinystories.py story_requests.py "
-    "storyteller/requests.py ask_for_stories.py tell_stories.py test_in_debian.sh",
+    "storyteller/requests.py ask_for_stories.py tell_stories.py trace_picture.py test_in_debian.sh",
 }
 
 # Files that hold no sentence about themselves.
@@ -437,5 +437,7 @@ def room_pages() -> list[str]:
     return [f"{place}/{page}" for place in folders for page in ("README.md", "README.zh.md")]
 
 
+OTHER_PAGES = ["weights/README.md", "weights/storyteller/README.md", "tests/README.md"]  # of folders that are no rooms
 PAGES = ["README.md", "README.zh.md", *room_pages()]
+PAGES += [page.replace(".md", ending) for page in OTHER_PAGES for ending in (".md", ".zh.md")]
 assert set(VERBS) >= set(HOME)

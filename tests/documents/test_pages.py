@@ -18,8 +18,6 @@ ENGLISH = [page for page in pages.PAGES if not page.endswith(".zh.md")]
 OTHERS = [
     "walkthrough.md",
     "walkthrough.zh.md",
-    "weights/README.md",
-    "weights/storyteller/README.md",
     "tests/data/README.md",
 ]
 
@@ -133,6 +131,21 @@ def test_every_measurement_is_shown_in_both_languages_with_its_day_machine_and_c
         kept = pages.result(path.stem)
         assert {"date", "machine", "software", "command", "columns", "rows"} <= kept.keys(), path.name
         assert all(len(row) == len(kept["columns"]) for row in kept["rows"]), path.name
+
+
+def test_data_that_a_measurement_took_are_in_the_repository_or_their_source_is_named_beside_it():
+    """Whoever repeats it can get the same file: a sentence on the page names it, with a link."""
+    named = 0
+    for path in pages.RESULTS.glob("*.json"):
+        for data in re.findall(r"--data (\S+)", pages.result(path.stem)["command"]):
+            if (ROOT / data).exists():
+                continue
+            named += 1
+            shown = [page for page in pages.PAGES if f'results_table("{path.stem}"' in text(page)]
+            for page in shown:
+                lines = [line for line in prose(page).splitlines() if line.startswith(f"`{data}`")]
+                assert any(re.search(r"\]\(https://", line) for line in lines), f"{page}: where {data} comes from"
+    assert named >= 3
 
 
 def test_figures_keep_the_digits_that_they_were_published_with():

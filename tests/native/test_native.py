@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 
 from llama3_scratch import linear as linear_module
 from llama3_scratch.cache import NO_CACHE, Cache, Slots
+from llama3_scratch.caches.paged import PagedCache
 from llama3_scratch.caches.quantized import Int4Slots, Int8Slots
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference.fast_forward import FastForward
@@ -18,7 +22,7 @@ from llama3_scratch.inference.sample import sampler
 from llama3_scratch.linear import linear, matmul
 from llama3_scratch.model import decode, embed, forward, fused_block
 from llama3_scratch.native import kernels
-from llama3_scratch.native.decode import NativeDecode, fast_decode
+from llama3_scratch.native.decode import Chunk, NativeDecode, fast_decode
 from llama3_scratch.params.quantize import quantize
 from llama3_scratch.stored import Floats, Tiles, stored
 from tests import tiny
@@ -519,6 +523,130 @@ def test_a_forked_child_starts_threads_of_its_own():
     if child == 0:
         os._exit(0 if torch.equal(matmul(x, weight), wanted) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_forks_while_others_compute_give_children_that_compute():
+    """Each child is forked from amid the jobs of two threads; it may have to wait for one, and then has a pool."""
+    params = WEIGHTS["int8"](wild(TILED))
+    model = FastForward(params, TILED, dtype=torch.float32)
+    tokens_BT, before = tiny.tokens(1, 5, TILED), torch.get_num_threads()
+    ended, counts = threading.Event(), [0, 0]
+    torch.set_num_threads(3)
+    wanted = model.logits(tokens_BT, Cache(9))
+
+    def compute(number):
+        torch.set_num_threads(3)
+        while not ended.is_set():
+            model.logits(tokens_BT, Cache(9))
+            counts[number] += 1
+
+    callers = [threading.Thread(target=compute, args=(number,)) for number in range(2)]
+    try:
+        for caller in callers:
+            caller.start()
+        for _ in range(30):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if torch.equal(model.logits(tokens_BT, Cache(9)), wanted) else 1)
+            assert exit_code(child, 30) == 0
+        assert min(counts) > 0
+    finally:
+        ended.set()
+        for caller in callers:
+            caller.join()
+        torch.set_num_threads(before)
+    assert torch.equal(model.logits(tokens_BT, Cache(9)), wanted)
+
+
+def exit_code(child: int, seconds: float) -> int | None:
+    """Of a child process; None, and it is killed, where it takes longer than that."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+@pytest.mark.skipif(kernels.chosen() is None, reason="the kernels weren't built: no C compiler")
+def test_one_model_serves_threads_with_caches_of_their_own():
+    """Threads that take turns at every bytecode, each with other rows, another length and another form of cache."""
+    params = WEIGHTS["int8"](wild(TILED))
+    kept = [KEPT["as it comes"], KEPT["int8"], KEPT["bf16"]]
+
+    def told(model: FastForward, number: int) -> torch.Tensor:
+        cache = Cache(1200, keys=kept[number], values=kept[number])
+        tokens_BT = tiny.tokens(
+            number + 1, 4 + 1030 * (number == 2), TILED
+        )  # the last needs a longer table of rotations
+        steps = [tokens_BT[:, :-4], *tokens_BT[:, -4:].split(1, dim=1)]
+        return torch.cat([model.logits(step_BT, cache) for step_BT in steps if step_BT.shape[1]], dim=1)[:, -4:]
+
+    wanted = [told(FastForward(params, TILED, dtype=torch.float32), number) for number in range(3)]
+    wrong: list[object] = []
+
+    def call(model: FastForward, number: int, together: threading.Barrier):
+        together.wait()
+        try:
+            for _ in range(1 if number == 2 else 20):
+                if not torch.equal(told(model, number), wanted[number]):
+                    wrong.append(number)
+        except Exception as error:
+            wrong.append(error)
+
+    switched = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            model, together = FastForward(params, TILED, dtype=torch.float32), threading.Barrier(3)
+            callers = [threading.Thread(target=call, args=(model, number, together)) for number in range(3)]
+            for caller in callers:
+                caller.start()
+            for caller in callers:
+                caller.join()
+    finally:
+        sys.setswitchinterval(switched)
+    assert not wrong
+
+
+REPOINTED = {
+    "data": lambda weight: setattr(weight, "data", 3 * weight.data),
+    "set_": lambda weight: weight.set_((3 * weight).clone()),
+    "the same memory, transposed": lambda weight: setattr(weight, "data", weight.data.T),
+    "in place": lambda weight: weight.mul_(3),
+}
+
+
+def in_a_cache(model: FastForward, tokens_BT: torch.Tensor) -> torch.Tensor:
+    return model.logits(tokens_BT, Cache(9))[0, -1]
+
+
+def in_pages(model: FastForward, tokens_BT: torch.Tensor) -> torch.Tensor:
+    return model.chunks([Chunk(tokens_BT[0].tolist(), 0, [1])], PagedCache(TILED, 2))[0]
+
+
+@pytest.mark.skipif(kernels.chosen() is None, reason="the kernels weren't built: no C compiler")
+@pytest.mark.parametrize("last", [in_a_cache, in_pages])
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("how", REPOINTED)
+def test_a_weight_with_other_memory_is_read_there_at_the_next_prompt(how, length, last):
+    """A prompt of one token too."""
+    params = dict(wild(TILED))
+    square_DD = torch.randn(TILED.dim, TILED.dim, generator=torch.Generator().manual_seed(3)) / 10
+    params["layers.1.attention.wo.weight"] = square_DD
+    model = FastForward(params, TILED, dtype=torch.float32)
+    tokens_BT = tiny.tokens(1, length, TILED)
+    before = last(model, tokens_BT)
+    with torch.no_grad():
+        REPOINTED[how](square_DD)
+    after = last(model, tokens_BT)
+    check(after, plain(tokens_BT, params, TILED)[0, -1], 1e-4)
+    assert difference(after, before) > 0.1
 
 
 @pytest.mark.skipif(kernels.chosen() is None, reason="the kernels weren't built: no C compiler")

@@ -6,11 +6,13 @@ import json
 import random
 from pathlib import Path
 
+import ask_for_stories
 import pytest
 from storyteller.requests import MAX_SHARE, MIN_SHARE, REQUESTED_WORDS, content_words, request, words_of
 from storyteller.stories import stories
 
 from llama3_scratch.data.conversations import read_conversations
+from llama3_scratch.inference.answers import answers
 from tests import tiny
 from tests.recipes import script
 
@@ -74,6 +76,30 @@ def test_asking_goes_on_where_it_stopped(tales, tmp_path, capsys):
     assert (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
     assert len({row["prompt"] for row in rows}) == 6 and all(set(row) == {"prompt", "text"} for row in rows)
+
+
+def test_answers_are_written_part_by_part(tales, tmp_path, monkeypatch):
+    """A run that is stopped keeps the parts that were whole, and its end is the same."""
+    model = tiny.folder(tmp_path / "model", "llama3")
+    whole, part = tmp_path / "whole.jsonl", tmp_path / "part.jsonl"
+    ask = ask_for_stories.main
+    named = [str(tales), "--model", str(model), "--batch", "2", "--max-tokens", "4", "--count", "7"]
+    assert ask([*named, "--out", str(whole)]) == 0
+    monkeypatch.setattr(ask_for_stories, "WRITTEN_AT_ONCE", 3)
+    asked: list[int] = []
+
+    def stopping(prompts, *rest, **how):
+        asked.append(len(prompts))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return answers(prompts, *rest, **how)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("llama3_scratch.inference.answers.answers", stopping)
+        assert ask([*named, "--out", str(part)]) == 130
+    assert asked == [3, 3, 1] and part.read_bytes() == b"".join(whole.read_bytes().splitlines(keepends=True)[:6])
+    assert ask([*named, "--out", str(part)]) == 0
+    assert part.read_bytes() == whole.read_bytes()
 
 
 def test_what_cannot_be_asked(tales, tmp_path, capsys):

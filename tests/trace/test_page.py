@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +26,8 @@ from llama3_scratch.trace.page import TracePage, needs
 from llama3_scratch.trace.tracer import watch
 from llama3_scratch.trace.views import likeliest
 from tests import tiny
+from tests.house import PACKAGE
+from tests.recipes import SCRIPTS, script
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -612,3 +618,39 @@ def test_fifty_tokens_of_the_real_model_fit_in_five_megabytes(smollm2, tmp_path,
     assert page.locator(".layers td").count() == tokens * 32
     page.click("tr[data-group='29'] th")
     assert page.locator("#steps .step").count() == 40
+
+
+def test_the_readmes_picture_can_be_taken_again(traced, tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+
+    def take(page: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        """In a process of its own: two browsers can't be driven from one thread."""
+        line = [sys.executable, str(SCRIPTS / "trace_picture.py"), str(page), "--out", str(out), *more]
+        return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+    seen = {}
+    for layer, function in (("1", "attend"), ("1", "swiglu"), ("2", "attend")):
+        out = tmp_path / f"{layer}-{function}.png"
+        done = take(traced[0], out, "--layer", layer, "--function", function)
+        assert (done.returncode, done.stderr) == (0, "")
+        seen[layer, function] = out.read_bytes()
+    assert len(set(seen.values())) == 3
+    kept = (PACKAGE.parent / ".pictures" / "run.png").read_bytes()
+    for picture in (kept, *seen.values()):
+        assert picture.startswith(b"\x89PNG") and struct.unpack(">II", picture[16:24]) == (1800, 1200)
+    other = tmp_path / "other.html"
+    other.write_text("<p>Hi")
+    for page, more, code, said in (
+        (traced[0], ["--layer", "9"], 2, "--layer 9: the trace has no such layer"),
+        (traced[0], ["--layer", "1", "--function", "attends"], 2, "--function attends: has no step in layer 1"),
+        (other, [], 3, "no page of a trace"),
+    ):
+        done = take(page, tmp_path / "x.png", *more)
+        assert done.returncode == code and said in done.stderr and not (tmp_path / "x.png").exists()
+
+
+def test_without_chromium_no_picture_is_taken(traced, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert script("trace_picture")([str(traced[0]), "--out", str(tmp_path / "x.png")]) == 2
+    assert "no Chromium is installed: apt-get install chromium" in capsys.readouterr().err

@@ -204,6 +204,21 @@ def test_ctrl_c_saves_and_goes_on(model, data, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("right: ")
 
 
+def test_a_run_that_has_ended_says_so_and_is_tested_again(model, data, tmp_path, capsys):
+    named = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run"), "--balanced", "24"]
+    assert script("finetune_classifier")(named) == 0
+    first = capsys.readouterr().out.partition(" · ")[0]
+    classifier = tmp_path / "run" / "classifier"
+    written = {path.name: path.read_bytes() for path in classifier.iterdir()}
+    assert script("finetune_classifier")([*named, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert "all 3 steps are done: nothing more is learnt" in err and out.startswith(first)
+    assert {path.name: path.read_bytes() for path in classifier.iterdir()} == written
+    (classifier / "notes.txt").write_text("mine")
+    assert script("finetune_classifier")([*named, "--resume"]) == 2
+    assert "holds notes.txt, which no checkpoint has, and isn't replaced" in capsys.readouterr().err
+
+
 def test_all_texts_may_be_learnt_from_and_long_ones_are_cut(model, data, tmp_path, capsys):
     named = ["--model", str(model), "--data", str(data), "--out", str(tmp_path / "run"), "--balanced", "40"]
     assert script("finetune_classifier")([*named, "--length", "6"]) == 0

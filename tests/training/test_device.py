@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from llama3_scratch.data.batches import Batch
-from llama3_scratch.data.conversations import SIDES
-from llama3_scratch.data.labelled import READ
 from llama3_scratch.evaluation import scoring
 from llama3_scratch.init import init
 from llama3_scratch.params.lora import attach, trainable
 from llama3_scratch.stored import map_tensors
-from llama3_scratch.training import choices, loop, loss
+from llama3_scratch.training import loop, loss
 from llama3_scratch.training.choices import TrainingPlan
 from llama3_scratch.training.classifier import class_loss
 from llama3_scratch.training.loop import Training
@@ -67,7 +65,3 @@ def test_scores_are_computed_where_the_params_are(meta):
     assert scoring.log_probabilities([1, 2, 3], params, tiny.CONFIG).device == meta
     asked = scoring.Asked([[1, 2, 3, 4], [1, 2, 5]], [2, 1], [5, 4], 0)
     assert scoring.choose(asked, params, tiny.CONFIG).plain == 0
-
-
-def test_choices_name_what_data_take():
-    assert (choices.SIDES, choices.READ) == (SIDES, READ)
