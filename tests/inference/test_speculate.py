@@ -44,7 +44,7 @@ def run(prompt=PROMPT, *, drafts=None, n=N, **options):
 def eager(propose, **more):
     """Guesses that are made at every pass: a clock at which nothing ever takes time."""
     drafts = Drafts(propose, clock=lambda: 0.0, **more)
-    drafts._paused = 0
+    assert drafts.propose([], 0) == [], "at the first pass nothing is drafted"
     return drafts
 
 
