@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
@@ -48,6 +49,7 @@ def eager(propose, **more):
     return drafts
 
 
+@functools.cache
 def oracle(right: int):
     """Proposes what greedy sampling says, of it the first `right` tokens, and then something else."""
     full = [*PROMPT, *run()[0]]

@@ -36,7 +36,7 @@ def pretrain(data: Path, out: Path, *more: str) -> int:
     return script("pretrain")([str(data), "--out", str(out), *SHAPE, *PLAN, *more])
 
 
-def test_a_run_leaves_a_model_that_generates(data, tmp_path, capsys):
+def test_a_run_leaves_a_model_that_generates(data, tmp_path, capsys, curves):
     assert pretrain(data, tmp_path / "run") == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'run' / 'model'}\n"
