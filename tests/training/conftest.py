@@ -1,4 +1,4 @@
-"""What every training run does besides, and takes longer than these small ones: once for all, or where it's looked at."""
+"""What a training run does besides and takes longer than these small ones: once for all, or where it's looked at."""
 
 from __future__ import annotations
 
