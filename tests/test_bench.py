@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -137,10 +139,11 @@ def test_the_limit_is_the_usual_roof_and_ratios_are_of_medians():
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("form", [None, "int8"])
 def test_what_is_measured_gives_the_tokens_of_stream(model, batch, form, monkeypatch):
-    measured = ours.Ours(model=str(model), shape=None, form=form, kv=32, batch=batch, slots=40, threads=1)
     taken = []
     greedy = sampler(temperature=0)
-    monkeypatch.setattr(measured, "_sample", lambda logits_V, seen: taken.append(greedy(logits_V, seen)) or taken[-1])
+    monkeypatch.setattr(ours, "sampler", lambda temperature: lambda *asked: taken.append(greedy(*asked)) or taken[-1])
+    measured = ours.Ours(model=str(model), shape=None, form=form, kv=32, batch=batch, slots=40, threads=1)
+    taken.clear()  # what woke the threads
     measured.prefill(20)
     measured.decode(5, 20)
     measured.decode(5, 20)  # as often as one likes
@@ -187,7 +190,7 @@ class Here:
 
     def __init__(self, kind, **settings):
         settings = json.loads(json.dumps(settings))
-        self._measured = None if kind == "roof" else worker._start(kind, settings)
+        self._measured = None if kind == "roof" else worker.start(kind, settings)
 
     def __call__(self, method, **arguments):
         if self._measured is None:
@@ -520,7 +523,7 @@ def test_a_workers_error_keeps_its_kind_and_its_death_is_told(model):
     with pytest.raises(FileError, match="no such file"):
         Worker("ours", model=str(model / "no"), shape=None, form=None, kv=32, batch=1, slots=9, threads=1)
     worker = Worker("roof", threads=1)
-    worker._process.kill()
+    os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(Llama3Error, match="ended by itself, with -9: it said nothing"):
         worker("about")
     worker.close()
@@ -531,6 +534,6 @@ def test_the_memory_of_a_worker_is_its_own():
     ballast = torch.ones(75_000_000)  # 300 MB, which a child's getrusage would begin with
     assert peak_rss_bytes() > ballast.nbytes
     worker = Worker("files", model=None, shape=None)
-    status = Path(f"/proc/{worker._process.pid}/status").read_text()
+    status = Path(f"/proc/{worker.pid}/status").read_text()
     assert int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 < ballast.nbytes
     worker.close()

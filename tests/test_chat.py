@@ -18,9 +18,11 @@ from llama3_scratch import chat
 from llama3_scratch.cache import Cache
 from llama3_scratch.errors import FileError, UsageError
 from llama3_scratch.inference.conversation import Conversation
+from llama3_scratch.inference.speculate import Drafts
 from llama3_scratch.model import forward
 from llama3_scratch.terminal import word_wrap
 from llama3_scratch.terminal.repl import HELP, SETTINGS, Repl
+from llama3_scratch.text.dialog import encode_dialog
 from tests import tiny
 from tests.compare import check
 
@@ -82,9 +84,14 @@ class Typed:
         raise line
 
 
+def wrong(error: Exception) -> None:
+    raise error
+
+
 def command(line: str, conversation: Conversation, *answers: object) -> Typed:
-    typed = Typed(*answers)
-    Repl(conversation, typed, seeded=False)._do(line)
+    """What is said, or the command, with what is typed where it asks; an error is raised."""
+    typed = Typed(line, *answers)
+    Repl(conversation, typed, seeded=False, report=wrong).run()
     return typed
 
 
@@ -129,7 +136,7 @@ def test_in_a_full_context_the_oldest_turns_are_forgotten(converse, system, capl
         fresh = converse(**options)
         fresh.messages = shown[:-2]
         assert "".join(fresh.reply(shown[-2]["content"])) == answer, "as if nothing else had ever been said"
-        ours, its = (each._cache.layers["layers.4.attention"][0].get(long.n_cached) for each in (long, fresh))
+        ours, its = (each.cache.layers["layers.4.attention"][0].get(long.n_cached) for each in (long, fresh))
         check(ours, its, 1e-3)
         if long.forgotten == before and turn:
             assert long.timings.prompt_tokens < 80, "only what is new is computed"
@@ -161,7 +168,7 @@ def test_what_could_never_be_said_is_told_at_the_start(talk):
 def test_a_message_that_leaves_little_room_is_answered_shortly(converse, caplog):
     caplog.set_level("INFO", "llama3_scratch")
     conversation = converse(max_seq_len=200)
-    frame = conversation._fitting(messages("x"))[0]
+    frame = encode_dialog(messages("x"), conversation.tokenizer)
     "".join(conversation.reply("hello"))
     command("x" * (198 - len(frame)), conversation)
     assert conversation.forgotten == 2
@@ -175,7 +182,7 @@ def test_a_sliding_cache_forgets_tokens_and_holds_what_it_says(converse, caplog)
     dropped = set()
     for turn in range(7):
         "".join(conversation.reply(f"this is question number {turn}"))
-        cache, seen = conversation._cache, conversation._seen
+        cache, seen = conversation.cache, conversation.seen
         assert len(seen) == cache.dropped + cache.length
         kept = [*seen[:7], *seen[7 + cache.dropped :]] if cache.dropped else seen
         fresh = Cache(300)
@@ -189,7 +196,7 @@ def test_a_sliding_cache_forgets_tokens_and_holds_what_it_says(converse, caplog)
     assert conversation.timings.prompt_tokens < 80 and conversation.messages[-1]["content"] == last
     conversation.clear()
     again, fresh = "".join(conversation.reply("hello")), converse(max_seq_len=200)
-    assert conversation._cache.dropped == 0 and again == "".join(fresh.reply("hello"))
+    assert conversation.cache.dropped == 0 and again == "".join(fresh.reply("hello"))
 
 
 def test_a_message_that_does_not_fit_behind_what_slides_begins_anew(converse):
@@ -197,7 +204,7 @@ def test_a_message_that_does_not_fit_behind_what_slides_begins_anew(converse):
     conversation = converse(**options)
     for turn in range(5):
         "".join(conversation.reply(f"this is question number {turn}"))
-    assert conversation._cache.dropped
+    assert conversation.cache.dropped
     answer = "".join(conversation.reply("x" * 120))
     assert conversation.forgotten == 10
     assert "".join(converse(**options).reply("x" * 120)) == answer
@@ -280,12 +287,11 @@ def test_what_was_interrupted_before_its_first_token_was_not_said(conversation, 
 
 
 @pytest.mark.parametrize("options", [{}, {"speculate": "lookup"}])
-def test_who_listens_may_leave_at_any_token(converse, options):
+def test_who_listens_may_leave_at_any_token(converse, options, monkeypatch):
     """What was drafted and not yet heard of isn't in the cache: the next answer is that of a fresh conversation."""
+    monkeypatch.setattr(Drafts, "propose", lambda drafts, tokens, most: [tokens[-1]] * min(most, 4))
     for at in range(1, 12):
         conversation = converse(max_tokens=40, **options)
-        if options:
-            conversation._drafts.propose = lambda tokens, most: [tokens[-1]] * min(most, 4)
         answer = conversation.reply("ab ab ab ab ab")
         text = "".join(itertools.islice(answer, at))
         answer.close()
@@ -347,7 +353,7 @@ def test_an_answer_that_failed_leaves_no_wrong_cache(conversation, monkeypatch):
 
 
 def test_every_command_and_setting_is_explained(conversation):
-    commands = Repl(conversation, Typed(), seeded=False)._commands
+    commands = Repl(conversation, Typed(), seeded=False).commands
     assert all(f"/{name}" in HELP for name in commands if name != "quit")
     known = {action.dest for action in chat.make_parser()._actions}
     assert set(SETTINGS) <= known
@@ -359,7 +365,7 @@ def test_clear_and_system_start_anew(conversation):
     assert conversation.messages == []
     command("/system be kind\nand brief", conversation)
     "".join(conversation.reply("hello"))
-    assert bytes(t for t in conversation._seen if t < 256).startswith(b"system\nbe kind\nand brief")
+    assert bytes(t for t in conversation.seen if t < 256).startswith(b"system\nbe kind\nand brief")
 
 
 def test_a_message_may_begin_with_a_slash(conversation):
@@ -370,19 +376,23 @@ def test_a_message_may_begin_with_a_slash(conversation):
 def test_retry_answers_again_by_another_seed_unless_one_was_fixed(conversation, caplog):
     caplog.set_level("INFO", "llama3_scratch")
     conversation.sampling = replace(conversation.sampling, temperature=1.5, seed=3)
-    repl = Repl(conversation, Typed(), seeded=False)
-    repl._do("hello")
+    repl = Repl(conversation, typed := Typed(), seeded=False, report=wrong)
+
+    def enter(*lines):
+        typed.lines += lines
+        repl.run()
+
+    enter("hello")
     first = conversation.messages[-1]
-    repl._do("/retry")
+    enter("/retry")
     assert conversation.messages[:-1] == messages("hello") and conversation.messages[-1] != first
     assert conversation.sampling.seed != 3 and not [r for r in caplog.records if "same" in r.message]
-    repl._do("/set seed 3")
-    repl._do("/retry")
+    enter("/set seed 3", "/retry")
     assert conversation.messages == [*messages("hello"), first] and conversation.sampling.seed == 3
     assert "with the seed 3 the answer to the same question is the same" in caplog.text
-    repl._do("/set seed -1")
+    enter("/set seed -1")
     assert conversation.sampling.seed >= 0
-    repl._do("/retry")
+    enter("/retry")
     assert conversation.messages[-1] != first
 
 
@@ -395,7 +405,7 @@ def test_edit_puts_another_text_in_the_last_ones_place(conversation, converse):
     "".join(fresh.reply("right"))
     assert conversation.messages == fresh.messages
     typed = command("/edit", conversation, "right or left")
-    assert typed.shown == ["right"], "the text stands in the line"
+    assert typed.shown[1] == "right", "the text stands in the line"
     "".join(fresh.retry("right or left"))
     assert conversation.messages == fresh.messages
     for nothing in ("", "  ", KeyboardInterrupt, EOFError):
@@ -461,12 +471,9 @@ def test_save_and_load_round_trip(conversation, tmp_path, capsys):
     command("/system other", conversation)
     command(f"/load {tmp_path / 'talk.json'}", conversation)
     assert conversation.messages == said
-    assert conversation._system == [{"role": "system", "content": "be kind"}]
-    assert [m["role"] for m in json.loads((tmp_path / "talk.json").read_text())["messages"]] == [
-        "system",
-        "user",
-        "assistant",
-    ]
+    conversation.save(tmp_path / "again.json")
+    saved, again = (json.loads((tmp_path / name).read_text())["messages"] for name in ("talk.json", "again.json"))
+    assert saved == again == [{"role": "system", "content": "be kind"}, *said]
 
 
 @pytest.mark.parametrize(
@@ -488,7 +495,7 @@ def test_conversations_of_any_form_that_the_model_takes_are_loaded(conversation,
     path = tmp_path / "talk.json"
     path.write_text(json.dumps({"messages": saved}))
     command(f"/load {path}", conversation)
-    assert [*conversation._system, *conversation.messages] == saved
+    assert conversation.messages == [message for message in saved if message["role"] != "system"]
     conversation.save(path)
     assert json.loads(path.read_text()) == {"messages": saved}
     waits = "the last of which /retry answers" in capsys.readouterr().out
@@ -565,11 +572,12 @@ def test_f111_bytes_that_are_no_text_on_stdin(talk):
 def test_answers_on_a_narrow_terminal_are_wrapped_and_made_visible(conversation, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setattr(word_wrap, "columns", lambda: 12)
-    page = Repl(conversation, Typed(), seeded=False)
-    page._print(piece for piece in ["some wor", "ds that wrap\x1b[31m", " here"])
+    pieces = "some wor", "ds that wrap\x1b[31m", " here"
+    monkeypatch.setattr(conversation, "reply", lambda text: (piece for piece in pieces))
+    command("hello", conversation)
     assert capsys.readouterr().out == "some words\nthat\nwrap␛[31m\nhere\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: False)
-    page._print(piece for piece in ["some wor", "ds that wrap\x1b[31m", " here"])
+    command("hello", conversation)
     assert capsys.readouterr().out == "some words that wrap\x1b[31m here\n"
 
 

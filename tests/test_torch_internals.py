@@ -74,7 +74,7 @@ def test_what_the_processor_has_is_asked_in_either_way(monkeypatch, public):
 def test_a_torch_that_says_nothing_of_the_processor_has_f32_alone(monkeypatch):
     for name in ("get_capabilities", "_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_vnni_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
-    monkeypatch.setattr(machine, "_flops", lambda dtype, device: 1.0)
+    monkeypatch.setattr(machine, "matmul_flops", lambda dtype, device: 1.0)
     monkeypatch.setattr(linear, "CPU_HAS_BF16", torch_internals.cpu_multiplies_bf16())
     assert machine.peak_flops() == {"f32": 1.0}
 
@@ -82,7 +82,7 @@ def test_a_torch_that_says_nothing_of_the_processor_has_f32_alone(monkeypatch):
 def test_a_torch_without_int8_products_measures_none(monkeypatch):
     monkeypatch.setattr(torch_internals, "cpu_has", lambda *_: True)
     monkeypatch.delattr(torch, "_int_mm")
-    monkeypatch.setattr(machine, "_flops", lambda dtype, device: 1.0)
+    monkeypatch.setattr(machine, "matmul_flops", lambda dtype, device: 1.0)
     assert torch_internals.int8_matmul() is None and "int8" not in machine.peak_flops()
 
 

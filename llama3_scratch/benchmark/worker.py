@@ -53,13 +53,19 @@ class Worker:
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing; perhaps memory ran out"
 
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
     def close(self) -> None:
         self._process.kill()  # nothing in it is worth a farewell
         self._process.communicate()
         self._said.close()
 
 
-def _start(kind: str, settings: dict[str, Any]) -> Any:
+def start(kind: str, settings: dict[str, Any]) -> Any:
+    """What measures `kind`, made by these settings in this process."""
     if kind != "ours":  # others are fastest as they come, llama.cpp by half
         os.environ.pop("OMP_WAIT_POLICY", None)
     if kind in ("ours", "roof"):
@@ -87,7 +93,7 @@ def serve() -> None:
         call = json.loads(line)
         try:
             if call["method"] == "start":
-                measured, value = _start(call["arguments"].pop("kind"), call["arguments"]), None
+                measured, value = start(call["arguments"].pop("kind"), call["arguments"]), None
             else:
                 value = getattr(measured, call["method"])(**call["arguments"])
             reply = {"value": value}

@@ -63,7 +63,7 @@ def write_shards(
             writers[part].add(ids, len(text.encode()))
         manifest = {
             "vocab_size": tokenizer.n_words,
-            "dtype": _dtype(tokenizer.n_words).name,
+            "dtype": id_dtype(tokenizer.n_words).name,
             "parts": {part: writer.end() for part, writer in writers.items()},
         }
         write_tokenizer(tokenizer, folder, extra_file=True)
@@ -117,7 +117,8 @@ def _ends(text: str, share: float) -> tuple[str, ...]:
     return parts if all(part.strip() for part in parts) else (text,)
 
 
-def _dtype(vocab_size: int) -> np.dtype:
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The type of stored ids: the smallest that holds them all."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
@@ -125,7 +126,7 @@ class _Writer:
     """The files of one part, each begun when the last is full."""
 
     def __init__(self, folder: Path, part: str, vocab_size: int, shard: int) -> None:
-        self._folder, self._part, self._dtype, self._shard = folder, part, _dtype(vocab_size), shard
+        self._folder, self._part, self._dtype, self._shard = folder, part, id_dtype(vocab_size), shard
         self._files: list[dict[str, Any]] = []
         self._buffer = array("I")
         self._documents = self._bytes = 0

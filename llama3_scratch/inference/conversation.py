@@ -32,7 +32,8 @@ class Conversation:
     """Messages, all that were said, and what the model knows of them: each turn computes only what is new.
 
     Where the context is full the oldest turns are no longer shown to the model: `forgotten` messages, the system
-    message never. With a sliding cache it forgets tokens instead.
+    message never. With a sliding cache it forgets tokens instead. `cache` holds the keys and values, and `seen` the
+    tokens that it has taken in, in the order of the text; both are to be looked at alone.
     """
 
     def __init__(
@@ -58,18 +59,18 @@ class Conversation:
         self.set_system(prompt.system or "")
         self.timings = Timings(load_s)
         self.ended: str | None = None  # what ended the last answer: stop, max_tokens, context; None: a person did
-        self._cache = make_cache(cache, checkpoint.config)
-        self._seen: list[int] = []  # what the cache has taken in, in the order of the text
+        self.cache = make_cache(cache, checkpoint.config)
+        self.seen: list[int] = []
         self._drafts = make_drafts(drafts, checkpoint, dtype, reading=reading)
         self._fitting([{"role": "user", "content": "?"}])  # a system message or a date that can't be is told at once
 
     @property
     def n_cached(self) -> int:
-        return self._cache.length
+        return self.cache.length
 
     def begin_with(self, file: PromptCacheFile) -> None:
         """Know what the file holds, before anything is said."""
-        self._seen = list(file.fill(self._cache))
+        self.seen = list(file.fill(self.cache))
 
     def keep(self, file: PromptCacheFile) -> None:
         """Write to the file what is known of the conversation, unless that would lose any of what it holds."""
@@ -77,7 +78,7 @@ class Conversation:
 
         # What every conversation under this system message begins with.
         one, other = (self._encoded([{"role": "user", "content": text}]) for text in ("?", "!"))
-        file.keep(self._cache, self._seen, wanted=common_prefix(one, other))
+        file.keep(self.cache, self.seen, wanted=common_prefix(one, other))
 
     def set_system(self, text: str) -> None:
         """Start anew under this system message; under none where it's empty."""
@@ -129,8 +130,8 @@ class Conversation:
 
         prompt, forgotten = self._fitting(messages)
         sampling = self.sampling
-        if not self._cache.endless:
-            warn_if_clamped(len(prompt), self._cache.limit, sampling)
+        if not self.cache.endless:
+            warn_if_clamped(len(prompt), self.cache.limit, sampling)
         answer = Detokenizer(self.tokenizer, self.tokenizer.stop_tokens, sampling.stop)
         self.timings, self.ended = Timings(self.timings.load_s), None
         shown = 0
@@ -141,7 +142,7 @@ class Conversation:
             self.dtype,
             sampling,
             self.timings,
-            cache=self._cache,
+            cache=self.cache,
             drafts=self._drafts,
         )
         left: BaseException | None = None
@@ -154,7 +155,7 @@ class Conversation:
             self.ended = "stop" if answer.finish_reason == "stop" else "context" if full else "max_tokens"
         except (KeyboardInterrupt, GeneratorExit) as error:
             left = error
-        self._seen = [*prompt, *answer.tokens][: self._cache.dropped + self._cache.length]
+        self.seen = [*prompt, *answer.tokens][: self.cache.dropped + self.cache.length]
         if self.ended or shown:  # what was interrupted before it began wasn't said
             self.messages = [*messages, {"role": "assistant", "content": answer.text[:shown]}]
             self.forgotten = forgotten
@@ -165,8 +166,8 @@ class Conversation:
         """How many of the prompt's tokens the cache has taken in, the last one excepted: that is computed anew."""
         from llama3_scratch.caches.prompt_cache import common_prefix
 
-        known = min(common_prefix(prompt, self._seen), len(prompt) - 1)
-        parts_in_a_gap = self._cache.dropped and known <= self._cache.dropped + self._cache.sinks
+        known = min(common_prefix(prompt, self.seen), len(prompt) - 1)
+        parts_in_a_gap = self.cache.dropped and known <= self.cache.dropped + self.cache.sinks
         return 0 if parts_in_a_gap else known
 
     def _take_up(self, prompt: list[int]) -> list[int]:
@@ -174,16 +175,16 @@ class Conversation:
         import torch
 
         known = self._known(prompt)
-        self._cache.rewind(max(0, known - self._cache.dropped))
-        self._seen = prompt[:known]  # whatever cuts the answer short, no more than the truth
+        self.cache.rewind(max(0, known - self.cache.dropped))
+        self.seen = prompt[:known]  # whatever cuts the answer short, no more than the truth
         with torch.inference_mode():
-            self._cache.span(len(prompt) - known + 1)  # a sliding one drops tokens now
-        return [*prompt[: self._cache.sinks], *prompt[self._cache.sinks + self._cache.dropped :]]
+            self.cache.span(len(prompt) - known + 1)  # a sliding one drops tokens now
+        return [*prompt[: self.cache.sinks], *prompt[self.cache.sinks + self.cache.dropped :]]
 
     def _slides(self, prompt: list[int]) -> bool:
         """Whether the cache makes room for what is new in the prompt."""
-        known, kept = self._known(prompt), self._cache.sinks + (self._sliding or 0)
-        return bool(self._cache.endless and known and kept + len(prompt) - known < self._cache.limit)
+        known, kept = self._known(prompt), self.cache.sinks + (self._sliding or 0)
+        return bool(self.cache.endless and known and kept + len(prompt) - known < self.cache.limit)
 
     def _fitting(self, messages: Messages) -> tuple[list[int], int]:
         """The prompt's ids, and how many of the oldest messages had to be left out, so that an answer fits too.
@@ -195,7 +196,7 @@ class Conversation:
             return self._encoded(messages[begin:])
 
         turns = [index for index, message in enumerate(messages) if message["role"] == "user"]
-        limit = self._cache.limit
+        limit = self.cache.limit
         answer = min(self.sampling.at_most, limit // 4)
         begin = min(self.forgotten, turns[-1])
         prompt = encoded(begin)

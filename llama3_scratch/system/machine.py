@@ -54,22 +54,23 @@ def measure(device: torch.device, dtype: torch.dtype) -> MachineLimits:
     if kernels.usable(vector):
         reads.append(lambda: kernels.matmul(vector, Floats(large)))
     bandwidth = _READ_BYTES / min(_seconds(read, device) for read in reads)
-    return MachineLimits(bandwidth, _flops(dtype, device))
+    return MachineLimits(bandwidth, matmul_flops(dtype, device))
 
 
 def peak_flops() -> dict[str, float]:
     """FLOP per second of this CPU's matrix products by type, of those types for which it has instructions."""
     device = torch.device("cpu")
-    found = {"f32": _flops(torch.float32, device)}
+    found = {"f32": matmul_flops(torch.float32, device)}
     if multiplies(torch.bfloat16, "cpu"):
-        found["bf16"] = _flops(torch.bfloat16, device)
+        found["bf16"] = matmul_flops(torch.bfloat16, device)
     if (product := int8_matmul()) is not None:
         square = torch.ones(_SQUARE_SIDE, _SQUARE_SIDE, dtype=torch.int8)
         found["int8"] = 2 * _SQUARE_SIDE**3 / _seconds(lambda: product(square, square), device)
     return found
 
 
-def _flops(dtype: torch.dtype, device: torch.device) -> float:
+def matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP per second of a product of two square matrices."""
     square = torch.ones(_SQUARE_SIDE, _SQUARE_SIDE, dtype=dtype, device=device)
     return 2 * _SQUARE_SIDE**3 / _seconds(lambda: square @ square, device)
 

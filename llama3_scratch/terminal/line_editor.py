@@ -151,10 +151,12 @@ def line_editor(*, keep_history: bool) -> PlainInput | LineEditor:
     from prompt_toolkit.output.defaults import create_output
 
     # With stdout in a file or a pipe, what is typed is shown on stderr.
-    return LineEditor(_history(history_path()) if keep_history else None, output=create_output(always_prefer_tty=True))
+    return LineEditor(
+        open_history(history_path()) if keep_history else None, output=create_output(always_prefer_tty=True)
+    )
 
 
-def _history(path: Path) -> History | None:
+def open_history(path: Path) -> History | None:
     """Messages of this session and of earlier ones, in a file that its owner alone can read; None where it can't be."""
     from prompt_toolkit.history import FileHistory
 

@@ -112,7 +112,7 @@ class Repl:
         """`seeded`: whether a person fixed the seed; `report` tells an error."""
         self.conversation = conversation
         self._typed, self._seeded, self._report = typed, seeded, report
-        self._commands: dict[str, Callable[[str], bool | None]] = {
+        self.commands: dict[str, Callable[[str], bool | None]] = {
             "help": self._help,
             "retry": self._retry,
             "edit": self._edit,
@@ -161,11 +161,11 @@ class Repl:
             self._print(self.conversation.reply(text[1:] if text.startswith("/") else text))
             return None
         name, *argument = text[1:].split(maxsplit=1) or [""]
-        if name not in self._commands:
-            close = difflib.get_close_matches(name, self._commands, n=1)
+        if name not in self.commands:
+            close = difflib.get_close_matches(name, self.commands, n=1)
             meant = f"did you mean /{close[0]}?" if close else "/help lists them."
             raise UsageError(f"no command /{name}; {meant} A message that begins with a slash is typed with two")
-        return self._commands[name](argument[0].strip() if argument else "")
+        return self.commands[name](argument[0].strip() if argument else "")
 
     def _help(self, argument: str) -> None:
         page = WrappedOutput()

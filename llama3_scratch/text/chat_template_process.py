@@ -30,6 +30,12 @@ class TemplateProcess:
         self._inherited: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
+    @property
+    def pid(self) -> int | None:
+        """The process's number; None where none runs."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
     def ask(self, request: dict[str, Any]) -> list[dict[str, str]]:
         """The answers to a request, of which each is as `chat_template_worker` says."""
         line = json.dumps(request).encode() + b"\n"

@@ -37,13 +37,14 @@ def next_token_loss(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`cross_entropy` of a batch: a number. `dtype` is the activations'; `wrap` changes the layer."""
-    cache = NoCache(document_mask(batch.documents_BT)) if _several(batch.documents_BT) else NO_CACHE
+    cache = NoCache(document_mask(batch.documents_BT)) if several_documents(batch.documents_BT) else NO_CACHE
     logits_BTV = forward(batch.tokens_BT, params, config, cache=cache, block=wrap(fused_block), dtype=dtype)
     return cross_entropy(logits_BTV, batch.targets_BT)
 
 
 @torch.compiler.disable  # it looks at numbers to decide whether a mask is needed
-def _several(documents_BT: Tensor) -> bool:
+def several_documents(documents_BT: Tensor) -> bool:
+    """Whether any row holds tokens of more than one document."""
     return bool((documents_BT != documents_BT[:, :1]).any())
 
 

@@ -55,7 +55,7 @@ def pretrain(
         list(params),
         shards.batches("train", size=batches.size, length=batches.length, seed=batches.seed),
         plan,
-        about={"config": _plain(config), "vocabulary": shards.tokenizer.n_words},
+        about={"config": about_config(config), "vocabulary": shards.tokenizer.n_words},
     )
     run.begin(training)
     held_out = shards.held_out(size=batches.size, length=batches.length)
@@ -126,7 +126,7 @@ def sample(
     return begin + text_of((step.token for step in steps if step.token != tokenizer.eos_id), tokenizer, cut=True)
 
 
-def _plain(config: Config) -> dict[str, Any]:
+def about_config(config: Config) -> dict[str, Any]:
     """The config as a checkpoint keeps it, to be compared when the run is resumed."""
     plain = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     if config.head_dim * config.n_heads == config.dim:

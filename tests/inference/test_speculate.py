@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
@@ -44,10 +45,11 @@ def run(prompt=PROMPT, *, drafts=None, n=N, **options):
 def eager(propose, **more):
     """Guesses that are made at every pass: a clock at which nothing ever takes time."""
     drafts = Drafts(propose, clock=lambda: 0.0, **more)
-    drafts._paused = 0
+    assert drafts.propose([], 0) == [], "at the first pass nothing is drafted"
     return drafts
 
 
+@functools.cache
 def oracle(right: int):
     """Proposes what greedy sampling says, of it the first `right` tokens, and then something else."""
     full = [*PROMPT, *run()[0]]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -134,28 +131,30 @@ def test_openai_tries_again_where_the_queue_is_full(client, says):
     assert got.choices[0].message.content == "at last" and time.monotonic() - began >= 0.9, "it waited as it was told"
 
 
-def llm(client, tmp_path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
-    """simonw/llm with this server in its list of models."""
+@pytest.fixture
+def llm(client, tmp_path, monkeypatch):
+    """simonw/llm with this server in its list of models: what it ends with when it's given these arguments."""
+    from click.testing import CliRunner
+    from llm.cli import cli
+
     (tmp_path / "extra-openai-models.yaml").write_text(
         f"- model_id: served\n  model_name: {client.server.service.name}\n  api_base: {client.server.address}/v1\n",
         encoding="utf-8",
     )
-    environment = {**os.environ, "LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none"}
-    command = [sys.executable, "-m", "llm", *arguments]
-    return subprocess.run(command, env=environment, input=stdin, capture_output=True, encoding="utf-8", timeout=60)
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path))
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    return lambda *arguments: CliRunner().invoke(cli, arguments)
 
 
-def test_llm_prompts_with_and_without_a_stream(client, says, tmp_path):
+def test_llm_prompts_with_and_without_a_stream(llm, says):
     says("Hello from llm")
-    done = llm(client, tmp_path, "prompt", "-m", "served", "hi", "-s", "be kind", "-o", "temperature", "0.2")
-    assert done.returncode == 0 and done.stdout.strip() == "Hello from llm", done.stderr
+    done = llm("prompt", "-m", "served", "hi", "-s", "be kind", "-o", "temperature", "0.2")
+    assert done.exit_code == 0 and done.stdout.strip() == "Hello from llm", done.output
     says("and whole")
-    done = llm(client, tmp_path, "prompt", "-m", "served", "--no-stream", "-c", "again")
-    assert done.stdout.strip() == "and whole", done.stderr
-    done = llm(
-        client, tmp_path, "prompt", "-m", "served", "hi", "-o", "temperature", "1.9", "-o", "max_tokens", "99999999"
-    )
-    assert done.returncode != 0 and "max_tokens: expected a whole number" in done.stderr
+    done = llm("prompt", "-m", "served", "--no-stream", "-c", "again")
+    assert done.stdout.strip() == "and whole", done.output
+    done = llm("prompt", "-m", "served", "hi", "-o", "temperature", "1.9", "-o", "max_tokens", "99999999")
+    assert done.exit_code != 0 and "max_tokens: expected a whole number" in done.stderr
 
 
 def test_open_webuis_requests_are_answered(client, says):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -21,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama3_scratch import __main__, chat
-from llama3_scratch.system import cli, stdio
+from llama3_scratch.system import cli, machine, stdio
 from llama3_scratch.terminal import word_wrap
 from llama3_scratch.text.detokenizer import visible
 from tests import house, tiny
@@ -213,6 +214,7 @@ def test_no_output_of_a_verb_depends_on_the_encoding_but_for_how_it_is_shown(run
     """On a pipe all is UTF-8 whatever the locale says; on a terminal the same text as that shows it; JSON is equal."""
     monkeypatch.chdir(world)
     monkeypatch.setattr(word_wrap, "columns", lambda: 10_000)
+    monkeypatch.setattr(machine, "measure", functools.cache(machine.measure))  # about a second
     verb, *argv = RUNS[run]
     main = importlib.import_module(f"llama3_scratch.{verb}").main
     wanted = None

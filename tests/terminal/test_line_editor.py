@@ -71,22 +71,22 @@ def test_the_history_outlives_the_session_and_is_its_owners_alone(tmp_path, monk
     assert path == tmp_path / "llama3_scratch" / "chat_history"
     before = os.umask(0)
     try:
-        said = typed("first", ENTER, paste("two\nlines"), ENTER, history=line_editor._history(path))
+        said = typed("first", ENTER, paste("two\nlines"), ENTER, history=line_editor.open_history(path))
     finally:
         os.umask(before)
     assert said == ["first", "two\nlines"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.chmod(0o644)
-    assert typed(UP, ENTER, history=line_editor._history(path)) == ["two\nlines"]
+    assert typed(UP, ENTER, history=line_editor.open_history(path)) == ["two\nlines"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert typed(UP, UP, UP, ENTER, history=line_editor._history(path)) == ["first"]
+    assert typed(UP, UP, UP, ENTER, history=line_editor.open_history(path)) == ["first"]
 
 
 def test_a_history_that_cannot_be_kept_is_told_and_the_chat_goes_on(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    assert line_editor._history(tmp_path / "file" / "history") is None
+    assert line_editor.open_history(tmp_path / "file" / "history") is None
     assert "no history is kept" in caplog.text
-    kept = line_editor._history(tmp_path / "history")
+    kept = line_editor.open_history(tmp_path / "history")
     (tmp_path / "history").unlink()
     (tmp_path / "history").mkdir()
     assert typed("hello", ENTER, history=kept) == ["hello"]
@@ -94,10 +94,10 @@ def test_a_history_that_cannot_be_kept_is_told_and_the_chat_goes_on(tmp_path, ca
 
 def test_an_enormous_message_and_one_in_no_encoding_do_not_spoil_the_history(tmp_path):
     path = tmp_path / "history"
-    history = line_editor._history(path)
+    history = line_editor.open_history(path)
     typed(paste("x" * 20_000), ENTER, "caf\udce9", ENTER, "short", ENTER, history=history)
     assert path.stat().st_size < 1000
-    assert typed(UP, ENTER, history=line_editor._history(path)) == ["short"]
+    assert typed(UP, ENTER, history=line_editor.open_history(path)) == ["short"]
 
 
 @pytest.mark.parametrize(

@@ -530,11 +530,11 @@ def test_a_hostile_template_does_not_keep_a_model_from_opening(tmp_path):
 def test_the_process_is_one_and_ends_with_its_parent(plain):
     template = ChatTemplate("{{ messages[0].content }}")
     encode_chat(chat("u", "Hi"), template, plain)
-    first = chat_template_process.PROCESS._process
+    first = chat_template_process.PROCESS.pid
     encode_chat(chat("u", "Ho"), template, plain)
-    assert chat_template_process.PROCESS._process is first
-    first.kill()
-    first.wait()
+    assert chat_template_process.PROCESS.pid == first is not None
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
     assert encode_chat(chat("u", "Hi"), template, plain) == [72, 105]
     code = (
         "from llama3_scratch.text import chat_template, chat_template_process; import sys\n"
@@ -542,7 +542,7 @@ def test_the_process_is_one_and_ends_with_its_parent(plain):
         "t = Tokenizer({b'a': 0}, pattern='.', special_tokens={}, bos_id=None, eos_id=None, stop_tokens=[], "
         "chat_format=None, add_bos=False)\n"
         "chat_template.encode_chat([{'role': 'user', 'content': 'a'}], ChatTemplate('a'), t)\n"
-        "print(chat_template_process.PROCESS._process.pid, 'torch' in sys.modules, 'jinja2' in sys.modules)"
+        "print(chat_template_process.PROCESS.pid, 'torch' in sys.modules, 'jinja2' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     pid, *imported = done.stdout.split()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -404,14 +405,14 @@ def test_f108_a_panic_is_one_sentence(monkeypatch):
     def panic(*_args, **_kwargs):
         raise PanicException("no entry found for key")
 
-    monkeypatch.setattr(tokenizer._bpe, "encode_ordinary", panic)
+    monkeypatch.setattr(tiktoken.Encoding, "encode_ordinary", panic)
     with pytest.raises(UsageError, match="tiktoken can't encode this text of 2 characters: no entry"):
         tokenizer.encode("hi", bos=False, eos=False)
 
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tokenizer._bpe, "encode_ordinary", interrupt)
+    monkeypatch.setattr(tiktoken.Encoding, "encode_ordinary", interrupt)
     with pytest.raises(KeyboardInterrupt):
         tokenizer.encode("hi", bos=False, eos=False)
 

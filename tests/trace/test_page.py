@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import gzip
 import json
 import re
 import shutil
@@ -10,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +26,7 @@ from llama3_scratch.inference import prefill, stream
 from llama3_scratch.model import block, forward, fused_block
 from llama3_scratch.text.tokenizer import PATTERN, Tokenizer
 from llama3_scratch.trace import page as page_module
+from llama3_scratch.trace import tracer
 from llama3_scratch.trace.page import TracePage, needs
 from llama3_scratch.trace.tracer import watch
 from llama3_scratch.trace.views import likeliest
@@ -58,6 +63,14 @@ def tokenizer() -> Tokenizer:
 
 
 PARAMS = tiny.params(CONFIG)
+
+
+def data_of(html: str) -> tuple[dict[str, Any], bytes]:
+    """What a page says of its run, and the arrays behind it."""
+    packed = max(re.findall(r"[A-Za-z0-9+/=]+", html), key=len)
+    data = gzip.decompress(base64.b64decode(packed))
+    end = 4 + int.from_bytes(data[:4], "little")
+    return json.loads(data[4:end]), data[end:]
 
 
 @pytest.fixture(scope="module")
@@ -539,19 +552,20 @@ def test_what_a_file_may_hold_is_shared_by_the_passes_of_a_long_prompt(monkeypat
             for _ in range(pieces):
                 shown[pieces].append(page.max_tokens)
                 forward(torch.randint(256, (1, 100)), PARAMS, CONFIG, cache=cache, block=block)
-        kept[pieces] = len(page._blobs)
+        kept[pieces] = len(data_of(page.html())[1])
     assert shown == {1: [80], 4: [40] * 4}, "the last piece shows as much as the first"
     assert kept[4] < 1.5 * kept[1]
 
 
 def test_generate_says_in_how_many_pieces_a_prompt_comes(tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(TracePage, "write", lambda self, path: written.append((self._pieces, self._heat_rows)))
+    monkeypatch.setattr(page_module, "HEAT_ROWS", 12)
     monkeypatch.setattr(prefill, "CHUNK", 10)
     monkeypatch.setitem(stream.stream.__wrapped__.__kwdefaults__, "chunk", 10)
     argv = ["hi", "--model", str(tiny.folder(tmp_path / "chats")), "--max-tokens", "1"]
     assert generate.main([*argv, "--trace-out", str(tmp_path / "run.html")]) == 0
-    assert written == [(0, page_module.HEAT_ROWS // 3)], "21 tokens"
+    about, _ = data_of((tmp_path / "run.html").read_text("utf-8"))
+    assert len(about["ids"]) == 21 and len(about["passes"]) == 3
+    assert max(rows for _, _, rows, *_ in about["heats"]) == 12 // 3, "the pieces share the rows of a heat map"
 
 
 def test_not_a_number_is_seen(tmp_path, visit):
@@ -572,13 +586,17 @@ def test_not_a_number_is_seen(tmp_path, visit):
 def test_generate_writes_it_and_keeps_no_tensor(tmp_path, capsys, monkeypatch):
     chats = tiny.folder(tmp_path / "chats")
     left = []
-    monkeypatch.setattr(TracePage, "write", lambda self, path: left.append(path))
-    finish = generate.TraceSession.finish
-    monkeypatch.setattr(generate.TraceSession, "finish", lambda self: (left.extend(self._steps), finish(self)))
+
+    @contextlib.contextmanager
+    def watching(**how):
+        with watch(**how) as steps:
+            yield steps
+        left.extend(steps)
+
+    monkeypatch.setattr(tracer, "watch", watching)
     assert generate.main(["hi", "--model", str(chats), "--max-tokens", "2", "--trace-out", f"{tmp_path}/a.html"]) == 0
-    *steps, path = left
-    assert path == tmp_path / "a.html" and len(steps) > 250
-    assert all(step.value is None for step in steps)
+    assert (tmp_path / "a.html").is_file() and len(left) > 250
+    assert all(step.value is None for step in left)
 
 
 def test_a_conversation_of_a_file_is_a_page_too(tmp_path, capsys):

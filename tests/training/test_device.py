@@ -43,7 +43,7 @@ def meta(monkeypatch):
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "fp8"])
 @pytest.mark.parametrize("method", ["all", "adapters"])
 def test_a_step_runs_where_the_params_are(meta, monkeypatch, packed, dtype, method):
-    monkeypatch.setattr(loss, "_several", lambda documents_BT: packed)
+    monkeypatch.setattr(loss, "several_documents", lambda documents_BT: packed)
     params = map_tensors(init(tiny.CONFIG, seed=0), lambda tensor: tensor.to(meta))
     if method == "adapters":
         params = attach(params, tiny.CONFIG, rank=2, alpha=4.0, seed=0)

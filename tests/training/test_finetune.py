@@ -50,7 +50,7 @@ def loss_of(params, config, tokenizer, data: Path) -> float:
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "full"])
-def test_a_method_learns_and_what_it_leaves_is_what_learnt(files, tmp_path, capsys, method):
+def test_a_method_learns_and_what_it_leaves_is_what_learnt(files, tmp_path, capsys, curves, method):
     lr = "3e-3" if method == "full" else "2e-2"
     assert finetune(files, tmp_path / "run", "--method", method, "--epochs", "8", "--lr", lr) == 0
     out, _ = capsys.readouterr()

@@ -36,7 +36,7 @@ def pretrain(data: Path, out: Path, *more: str) -> int:
     return script("pretrain")([str(data), "--out", str(out), *SHAPE, *PLAN, *more])
 
 
-def test_a_run_leaves_a_model_that_generates(data, tmp_path, capsys):
+def test_a_run_leaves_a_model_that_generates(data, tmp_path, capsys, curves):
     assert pretrain(data, tmp_path / "run") == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'run' / 'model'}\n"
@@ -226,5 +226,5 @@ def test_what_a_search_cannot_try(data, tmp_path, capfd):
 
 def test_runs_from_before_heads_had_a_width_of_their_own_go_on():
     """What a run is held against when it's resumed names the width only where it's an unusual one."""
-    assert "head_dim" not in pretraining._plain(tiny.CONFIG)
-    assert pretraining._plain(replace(tiny.CONFIG, head_dim=22))["head_dim"] == 22
+    assert "head_dim" not in pretraining.about_config(tiny.CONFIG)
+    assert pretraining.about_config(replace(tiny.CONFIG, head_dim=22))["head_dim"] == 22

@@ -329,7 +329,7 @@ def test_f196_a_log_that_takes_nothing_ends_no_training(tmp_path, caplog):
     assert caplog.text.count("training goes on") == 1
 
 
-def test_the_log_is_one_story_and_draws_a_curve(tmp_path):
+def test_the_log_is_one_story_and_draws_a_curve(tmp_path, curves):
     kept = record.Record(tmp_path, 0)
     for step in range(1, 7):
         kept.add({"step": step, "loss": 5.5 - step / 2, "skipped": False} | ({"validation": 4.0} if step == 4 else {}))
@@ -380,7 +380,7 @@ def test_elsewhere_each_step_is_a_line(caplog):
     assert caplog.messages == ["step 1/2", "step 2/2"]
 
 
-def test_a_run_doesnt_fail_for_a_picture(tmp_path, monkeypatch, caplog):
+def test_a_run_doesnt_fail_for_a_picture(tmp_path, monkeypatch, caplog, curves):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert curve.draw(tmp_path) is None and 'pip install -e ".[train]"' in caplog.text
 
