@@ -50,9 +50,14 @@ def eager(propose, **more):
 
 
 @functools.cache
+def greedy():
+    """What comes without drafts."""
+    return run()
+
+
 def oracle(right: int):
     """Proposes what greedy sampling says, of it the first `right` tokens, and then something else."""
-    full = [*PROMPT, *run()[0]]
+    full = [*PROMPT, *greedy()[0]]
 
     def propose(seen, most):
         truth = full[len(seen) : len(seen) + most]
@@ -64,7 +69,7 @@ def oracle(right: int):
 @pytest.mark.parametrize("right", [0, 1, 3, 99])
 @pytest.mark.parametrize("most", [1, 5, 15])
 def test_greedy_text_and_logits_are_those_without_drafts(right, most):
-    tokens, reason, logits_NV = run()
+    tokens, reason, logits_NV = greedy()
     drafts = eager(oracle(right), max_tokens=most)
     drafted, its_reason, its_logits_NV = run(drafts=drafts)
     assert (drafted, its_reason) == (tokens, reason)
@@ -167,16 +172,16 @@ def test_whoever_leaves_amid_right_drafts_finds_a_true_cache():
 
 
 def test_a_stop_amid_right_drafts_is_the_end():
-    tokens, _, _ = run()
+    tokens, _, _ = greedy()
     stops = run(drafts=eager(oracle(99)), stop=lambda row, token: token == tokens[3])
     assert stops[:2] == (tokens[: tokens.index(tokens[3]) + 1], "stop")
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_max_tokens_and_the_context_end_it_exactly(n):
-    assert run(n=n, drafts=eager(oracle(99)))[:2] == (run()[0][:n], "length")
+    assert run(n=n, drafts=eager(oracle(99)))[:2] == (greedy()[0][:n], "length")
     tokens, reason, _ = run(drafts=eager(oracle(99)), max_seq_len=len(PROMPT) + n)
-    assert (tokens, reason) == (run()[0][:n], "length")
+    assert (tokens, reason) == (greedy()[0][:n], "length")
 
 
 def test_lookup_finds_the_latest_and_longest_place():
@@ -266,7 +271,13 @@ def test_a_draft_model_with_other_tokens_is_refused(models, capsys):
     assert "its tokenizer isn't that of" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["Repeat after me: one two three, one two three, one two three,", "Once upon a time"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Repeat after me: one two three, one two three, one two three,",
+        pytest.param("Once upon a time", marks=pytest.mark.slow),
+    ],
+)
 def test_smollm2_says_the_same(smollm2, capsys, text):
     argv = [text, "--model", str(smollm2), "--raw", "--max-tokens", "40", "--json"]
     tokens = []
