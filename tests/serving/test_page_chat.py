@@ -10,6 +10,8 @@ import pytest
 from tests.serving.browser import HOSTILE, ask, ended, send, texts
 from tests.serving.http_client import until
 
+pytestmark = pytest.mark.slow  # a browser's time adds up
+
 
 def test_a_question_is_answered_in_markdown(visit, says):
     says("Here are **two**:\n\n1. `one`\n2. [two](https://example.com/a_b)\n\n```python\nprint(1)\n```")

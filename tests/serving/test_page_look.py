@@ -8,6 +8,8 @@ import pytest
 
 from tests.serving.browser import ask, ended, send, texts
 
+pytestmark = pytest.mark.slow  # a browser's time adds up
+
 
 def test_tokens_tell_their_probability_and_another_can_be_taken(visit, says, client):
     says("Hello you.", " And so on.")

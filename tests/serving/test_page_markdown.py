@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a browser's time adds up
+
 
 @pytest.fixture(scope="module")
 def markdown(browser, client):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.serving.browser import ended
+
+pytestmark = pytest.mark.slow  # a browser's time adds up
 
 
 def test_a_story_is_told_changed_and_kept(visit, says):

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from llama3_scratch.benchmark import measure
+from llama3_scratch.benchmark import measure, served
 from llama3_scratch.checkpoint import conversion
 from llama3_scratch.errors import UsageError
 from llama3_scratch.inference import choices as inference
@@ -15,7 +15,7 @@ from llama3_scratch.system.fields import Checked
 from llama3_scratch.trace import choice as trace
 from llama3_scratch.training import choices as training
 
-MODULES = (measure, conversion, inference, serving, trace, training)
+MODULES = (measure, served, conversion, inference, serving, trace, training)
 CHOICES = [
     kind
     for module in MODULES

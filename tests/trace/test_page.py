@@ -638,6 +638,7 @@ def test_fifty_tokens_of_the_real_model_fit_in_five_megabytes(smollm2, tmp_path,
     assert page.locator("#steps .step").count() == 40
 
 
+@pytest.mark.slow
 def test_the_readmes_picture_can_be_taken_again(traced, tmp_path):
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")
